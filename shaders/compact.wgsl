@@ -1,0 +1,242 @@
+//! compact: moves the kept keys and values of each row to its front, in place, bit for bit.
+//! Source: filling holes as in KV-Compress, https://arxiv.org/abs/2410.00161; ascending forward copies as in
+//!   https://github.com/NVIDIA/TensorRT-LLM/pull/16836. Reference: src/reference/compact.rs, exact.
+//! Bindings:
+//!   0 params uniform Params
+//!   1 keys read_write u32 words, by strides (shared/keys_*.wgsl)
+//!   2 values read_write u32 words, by strides (shared/values_*.wgsl); absent when bound with the keys
+//!   3 lists read u32 [row, lists_stride]
+//!   4 row_infos read RowInfo [row]
+//! Entry points: fill · dispatch (ceil(max_moved / (WG_SIZE / LANES * 4)), num_rows, 2) · none
+//!   positional · dispatch (key slices + value slices, num_rows, 1) · none
+//! Overrides: WG_SIZE = 256; KEY_CHUNKS, VALUE_CHUNKS = 16, in 2..=128; KEY_LANES, VALUE_LANES = 16, a power of two in
+//!   2..=32; SLICE_CHUNKS = 4, a power of two
+//! Workgroup bytes: 0
+//! Algorithm: fill: the j-th kept slot at or beyond the budget goes to the j-th hole below it; sources and destinations
+//!   are disjoint, so the order of workgroups does not matter. Positional: a workgroup owns a column slice of a row and
+//!   walks the kept slots upwards, a tile of loads, a barrier, the stores.
+//! Invariants: dst(j) <= src(j) < src(j + 1), so a tile's stores never land on a later tile's sources, and no other
+//!   workgroup touches the slice. Rows move as u32, never through floats.
+
+struct TensorLayout {
+    batch_stride: u32, // units of the access file, modulo 2^32
+    head_stride: u32,  // units
+    token_stride: u32, // units
+    base: u32,         // units, modulo 2^32: of sequence `first_sequence`, head 0, token 0
+}
+
+struct Params {
+    keys: TensorLayout,
+    values: TensorLayout,
+    num_rows: u32,       // rows of this window
+    first_row: u32,      // row of the layer that is row 0 here
+    first_sequence: u32,
+    num_kv_heads: u32,
+    lists_stride: u32,   // words
+    first_info: u32,     // index of row 0 in row_infos
+    pad0: u32,
+    pad1: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(3) var<storage, read> lists: array<u32>;
+@group(0) @binding(4) var<storage, read> row_infos: array<RowInfo>;
+
+override WG_SIZE: u32 = 256u;
+override KEY_CHUNKS: u32 = 16u;
+override KEY_LANES: u32 = 16u;
+override VALUE_CHUNKS: u32 = 16u;
+override VALUE_LANES: u32 = 16u;
+override SLICE_CHUNKS: u32 = 4u;
+
+fn row_base_of(t: TensorLayout, local_row: u32) -> u32 {
+    let row = params.first_row + local_row;
+    let sequence = row / params.num_kv_heads - params.first_sequence;
+    return t.base + sequence * t.batch_stride + row % params.num_kv_heads * t.head_stride;
+}
+
+fn fill_keys(wg: vec3<u32>, index: u32, info: RowInfo) {
+    let groups = WG_SIZE / KEY_LANES;
+    let lane = index % KEY_LANES;
+    let j = wg.x * (groups * 4u) + index / KEY_LANES;
+    if j >= info.num_moved {
+        return;
+    }
+    let last = info.num_moved - 1u;
+    let holes = wg.y * params.lists_stride;
+    let movers = holes + info.len - info.num_moved;
+    let j1 = min(j + groups, last);
+    let j2 = min(j + 2u * groups, last);
+    let j3 = min(j + 3u * groups, last);
+    let row_base = row_base_of(params.keys, wg.y);
+    let s0 = row_base + lists[movers + j] * params.keys.token_stride;
+    let s1 = row_base + lists[movers + j1] * params.keys.token_stride;
+    let s2 = row_base + lists[movers + j2] * params.keys.token_stride;
+    let s3 = row_base + lists[movers + j3] * params.keys.token_stride;
+    let d0 = row_base + lists[holes + j] * params.keys.token_stride;
+    let d1 = row_base + lists[holes + j1] * params.keys.token_stride;
+    let d2 = row_base + lists[holes + j2] * params.keys.token_stride;
+    let d3 = row_base + lists[holes + j3] * params.keys.token_stride;
+    for (var c = lane; c < KEY_CHUNKS; c += KEY_LANES) {
+        let c0 = load_key_chunk(s0, c);
+        let c1 = load_key_chunk(s1, c);
+        let c2 = load_key_chunk(s2, c);
+        let c3 = load_key_chunk(s3, c);
+        store_key_chunk(d0, c, c0);
+        if j + groups <= last {
+            store_key_chunk(d1, c, c1);
+        }
+        if j + 2u * groups <= last {
+            store_key_chunk(d2, c, c2);
+        }
+        if j + 3u * groups <= last {
+            store_key_chunk(d3, c, c3);
+        }
+    }
+}
+
+fn fill_values(wg: vec3<u32>, index: u32, info: RowInfo) {
+    let groups = WG_SIZE / VALUE_LANES;
+    let lane = index % VALUE_LANES;
+    let j = wg.x * (groups * 4u) + index / VALUE_LANES;
+    if j >= info.num_moved {
+        return;
+    }
+    let last = info.num_moved - 1u;
+    let holes = wg.y * params.lists_stride;
+    let movers = holes + info.len - info.num_moved;
+    let j1 = min(j + groups, last);
+    let j2 = min(j + 2u * groups, last);
+    let j3 = min(j + 3u * groups, last);
+    let row_base = row_base_of(params.values, wg.y);
+    let s0 = row_base + lists[movers + j] * params.values.token_stride;
+    let s1 = row_base + lists[movers + j1] * params.values.token_stride;
+    let s2 = row_base + lists[movers + j2] * params.values.token_stride;
+    let s3 = row_base + lists[movers + j3] * params.values.token_stride;
+    let d0 = row_base + lists[holes + j] * params.values.token_stride;
+    let d1 = row_base + lists[holes + j1] * params.values.token_stride;
+    let d2 = row_base + lists[holes + j2] * params.values.token_stride;
+    let d3 = row_base + lists[holes + j3] * params.values.token_stride;
+    for (var c = lane; c < VALUE_CHUNKS; c += VALUE_LANES) {
+        let c0 = load_value_chunk(s0, c);
+        let c1 = load_value_chunk(s1, c);
+        let c2 = load_value_chunk(s2, c);
+        let c3 = load_value_chunk(s3, c);
+        store_value_chunk(d0, c, c0);
+        if j + groups <= last {
+            store_value_chunk(d1, c, c1);
+        }
+        if j + 2u * groups <= last {
+            store_value_chunk(d2, c, c2);
+        }
+        if j + 3u * groups <= last {
+            store_value_chunk(d3, c, c3);
+        }
+    }
+}
+
+@compute @workgroup_size(WG_SIZE)
+fn fill(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    if wg.z == 0u {
+        fill_keys(wg, index, row_infos[params.first_info + wg.y]);
+    } else {
+        fill_values(wg, index, row_infos[params.first_info + wg.y]);
+    }
+}
+
+fn walk_keys(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
+    let c = slice * SLICE_CHUNKS + index % SLICE_CHUNKS;
+    let pieces = WG_SIZE / SLICE_CHUNKS;
+    let list_base = row * params.lists_stride;
+    let row_base = row_base_of(params.keys, row);
+    let valid = c < KEY_CHUNKS;
+    for (var base = first; base < budget; base += 4u * pieces) {
+        let r0 = base + index / SLICE_CHUNKS;
+        let r1 = r0 + pieces;
+        let r2 = r1 + pieces;
+        let r3 = r2 + pieces;
+        var c0 = vec4<u32>(0u);
+        var c1 = vec4<u32>(0u);
+        var c2 = vec4<u32>(0u);
+        var c3 = vec4<u32>(0u);
+        if valid {
+            let last = budget - 1u;
+            c0 = load_key_chunk(row_base + lists[list_base + min(r0, last)] * params.keys.token_stride, c);
+            c1 = load_key_chunk(row_base + lists[list_base + min(r1, last)] * params.keys.token_stride, c);
+            c2 = load_key_chunk(row_base + lists[list_base + min(r2, last)] * params.keys.token_stride, c);
+            c3 = load_key_chunk(row_base + lists[list_base + min(r3, last)] * params.keys.token_stride, c);
+        }
+        // Every load of this tile comes before any of its stores, which may land on its own sources.
+        storageBarrier();
+        workgroupBarrier();
+        if valid && r0 < budget {
+            store_key_chunk(row_base + r0 * params.keys.token_stride, c, c0);
+        }
+        if valid && r1 < budget {
+            store_key_chunk(row_base + r1 * params.keys.token_stride, c, c1);
+        }
+        if valid && r2 < budget {
+            store_key_chunk(row_base + r2 * params.keys.token_stride, c, c2);
+        }
+        if valid && r3 < budget {
+            store_key_chunk(row_base + r3 * params.keys.token_stride, c, c3);
+        }
+    }
+}
+
+fn walk_values(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
+    let c = slice * SLICE_CHUNKS + index % SLICE_CHUNKS;
+    let pieces = WG_SIZE / SLICE_CHUNKS;
+    let list_base = row * params.lists_stride;
+    let row_base = row_base_of(params.values, row);
+    let valid = c < VALUE_CHUNKS;
+    for (var base = first; base < budget; base += 4u * pieces) {
+        let r0 = base + index / SLICE_CHUNKS;
+        let r1 = r0 + pieces;
+        let r2 = r1 + pieces;
+        let r3 = r2 + pieces;
+        var c0 = vec4<u32>(0u);
+        var c1 = vec4<u32>(0u);
+        var c2 = vec4<u32>(0u);
+        var c3 = vec4<u32>(0u);
+        if valid {
+            let last = budget - 1u;
+            c0 = load_value_chunk(row_base + lists[list_base + min(r0, last)] * params.values.token_stride, c);
+            c1 = load_value_chunk(row_base + lists[list_base + min(r1, last)] * params.values.token_stride, c);
+            c2 = load_value_chunk(row_base + lists[list_base + min(r2, last)] * params.values.token_stride, c);
+            c3 = load_value_chunk(row_base + lists[list_base + min(r3, last)] * params.values.token_stride, c);
+        }
+        // Every load of this tile comes before any of its stores, which may land on its own sources.
+        storageBarrier();
+        workgroupBarrier();
+        if valid && r0 < budget {
+            store_value_chunk(row_base + r0 * params.values.token_stride, c, c0);
+        }
+        if valid && r1 < budget {
+            store_value_chunk(row_base + r1 * params.values.token_stride, c, c1);
+        }
+        if valid && r2 < budget {
+            store_value_chunk(row_base + r2 * params.values.token_stride, c, c2);
+        }
+        if valid && r3 < budget {
+            store_value_chunk(row_base + r3 * params.values.token_stride, c, c3);
+        }
+    }
+}
+
+var<workgroup> wg_info: RowInfo;
+
+@compute @workgroup_size(WG_SIZE)
+fn positional(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    if index == 0u {
+        wg_info = row_infos[params.first_info + wg.y];
+    }
+    let info = workgroupUniformLoad(&wg_info);
+    let budget = select(0u, info.budget, info.active_row != 0u);
+    let key_slices = (KEY_CHUNKS + SLICE_CHUNKS - 1u) / SLICE_CHUNKS;
+    if wg.x < key_slices {
+        walk_keys(wg.y, wg.x, index, budget, info.first_moved);
+    } else {
+        walk_values(wg.y, wg.x - key_slices, index, budget, info.first_moved);
+    }
+}

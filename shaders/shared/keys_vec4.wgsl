@@ -1,0 +1,10 @@
+// Keys on 16-byte boundaries: one access a chunk. Strides and bases are in chunks of 16 bytes.
+@group(0) @binding(1) var<storage, read_write> keys: array<vec4<u32>>;
+
+fn load_key_chunk(base: u32, chunk_ix: u32) -> vec4<u32> {
+    return keys[base + chunk_ix];
+}
+
+fn store_key_chunk(base: u32, chunk_ix: u32, chunk: vec4<u32>) {
+    keys[base + chunk_ix] = chunk;
+}

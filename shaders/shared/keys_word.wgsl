@@ -1,0 +1,15 @@
+// Keys on 4-byte boundaries: four accesses a chunk. Strides and bases are in words of 4 bytes.
+@group(0) @binding(1) var<storage, read_write> keys: array<u32>;
+
+fn load_key_chunk(base: u32, chunk_ix: u32) -> vec4<u32> {
+    let w = base + chunk_ix * 4u;
+    return vec4<u32>(keys[w], keys[w + 1u], keys[w + 2u], keys[w + 3u]);
+}
+
+fn store_key_chunk(base: u32, chunk_ix: u32, chunk: vec4<u32>) {
+    let w = base + chunk_ix * 4u;
+    keys[w] = chunk.x;
+    keys[w + 1u] = chunk.y;
+    keys[w + 2u] = chunk.z;
+    keys[w + 3u] = chunk.w;
+}

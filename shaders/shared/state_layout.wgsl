@@ -1,0 +1,16 @@
+// Where the parts of the cache state lie.
+
+struct StateLayout {
+    status_base: u32,     // word index of status[layer]
+    num_seen_base: u32,   // word index of num_seen[layer, sequence]
+    inactive_base: u32,   // word index of inactive[sequence]; 0 = active
+    lengths_base: u32,    // word index of lengths[layer, row]
+    compacted_base: u32,  // word index of compacted[layer, row]
+    positions_base: u32,  // word index of positions[0, 0, 0] in this binding, modulo 2^32
+    capacity: u32,        // tokens a row can hold
+    num_kv_heads: u32,
+    rows_per_layer: u32,  // batch_size * num_kv_heads
+    batch_size: u32,
+    pad0: u32,
+    pad1: u32,
+}

@@ -1,0 +1,36 @@
+// One row of the cache state: its length, its compacted prefix and the positions of its slots.
+
+struct Row {
+    len: u32,             // tokens, clamped to the capacity
+    compacted: u32,       // slots below this one have their position stored
+    num_seen: u32,        // tokens seen so far, at least len
+    positions_base: u32,  // word index of the row's positions
+    active_row: bool,
+    over_capacity: bool,
+}
+
+const STATUS_LENGTH_OVER_CAPACITY: u32 = 1u;
+const STATUS_BUDGET_RAISED: u32 = 2u;
+const STATUS_NON_FINITE_KEY: u32 = 8u;
+
+fn load_row(s: StateLayout, layer: u32, row: u32) -> Row {
+    let sequence = row / s.num_kv_heads;
+    let state_row = layer * s.rows_per_layer + row;
+    var r: Row;
+    let raw_len = atomicLoad(&state_meta[s.lengths_base + state_row]);
+    r.len = min(raw_len, s.capacity);
+    r.compacted = min(atomicLoad(&state_meta[s.compacted_base + state_row]), r.len);
+    r.num_seen = max(atomicLoad(&state_meta[s.num_seen_base + layer * s.batch_size + sequence]), r.len);
+    r.positions_base = s.positions_base + state_row * s.capacity;
+    r.active_row = atomicLoad(&state_meta[s.inactive_base + sequence]) == 0u;
+    r.over_capacity = raw_len > s.capacity;
+    return r;
+}
+
+// Original position of a slot: stored below the compacted prefix, counted back from num_seen above it.
+fn position_of(r: Row, slot: u32) -> u32 {
+    if slot < r.compacted {
+        return positions[r.positions_base + slot];
+    }
+    return r.num_seen - (r.len - slot);
+}

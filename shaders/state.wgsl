@@ -1,0 +1,42 @@
+//! state: what a compression leaves in the cache state, and the counting of appended tokens.
+//! Source: the state of a compacted cache (positions, lengths) as in KV-Compress, https://arxiv.org/abs/2410.00161.
+//!   Reference: src/reference/compact.rs, exact.
+//! Bindings: shared/top_k_rows.wgsl; for `append` binding 7 holds the counts
+//! Entry points: finish · dispatch (ceil(max_budget / WG_SIZE), num_rows, 1) · none
+//! Overrides: WG_SIZE = 256
+//! Workgroup bytes: 0
+//! Algorithm: fill: the positions of moved rows go from the mover's slot to the hole's. Positional: the staged positions
+//!   are copied to the front. Then the row's length becomes its budget.
+//! Invariants: fill reads positions at or beyond the budget and writes below it. Lengths are read from row_infos alone,
+//!   so that the one invocation that writes state_meta races with nobody.
+
+@compute @workgroup_size(WG_SIZE)
+fn finish(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let info = row_infos[params.first_info + wg.y];
+    if info.active_row == 0u || info.len == 0u {
+        return;
+    }
+    let global_row = params.first_row + wg.y;
+    let layer = layers[global_row / params.state.rows_per_layer].layer;
+    let state_row = layer * params.state.rows_per_layer + global_row % params.state.rows_per_layer;
+    let positions_base = params.state.positions_base + state_row * params.state.capacity;
+    let list_base = wg.y * params.lists_stride;
+    let j = wg.x * WG_SIZE + index;
+    if params.order == POSITIONAL {
+        if j < info.budget {
+            positions[positions_base + j] = lists[list_base + params.staged_offset + j];
+        }
+    } else if j < info.num_moved {
+        let hole = lists[list_base + j];
+        let mover = lists[list_base + info.len - info.num_moved + j];
+        var position = info.num_seen - (info.len - mover);
+        if mover < info.compacted {
+            position = positions[positions_base + mover];
+        }
+        positions[positions_base + hole] = position;
+    }
+    if j == 0u {
+        atomicStore(&state_meta[params.state.lengths_base + state_row], info.budget);
+        atomicStore(&state_meta[params.state.compacted_base + state_row], info.budget);
+    }
+}

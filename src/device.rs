@@ -1,0 +1,137 @@
+//! What a device offers, and which kernel variants follow from it.
+
+use crate::error::BuildError;
+
+/// Whether an optional feature is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Switch {
+    /// Where the device has it.
+    #[default]
+    Auto,
+    /// Always; an error where the device lacks it.
+    On,
+    /// Never.
+    Off,
+}
+
+/// Options of a [`Compressor`](crate::Compressor). The defaults serve; the switches exist for tests and comparisons.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Options {
+    /// Subgroup shuffles in the norm ([`wgpu::Features::SUBGROUP`]). The bits of the result do not depend on it for f16
+    /// and bf16 caches; for f32 caches only as far as the driver contracts multiply and add.
+    pub subgroups: Switch,
+    /// A cache that pipelines are created with ([`wgpu::Features::PIPELINE_CACHE`]).
+    pub pipeline_cache: Option<wgpu::PipelineCache>,
+    /// Largest storage binding that is used, bytes; caches beyond it go in windows of whole rows. `None`: the device's
+    /// `max_storage_buffer_binding_size`. A lower value serves tests.
+    pub max_binding_bytes: Option<u64>,
+}
+
+impl Options {
+    /// The defaults, with subgroups switched.
+    #[must_use]
+    pub fn with_subgroups(subgroups: Switch) -> Self {
+        Self { subgroups, ..Self::default() }
+    }
+}
+
+/// Features that keynorm uses where `adapter` has them. None is needed.
+///
+/// # Example
+/// ```no_run
+/// # async fn f(adapter: wgpu::Adapter) -> Result<(), wgpu::RequestDeviceError> {
+/// let (device, queue) = adapter
+///     .request_device(&wgpu::DeviceDescriptor {
+///         required_features: keynorm::optional_features(&adapter),
+///         required_limits: keynorm::recommended_limits(&adapter),
+///         ..Default::default()
+///     })
+///     .await?;
+/// # Ok(()) }
+/// ```
+#[must_use]
+pub fn optional_features(adapter: &wgpu::Adapter) -> wgpu::Features {
+    adapter.features() & wgpu::Features::SUBGROUP
+}
+
+/// WebGPU's default limits, raised to the adapter's where keynorm gains from it: binding and buffer sizes, workgroup
+/// size and memory. keynorm works at the default limits too.
+#[must_use]
+pub fn recommended_limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
+    let have = adapter.limits();
+    wgpu::Limits {
+        max_buffer_size: have.max_buffer_size,
+        max_storage_buffer_binding_size: have.max_storage_buffer_binding_size,
+        max_compute_invocations_per_workgroup: have.max_compute_invocations_per_workgroup,
+        max_compute_workgroup_size_x: have.max_compute_workgroup_size_x,
+        max_compute_workgroup_storage_size: have.max_compute_workgroup_storage_size,
+        min_storage_buffer_offset_alignment: have.min_storage_buffer_offset_alignment,
+        ..wgpu::Limits::default().or_worse_values_from(&have)
+    }
+}
+
+/// What the kernels need to know of a device.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Capabilities {
+    /// Largest number of lanes that may use subgroup shuffles; 0 without subgroups.
+    pub shuffle_lanes: u32,
+    /// Largest binding, bytes, a multiple of 256.
+    pub max_binding_bytes: u64,
+    pub max_buffer_bytes: u64,
+    /// Alignment of storage binding offsets, bytes, at least 16.
+    pub offset_alignment: u64,
+    /// Invocations of the workgroups that own a whole row.
+    pub row_workgroup: u32,
+    /// Keys that a bitonic sort holds in workgroup memory.
+    pub sort_len: u32,
+    pub max_workgroups: u32,
+    /// Lanes run on a CPU.
+    pub is_cpu: bool,
+}
+
+impl Capabilities {
+    pub fn of(device: &wgpu::Device, options: &Options) -> Result<Self, BuildError> {
+        let limits = device.limits();
+        let info = device.adapter_info();
+        let needed: [(&'static str, u64, u64); 6] = [
+            ("max_storage_buffers_per_shader_stage", 8, limits.max_storage_buffers_per_shader_stage.into()),
+            ("max_compute_invocations_per_workgroup", 256, limits.max_compute_invocations_per_workgroup.into()),
+            ("max_compute_workgroup_size_x", 256, limits.max_compute_workgroup_size_x.into()),
+            ("max_compute_workgroup_storage_size", 16384, limits.max_compute_workgroup_storage_size.into()),
+            ("max_bindings_per_bind_group", 9, limits.max_bindings_per_bind_group.into()),
+            ("max_storage_buffer_binding_size", 1 << 20, limits.max_storage_buffer_binding_size),
+        ];
+        for (limit, needed, available) in needed {
+            if available < needed {
+                return Err(BuildError::Limit { limit, needed, available });
+            }
+        }
+        let has_subgroups = device.features().contains(wgpu::Features::SUBGROUP);
+        if options.subgroups == Switch::On && !has_subgroups {
+            return Err(BuildError::MissingFeature { feature: "SUBGROUP" });
+        }
+        let is_cpu = info.device_type == wgpu::DeviceType::Cpu;
+        // On a CPU a shuffle is no cheaper than workgroup memory, and subgroups are narrower than a token.
+        let use_subgroups = has_subgroups
+            && match options.subgroups {
+                Switch::Auto => !is_cpu,
+                Switch::On => true,
+                Switch::Off => false,
+            };
+        let large = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x) >= 1024;
+        let max_binding_bytes =
+            options.max_binding_bytes.unwrap_or(u64::MAX).min(limits.max_storage_buffer_binding_size).max(1 << 16);
+        Ok(Self {
+            shuffle_lanes: if use_subgroups { info.subgroup_min_size } else { 0 },
+            max_binding_bytes: max_binding_bytes / 256 * 256,
+            max_buffer_bytes: limits.max_buffer_size,
+            offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment).max(16),
+            row_workgroup: if large && !is_cpu { 1024 } else { 256 },
+            sort_len: if limits.max_compute_workgroup_storage_size >= 24 * 1024 { 4096 } else { 2048 },
+            max_workgroups: limits.max_compute_workgroups_per_dimension,
+            is_cpu,
+        })
+    }
+}

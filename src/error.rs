@@ -1,0 +1,227 @@
+//! Typed errors: [`ArgumentError`] for what the caller passed, [`BuildError`] for what the device could not give,
+//! [`ReadError`] for the convenience layer.
+
+use thiserror::Error;
+
+/// An argument that is refused. Nothing has been recorded or written when one is returned.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
+pub enum ArgumentError {
+    /// A dimension is zero. (A length of 0 tokens is valid and does nothing.)
+    #[error("{argument} is 0, expected at least 1")]
+    ZeroDimension {
+        /// Name of the argument.
+        argument: &'static str,
+    },
+    /// A head dimension outside 16..=512 or no multiple of 8.
+    #[error("{argument} is {got} elements, expected a multiple of 8 from 16 to 512")]
+    HeadDim {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Given elements.
+        got: u32,
+    },
+    /// A count above its limit.
+    #[error("{argument} is {got}, expected at most {limit}")]
+    TooLarge {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Given count.
+        got: u64,
+        /// Largest count allowed.
+        limit: u64,
+    },
+    /// A keep ratio that is NaN or outside 0..=1.
+    #[error("keep_ratio is {got}, expected a number from 0 to 1 (the share of tokens that is kept)")]
+    KeepRatio {
+        /// Given ratio.
+        got: f64,
+    },
+    /// A budget of fewer tokens than the policy protects.
+    #[error(
+        "keep_tokens is {keep_tokens}, below sinks + recent = {protected} tokens; raise keep_tokens or protect fewer"
+    )]
+    KeepTokensBelowProtected {
+        /// Given budget, tokens a row.
+        keep_tokens: u32,
+        /// Protected tokens.
+        protected: u64,
+    },
+    /// A layer index that the shape does not have.
+    #[error("{argument} names layer {layer}, expected an index below num_layers = {num_layers}")]
+    LayerOutOfRange {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Given layer.
+        layer: u32,
+        /// Layers of the shape.
+        num_layers: u32,
+    },
+    /// An index outside its range.
+    #[error("{argument} is {got}, expected an index below {limit}")]
+    IndexOutOfRange {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Given index.
+        got: u64,
+        /// First index that is too large.
+        limit: u64,
+    },
+    /// A slice of the wrong length.
+    #[error("{argument} has {got} entries, expected {expected}")]
+    WrongCount {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Given entries.
+        got: usize,
+        /// Entries expected.
+        expected: usize,
+    },
+    /// A byte offset or stride that is no multiple of 4.
+    #[error("{argument} is {got} bytes, expected a multiple of 4")]
+    Misaligned {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Given bytes.
+        got: u64,
+    },
+    /// A range that ends beyond its buffer.
+    #[error("{argument} ends at byte {end}, but its buffer has {buffer_bytes} bytes")]
+    OutsideBuffer {
+        /// Name of the argument.
+        argument: &'static str,
+        /// End of the range, bytes.
+        end: u64,
+        /// Size of the buffer, bytes.
+        buffer_bytes: u64,
+    },
+    /// A buffer without a usage flag that is needed.
+    #[error("the buffer of {argument} lacks usage {missing}; add it where the buffer is created")]
+    MissingUsage {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Missing flags, by name.
+        missing: String,
+    },
+    /// Strides under which two rows or tokens of one tensor share bytes.
+    #[error(
+        "strides of {argument} make its rows overlap: {dimension} stride is {got} elements, expected at least {expected}"
+    )]
+    OverlappingRows {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Dimension whose stride is too small.
+        dimension: &'static str,
+        /// Given stride, elements.
+        got: u64,
+        /// Smallest stride that keeps rows apart, elements.
+        expected: u64,
+    },
+    /// Two arguments that share bytes.
+    #[error("{first} and {second} overlap in one buffer; give them disjoint elements")]
+    Overlap {
+        /// First argument.
+        first: &'static str,
+        /// Second argument.
+        second: &'static str,
+    },
+    /// A length above the capacity of its row.
+    #[error("{argument}[{index}] is {got} tokens, more than the capacity of {capacity}")]
+    LengthOverCapacity {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Entry of the slice.
+        index: usize,
+        /// Given length, tokens.
+        got: u32,
+        /// Capacity of a row, tokens.
+        capacity: u32,
+    },
+    /// One row that is larger than a storage binding of the device.
+    #[error(
+        "one row of {argument} spans {row_bytes} bytes, more than max_storage_buffer_binding_size = {limit}; \
+         use a layout whose rows are contiguous, or a shorter capacity"
+    )]
+    RowExceedsBinding {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Bytes from the row's first to its last element.
+        row_bytes: u64,
+        /// Limit of the device, bytes.
+        limit: u64,
+    },
+    /// An address that does not fit the arithmetic (u64 bytes, u32 words within a binding).
+    #[error("addresses of {argument} overflow; its strides or offset are too large")]
+    AddressOverflow {
+        /// Name of the argument.
+        argument: &'static str,
+    },
+    /// An object made for another device.
+    #[error("{argument} belongs to another device than the compressor; make both on one device")]
+    WrongDevice {
+        /// Name of the argument.
+        argument: &'static str,
+    },
+    /// An object made for another plan.
+    #[error("{argument} was made for another plan; make it with this plan")]
+    WrongPlan {
+        /// Name of the argument.
+        argument: &'static str,
+    },
+}
+
+/// Why pipelines, plans or bindings could not be built.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// An argument is refused.
+    #[error(transparent)]
+    Argument(#[from] ArgumentError),
+    /// A limit of the device is below what is needed.
+    #[error("device limit {limit} is {available}, but {needed} is needed; request a device with a higher limit")]
+    Limit {
+        /// Name of the limit, as in [`wgpu::Limits`].
+        limit: &'static str,
+        /// Value needed.
+        needed: u64,
+        /// Value of the device.
+        available: u64,
+    },
+    /// A forced feature that the device lacks.
+    #[error(
+        "feature {feature} is forced on, but the device lacks it; request it or leave the choice to Options::default()"
+    )]
+    MissingFeature {
+        /// Name of the feature.
+        feature: &'static str,
+    },
+    /// The device refused a shader, pipeline, buffer or bind group: a defect of this crate or of the driver.
+    #[error("the device refused {label}: {message}")]
+    Device {
+        /// Label of the object.
+        label: String,
+        /// Message of wgpu.
+        message: String,
+    },
+    /// The device is out of memory.
+    #[error("out of memory while creating {label}")]
+    OutOfMemory {
+        /// Label of the object.
+        label: String,
+    },
+}
+
+/// Why results could not be read back by the convenience layer.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// An argument is refused.
+    #[error(transparent)]
+    Argument(#[from] ArgumentError),
+    /// Waiting for the device failed.
+    #[error("waiting for the device failed: {0}")]
+    Poll(String),
+    /// Mapping the read-back buffer failed.
+    #[error("mapping the read-back buffer failed: {0}")]
+    Map(String),
+}

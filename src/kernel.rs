@@ -1,0 +1,361 @@
+//! The only place that builds shader modules, layouts and pipelines.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use crate::device::{Capabilities, Options};
+use crate::error::BuildError;
+use crate::shape::Dtype;
+
+macro_rules! shader {
+    ($path:literal) => {
+        include_str!(concat!("../shaders/", $path))
+    };
+}
+
+/// How a tensor is addressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Access {
+    /// 16-byte accesses.
+    Vec4,
+    /// 4-byte accesses.
+    Word,
+    /// Values that are bound with the keys.
+    Joined,
+}
+
+impl Access {
+    /// Bytes of the unit in which strides and bases are counted.
+    pub fn unit_bytes(self) -> u64 {
+        if self == Self::Vec4 { 16 } else { 4 }
+    }
+}
+
+/// A shader module: which files it is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Module {
+    /// Key norms.
+    KeyNorm {
+        /// Element type of the keys.
+        dtype: Dtype,
+        /// 16-byte accesses, else 4-byte ones.
+        vec4: bool,
+        /// Subgroup shuffles, else workgroup memory.
+        subgroups: bool,
+    },
+    /// Radix selector, and the emission for long rows.
+    Radix,
+    /// Bitonic selector.
+    Bitonic,
+    /// Cache state after a compression.
+    State,
+    /// Counting appended tokens.
+    Append,
+    /// Moves of rows.
+    Compact {
+        /// 16-byte accesses to keys, else 4-byte ones.
+        keys_vec4: bool,
+        /// Likewise for values; `None` when they are bound with the keys.
+        values_vec4: Option<bool>,
+    },
+}
+
+impl Module {
+    /// Every module there is, for tests of the shaders themselves.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        let mut all = vec![Self::Radix, Self::Bitonic, Self::State, Self::Append];
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+            for (vec4, subgroups) in [(true, true), (true, false), (false, true), (false, false)] {
+                all.push(Self::KeyNorm { dtype, vec4, subgroups });
+            }
+        }
+        for keys_vec4 in [true, false] {
+            for values_vec4 in [Some(true), Some(false), None] {
+                all.push(Self::Compact { keys_vec4, values_vec4 });
+            }
+        }
+        all
+    }
+
+    /// Label, also of the pipelines made of it: `keynorm.<op>`.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::KeyNorm { .. } => "keynorm.key_norm",
+            Self::Radix => "keynorm.radix",
+            Self::Bitonic => "keynorm.bitonic",
+            Self::State => "keynorm.state",
+            Self::Append => "keynorm.append",
+            Self::Compact { .. } => "keynorm.compact",
+        }
+    }
+
+    /// WGSL text: the kernel's file first, so that line numbers in messages are its own.
+    #[must_use]
+    pub fn source(&self) -> String {
+        let keys = |vec4| if vec4 { shader!("shared/keys_vec4.wgsl") } else { shader!("shared/keys_word.wgsl") };
+        let layout = shader!("shared/state_layout.wgsl");
+        let state = [layout, shader!("shared/state_rows.wgsl")].concat();
+        let state = state.as_str();
+        let rows = shader!("shared/top_k_rows.wgsl");
+        let info = shader!("shared/row_info.wgsl");
+        let scan = shader!("shared/scan_workgroup.wgsl");
+        let emit = shader!("shared/top_k_emit.wgsl");
+        match *self {
+            Self::KeyNorm { dtype, vec4, subgroups } => [
+                shader!("key_norm.wgsl"),
+                state,
+                keys(vec4),
+                match dtype {
+                    Dtype::F32 => shader!("shared/element_f32.wgsl"),
+                    Dtype::F16 => shader!("shared/element_f16.wgsl"),
+                    Dtype::Bf16 => shader!("shared/element_bf16.wgsl"),
+                },
+                if subgroups {
+                    shader!("shared/reduce_subgroup.wgsl")
+                } else {
+                    shader!("shared/reduce_workgroup.wgsl")
+                },
+            ]
+            .concat(),
+            Self::Radix => [shader!("radix.wgsl"), rows, info, state, scan, emit].concat(),
+            Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
+            Self::State => [shader!("state.wgsl"), rows, info, state].concat(),
+            Self::Append => [shader!("append.wgsl"), layout].concat(),
+            Self::Compact { keys_vec4, values_vec4 } => [
+                shader!("compact.wgsl"),
+                info,
+                keys(keys_vec4),
+                match values_vec4 {
+                    Some(true) => shader!("shared/values_vec4.wgsl"),
+                    Some(false) => shader!("shared/values_word.wgsl"),
+                    None => shader!("shared/values_joined.wgsl"),
+                },
+            ]
+            .concat(),
+        }
+    }
+
+    fn layout(&self) -> LayoutKind {
+        match self {
+            Self::KeyNorm { .. } => LayoutKind::KeyNorm,
+            Self::Radix | Self::State => LayoutKind::TopK,
+            Self::Bitonic => LayoutKind::Bitonic,
+            Self::Append => LayoutKind::Append,
+            Self::Compact { values_vec4: Some(_), .. } => LayoutKind::Compact,
+            Self::Compact { values_vec4: None, .. } => LayoutKind::CompactJoined,
+        }
+    }
+}
+
+/// Bind group layouts: what each binding is, `None` a gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum LayoutKind {
+    KeyNorm,
+    TopK,
+    Bitonic,
+    Append,
+    Compact,
+    CompactJoined,
+}
+
+impl LayoutKind {
+    const ALL: [Self; 6] = [Self::KeyNorm, Self::TopK, Self::Bitonic, Self::Append, Self::Compact, Self::CompactJoined];
+
+    /// (binding, read-only) of the storage buffers. Binding 0 is always the uniform parameters.
+    fn storage(self) -> &'static [(u32, bool)] {
+        match self {
+            Self::KeyNorm => &[(1, false), (2, false), (3, false), (4, false), (5, false)],
+            Self::TopK => &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true)],
+            Self::Bitonic => {
+                &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true), (8, false)]
+            }
+            Self::Append => &[(1, false), (2, true)],
+            Self::Compact => &[(1, false), (2, false), (3, true), (4, true)],
+            Self::CompactJoined => &[(1, false), (3, true), (4, true)],
+        }
+    }
+
+    fn has_dynamic_params(self) -> bool {
+        matches!(self, Self::TopK | Self::Bitonic | Self::Append)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct PipelineKey {
+    module: Module,
+    entry: &'static str,
+    /// Constants, their values as bits.
+    constants: Vec<(&'static str, u64)>,
+}
+
+/// Everything that is built once for a device.
+#[derive(Debug)]
+pub(crate) struct Kernels {
+    pub device: wgpu::Device,
+    pub capabilities: Capabilities,
+    pipeline_cache: Option<wgpu::PipelineCache>,
+    layouts: HashMap<LayoutKind, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
+    modules: Mutex<HashMap<Module, wgpu::ShaderModule>>,
+    pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
+}
+
+impl Kernels {
+    pub fn new(device: &wgpu::Device, options: &Options, checks: &mut Checks) -> Result<Self, BuildError> {
+        let capabilities = Capabilities::of(device, options)?;
+        let mut layouts = HashMap::new();
+        for kind in LayoutKind::ALL {
+            layouts.insert(kind, checks.guard(device, "keynorm layouts", || create_layout(device, kind)));
+        }
+        Ok(Self {
+            device: device.clone(),
+            capabilities,
+            pipeline_cache: options.pipeline_cache.clone(),
+            layouts,
+            modules: Mutex::default(),
+            pipelines: Mutex::default(),
+        })
+    }
+
+    pub fn bind_group_layout(&self, kind: LayoutKind) -> &wgpu::BindGroupLayout {
+        &self.layouts[&kind].0
+    }
+
+    /// A pipeline, built on first use.
+    pub fn pipeline(
+        &self,
+        module: Module,
+        entry: &'static str,
+        constants: &[(&'static str, f64)],
+        checks: &mut Checks,
+    ) -> wgpu::ComputePipeline {
+        let key = PipelineKey {
+            module,
+            entry,
+            constants: constants.iter().map(|&(name, value)| (name, value.to_bits())).collect(),
+        };
+        let mut pipelines = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = pipelines.get(&key) {
+            return pipeline.clone();
+        }
+        let shader = self.module(module, checks);
+        let label = format!("{}.{entry}", module.label());
+        let pipeline = checks.guard(&self.device, &label, || {
+            self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(&label),
+                layout: Some(&self.layouts[&module.layout()].1),
+                module: &shader,
+                entry_point: Some(entry),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    constants,
+                    // One invocation clears it on DX12 and Metal; the kernels clear what they use.
+                    zero_initialize_workgroup_memory: false,
+                },
+                cache: self.pipeline_cache.as_ref(),
+            })
+        });
+        pipelines.insert(key, pipeline.clone());
+        pipeline
+    }
+
+    fn module(&self, module: Module, checks: &mut Checks) -> wgpu::ShaderModule {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        modules
+            .entry(module)
+            .or_insert_with(|| {
+                checks.guard(&self.device, module.label(), || {
+                    self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                        label: Some(module.label()),
+                        source: wgpu::ShaderSource::Wgsl(module.source().into()),
+                    })
+                })
+            })
+            .clone()
+    }
+}
+
+fn create_layout(device: &wgpu::Device, kind: LayoutKind) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
+    let entry = |binding, ty, has_dynamic_offset| wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None },
+        count: None,
+    };
+    let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform, kind.has_dynamic_params())];
+    for &(binding, read_only) in kind.storage() {
+        entries.push(entry(binding, wgpu::BufferBindingType::Storage { read_only }, false));
+    }
+    let bind_group_layout =
+        device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some("keynorm"), entries: &entries });
+    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some("keynorm"),
+        bind_group_layouts: &[Some(&bind_group_layout)],
+        immediate_size: 0,
+    });
+    (bind_group_layout, pipeline_layout)
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+type ScopeFuture = Pin<Box<dyn Future<Output = Option<wgpu::Error>> + Send>>;
+#[cfg(target_arch = "wasm32")]
+type ScopeFuture = Pin<Box<dyn Future<Output = Option<wgpu::Error>>>>;
+
+/// Error scopes around the creation of objects, so that a refusal becomes a typed error and never reaches the host's
+/// uncaptured-error handler.
+#[derive(Default)]
+pub(crate) struct Checks {
+    pending: Vec<(String, ScopeFuture)>,
+}
+
+impl Checks {
+    pub fn guard<T>(&mut self, device: &wgpu::Device, label: &str, create: impl FnOnce() -> T) -> T {
+        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let created = create();
+        self.pending.push((label.to_owned(), Box::pin(validation.pop())));
+        self.pending.push((label.to_owned(), Box::pin(internal.pop())));
+        self.pending.push((label.to_owned(), Box::pin(memory.pop())));
+        created
+    }
+
+    /// The first error. Natively every scope is resolved already; in a browser those that are not are passed over: use
+    /// the async forms there.
+    pub fn finish(self) -> Result<(), BuildError> {
+        let mut context = Context::from_waker(Waker::noop());
+        for (label, mut future) in self.pending {
+            if let Poll::Ready(Some(error)) = future.as_mut().poll(&mut context) {
+                return Err(build_error(label, &error));
+            }
+        }
+        Ok(())
+    }
+
+    /// The first error, once every scope has resolved.
+    pub async fn finish_async(self) -> Result<(), BuildError> {
+        for (label, future) in self.pending {
+            if let Some(error) = future.await {
+                return Err(build_error(label, &error));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn build_error(label: String, error: &wgpu::Error) -> BuildError {
+    match error {
+        wgpu::Error::OutOfMemory { .. } => BuildError::OutOfMemory { label },
+        other => BuildError::Device { label, message: other.to_string() },
+    }
+}
+
+impl LayoutKind {
+    /// Binding numbers in order, the uniform's first.
+    pub fn bindings(self) -> impl Iterator<Item = u32> {
+        std::iter::once(0).chain(self.storage().iter().map(|&(binding, _)| binding))
+    }
+}

@@ -1,0 +1,31 @@
+#![doc = include_str!("../README.md")]
+
+mod bound;
+mod compressor;
+mod device;
+mod error;
+pub mod kept;
+mod kernel;
+#[doc(hidden)]
+pub mod params;
+mod plan;
+mod policy;
+pub mod reference;
+mod shape;
+mod state;
+mod windows;
+mod workspace;
+
+pub use wgpu;
+
+pub use bound::{Bound, KvView, Stages, TensorView};
+pub use compressor::Compressor;
+pub use device::{Options, Switch, optional_features, recommended_limits};
+pub use error::{ArgumentError, BuildError, ReadError};
+#[doc(hidden)]
+pub use kernel::Module;
+pub use plan::Plan;
+pub use policy::{Budget, Direction, Order, Policy, Rounding, Selector};
+pub use shape::{Dtype, KvShape, MAX_CAPACITY, MAX_HEAD_DIM, Strides, TensorSpec};
+pub use state::{CacheState, NUM_APPEND_SLOTS, StateOffsets, Status};
+pub use workspace::Workspace;

@@ -1,0 +1,143 @@
+//! Rust mirrors of the shaders' uniform structs. A test compares names, offsets and sizes with the WGSL.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::shape::KvShape;
+use crate::state::StateOffsets;
+
+/// Mirror of `StateLayout`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct StateLayout {
+    pub status_base: u32,
+    pub num_seen_base: u32,
+    pub inactive_base: u32,
+    pub lengths_base: u32,
+    pub compacted_base: u32,
+    pub positions_base: u32,
+    pub capacity: u32,
+    pub num_kv_heads: u32,
+    pub rows_per_layer: u32,
+    pub batch_size: u32,
+    pub pad0: u32,
+    pub pad1: u32,
+}
+
+impl StateLayout {
+    /// `first_position` is the word of the positions buffer where the binding begins.
+    #[expect(clippy::cast_possible_truncation, reason = "bases are modulo 2^32 by design")]
+    pub fn new(shape: &KvShape, first_position: u64) -> Self {
+        let o = StateOffsets::of(shape);
+        Self {
+            status_base: o.status,
+            num_seen_base: o.num_seen,
+            inactive_base: o.inactive,
+            lengths_base: o.lengths,
+            compacted_base: o.compacted,
+            positions_base: 0u32.wrapping_sub(first_position as u32),
+            capacity: shape.capacity,
+            num_kv_heads: shape.num_kv_heads,
+            rows_per_layer: shape.rows_per_layer(),
+            batch_size: shape.batch_size,
+            pad0: 0,
+            pad1: 0,
+        }
+    }
+}
+
+/// Mirror of `Params` in key_norm.wgsl.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct KeyNormParams {
+    pub state: StateLayout,
+    pub num_rows: u32,
+    pub first_row: u32,
+    pub layer: u32,
+    pub order_stride: u32,
+    pub batch_stride: u32,
+    pub head_stride: u32,
+    pub token_stride: u32,
+    pub base: u32,
+    pub first_sequence: u32,
+    pub direction: u32,
+    pub seed_low: u32,
+    pub seed_high: u32,
+    pub sinks: u32,
+    pub recent: u32,
+    pub histogram_stride: u32,
+    pub pad0: u32,
+}
+
+/// Mirror of `Params` in shared/top_k_rows.wgsl.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct TopKParams {
+    pub state: StateLayout,
+    pub num_rows: u32,
+    pub first_row: u32,
+    pub order_stride: u32,
+    pub lists_stride: u32,
+    pub staged_offset: u32,
+    pub histogram_stride: u32,
+    pub order: u32,
+    pub sorted_stride: u32,
+    pub merge_size: u32,
+    pub merge_stride: u32,
+    pub from_sorted: u32,
+    pub first_info: u32,
+    pub tile_counts_base: u32,
+    pub pad0: u32,
+    pub pad1: u32,
+    pub pad2: u32,
+}
+
+/// Mirror of `LayerEntry` in shared/top_k_rows.wgsl.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct LayerEntry {
+    pub layer: u32,
+    pub budget_mode: u32,
+    pub ratio_low: u32,
+    pub ratio_high: u32,
+    pub tokens: u32,
+    pub pad0: u32,
+    pub pad1: u32,
+    pub pad2: u32,
+}
+
+/// Mirror of `TensorLayout` in compact.wgsl.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct TensorLayout {
+    pub batch_stride: u32,
+    pub head_stride: u32,
+    pub token_stride: u32,
+    pub base: u32,
+}
+
+/// Mirror of `Params` in compact.wgsl.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct CompactParams {
+    pub keys: TensorLayout,
+    pub values: TensorLayout,
+    pub num_rows: u32,
+    pub first_row: u32,
+    pub first_sequence: u32,
+    pub num_kv_heads: u32,
+    pub lists_stride: u32,
+    pub first_info: u32,
+    pub pad0: u32,
+    pub pad1: u32,
+}
+
+/// Mirror of `Params` in append.wgsl.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct AppendParams {
+    pub state: StateLayout,
+    pub num_layers: u32,
+    pub counts_base: u32,
+    pub pad0: u32,
+    pub pad1: u32,
+}

@@ -1,0 +1,274 @@
+//! A plan: shape and policy checked, scratch sized, pipelines built.
+
+use std::sync::Arc;
+
+use crate::bound::{Bound, KvView};
+use crate::error::BuildError;
+use crate::kernel::{Checks, Kernels, Module};
+use crate::policy::{BudgetRule, Order, Policy, Selector};
+use crate::shape::KvShape;
+use crate::state::CacheState;
+use crate::workspace::{ScratchLayout, Workspace};
+
+/// Invocations of a workgroup, unless it owns a whole row.
+pub(crate) const WORKGROUP: u32 = 256;
+/// Tokens that a workgroup of the long-row dispatches covers.
+pub(crate) const SELECT_TILE: u32 = 4096;
+/// Words of a row's digit histograms (2048 + 2048 + 1024), its protected count and padding.
+const HISTOGRAM_WORDS: u32 = 5184;
+/// Rows from which on a workgroup a row fills the card, so that long rows need no more.
+pub(crate) const MANY_ROWS: u64 = 128;
+/// Tokens up to which a workgroup a row is faster than the chain of long-row dispatches, however few the rows.
+pub(crate) const SHORT_ROW: u32 = 16_384;
+
+/// Geometry, policy and pipelines. Cheap to clone; `Send + Sync`.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub(crate) inner: Arc<PlanInner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct PlanInner {
+    pub kernels: Arc<Kernels>,
+    pub shape: KvShape,
+    pub policy: Policy,
+    pub rule: BudgetRule,
+    pub layers: Vec<u32>,
+    pub scratch: ScratchLayout,
+    pub select: SelectPipelines,
+    pub tiles: ScoreTiles,
+}
+
+/// Tokens a workgroup scores, alone and with the histogram fused.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ScoreTiles {
+    pub plain: u32,
+    pub fused: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct SelectPipelines {
+    pub radix_row: wgpu::ComputePipeline,
+    /// `histogram_0`, `histogram_1`, `histogram_2`.
+    pub histograms: [wgpu::ComputePipeline; 3],
+    pub count: wgpu::ComputePipeline,
+    pub emit: wgpu::ComputePipeline,
+    pub bitonic: Option<BitonicPipelines>,
+    pub finish: wgpu::ComputePipeline,
+    pub append: wgpu::ComputePipeline,
+}
+
+#[derive(Debug)]
+pub(crate) struct BitonicPipelines {
+    pub row: wgpu::ComputePipeline,
+    pub tiles: wgpu::ComputePipeline,
+    pub step: wgpu::ComputePipeline,
+    pub merge: wgpu::ComputePipeline,
+    pub pick: wgpu::ComputePipeline,
+}
+
+impl Plan {
+    pub(crate) fn new(
+        kernels: &Arc<Kernels>,
+        shape: &KvShape,
+        policy: &Policy,
+        checks: &mut Checks,
+    ) -> Result<Self, BuildError> {
+        shape.check()?;
+        policy.check(shape)?;
+        let rule = policy.budget.rule()?;
+        let layers = policy.compressed_layers(shape.num_layers);
+        let num_rows = layers.len() as u64 * u64::from(shape.rows_per_layer());
+        let sort_len = kernels.capabilities.sort_len;
+        let scratch = scratch_layout(shape, policy, num_rows, sort_len);
+        let tiles = score_tiles(shape);
+        check_grid(shape, &tiles, kernels.capabilities.max_workgroups)?;
+        let inner = PlanInner {
+            kernels: Arc::clone(kernels),
+            shape: *shape,
+            policy: policy.clone(),
+            rule,
+            layers,
+            scratch,
+            select: select_pipelines(kernels, policy, checks),
+            tiles,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The shape that was planned for.
+    #[must_use]
+    pub fn shape(&self) -> &KvShape {
+        &self.inner.shape
+    }
+
+    /// The policy that was planned for.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.inner.policy
+    }
+
+    /// Bytes of scratch that a [`Workspace`] of this plan takes.
+    #[must_use]
+    pub fn workspace_bytes(&self) -> u64 {
+        self.inner.scratch.total_bytes()
+    }
+
+    /// Tokens kept of a row of `len` tokens of which `num_protected` are protected; the GPU computes the same.
+    #[must_use]
+    pub fn budget(&self, len: u32, num_protected: u32) -> u32 {
+        self.inner.rule.tokens(len, num_protected)
+    }
+
+    /// Scratch for this plan.
+    ///
+    /// # Errors
+    /// [`BuildError::Limit`] where an array exceeds the largest buffer; [`BuildError::OutOfMemory`].
+    pub fn create_workspace(&self) -> Result<Workspace, BuildError> {
+        let mut checks = Checks::default();
+        let workspace = Workspace::new(&self.inner.kernels, self.inner.scratch, &mut checks)?;
+        checks.finish()?;
+        Ok(workspace)
+    }
+
+    /// An empty cache state of this plan's shape: all lengths 0, all sequences active.
+    ///
+    /// # Errors
+    /// As [`Plan::create_workspace`].
+    pub fn create_state(&self) -> Result<CacheState, BuildError> {
+        let mut checks = Checks::default();
+        let state = CacheState::new(&self.inner.kernels, &self.inner.shape, &mut checks)?;
+        checks.finish()?;
+        Ok(state)
+    }
+
+    /// Binds the buffers of every layer (one view a layer; those of skipped layers are not looked at), once per set of
+    /// buffers.
+    ///
+    /// # Errors
+    /// [`BuildError::Argument`] for each way in which a view, state or workspace does not fit; nothing is changed then.
+    pub fn bind(
+        &self,
+        device: &wgpu::Device,
+        views: &[KvView<'_>],
+        state: &CacheState,
+        workspace: &Workspace,
+    ) -> Result<Bound, BuildError> {
+        let mut checks = Checks::default();
+        let bound = Bound::new(self, device, views, state, workspace, &mut checks)?;
+        checks.finish()?;
+        Ok(bound)
+    }
+
+    /// As [`Plan::bind`], waiting until the device's answers are in.
+    ///
+    /// # Errors
+    /// As [`Plan::bind`].
+    pub async fn bind_async(
+        &self,
+        device: &wgpu::Device,
+        views: &[KvView<'_>],
+        state: &CacheState,
+        workspace: &Workspace,
+    ) -> Result<Bound, BuildError> {
+        let mut checks = Checks::default();
+        let bound = Bound::new(self, device, views, state, workspace, &mut checks)?;
+        checks.finish_async().await?;
+        Ok(bound)
+    }
+}
+
+impl PlanInner {
+    /// Most tokens that a row of at most `max_len` keeps.
+    pub fn max_budget(&self, max_len: u32) -> u32 {
+        self.rule.asked(max_len).max(self.max_protected(max_len)).max(1).min(max_len)
+    }
+
+    /// Most rows that `Fill` moves in a row of at most `max_len`: min(budget, len - budget) does not fall with the
+    /// length but for rounding, and a raised budget moves no more than it keeps.
+    pub fn max_moved(&self, max_len: u32) -> u32 {
+        let budget = self.rule.asked(max_len).min(max_len);
+        let by_budget = budget.min(max_len - budget) + 1;
+        let by_protection = self.max_protected(max_len).max(1);
+        by_budget.max(by_protection).min(max_len / 2 + 1)
+    }
+
+    fn max_protected(&self, max_len: u32) -> u32 {
+        self.policy.sinks.saturating_add(self.policy.recent).min(max_len)
+    }
+}
+
+fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, sort_len: u32) -> ScratchLayout {
+    let order_stride = shape.capacity.next_multiple_of(64);
+    let positional = policy.order == Order::Positional;
+    let sorts_outside = policy.selector == Selector::Bitonic && shape.capacity > sort_len;
+    let counts_digits = policy.selector != Selector::Bitonic && shape.capacity > SHORT_ROW && num_rows < MANY_ROWS;
+    let tile_counts_base = if counts_digits { HISTOGRAM_WORDS } else { 0 };
+    let tile_counts = shape.capacity.div_ceil(SELECT_TILE);
+    ScratchLayout {
+        num_rows,
+        order_stride,
+        lists_stride: order_stride * (1 + u32::from(positional)),
+        staged_offset: if positional { order_stride } else { 0 },
+        histogram_stride: if counts_digits || sorts_outside {
+            (tile_counts_base + tile_counts).next_multiple_of(64)
+        } else {
+            0
+        },
+        tile_counts_base,
+        sorted_stride: if sorts_outside { shape.capacity.next_power_of_two() } else { 0 },
+    }
+}
+
+/// The grids of the longest rows must fit the device.
+fn check_grid(shape: &KvShape, tiles: &ScoreTiles, available: u32) -> Result<(), BuildError> {
+    let lanes = shape.keys.lanes().max(shape.values.lanes());
+    let needed = shape.capacity.div_ceil(tiles.plain).max((shape.capacity / 2 + 1).div_ceil(WORKGROUP / lanes * 4));
+    if needed > available {
+        return Err(BuildError::Limit {
+            limit: "max_compute_workgroups_per_dimension",
+            needed: needed.into(),
+            available: available.into(),
+        });
+    }
+    Ok(())
+}
+
+fn score_tiles(shape: &KvShape) -> ScoreTiles {
+    let round = WORKGROUP / shape.keys.lanes() * 4;
+    ScoreTiles { plain: round * 128u32.div_ceil(round), fused: round * 1024u32.div_ceil(round) }
+}
+
+fn select_pipelines(kernels: &Kernels, policy: &Policy, checks: &mut Checks) -> SelectPipelines {
+    let wide = f64::from(kernels.capabilities.row_workgroup);
+    let narrow = f64::from(WORKGROUP);
+    let sort_len = f64::from(kernels.capabilities.sort_len);
+    let mut radix = |entry, workgroup| {
+        kernels.pipeline(Module::Radix, entry, &[("WG_SIZE", workgroup), ("TILE", f64::from(SELECT_TILE))], checks)
+    };
+    let radix_row = radix("radix_row", wide);
+    let histograms = [radix("histogram_0", narrow), radix("histogram_1", narrow), radix("histogram_2", narrow)];
+    let count = radix("count", narrow);
+    let emit = radix("emit", narrow);
+    let bitonic = (policy.selector != Selector::Radix).then(|| {
+        let mut bitonic = |entry, workgroup| {
+            kernels.pipeline(Module::Bitonic, entry, &[("WG_SIZE", workgroup), ("SORT_LEN", sort_len)], checks)
+        };
+        BitonicPipelines {
+            row: bitonic("bitonic_row", wide),
+            tiles: bitonic("bitonic_tiles", wide),
+            step: bitonic("bitonic_step", narrow),
+            merge: bitonic("bitonic_merge", wide),
+            pick: bitonic("bitonic_pick", narrow),
+        }
+    });
+    SelectPipelines {
+        radix_row,
+        histograms,
+        count,
+        emit,
+        bitonic,
+        finish: kernels.pipeline(Module::State, "finish", &[("WG_SIZE", narrow)], checks),
+        append: kernels.pipeline(Module::Append, "append", &[("WG_SIZE", narrow)], checks),
+    }
+}

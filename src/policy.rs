@@ -1,0 +1,234 @@
+//! What to keep: budgets, direction, protection, order. No GPU here.
+
+use crate::error::ArgumentError;
+use crate::shape::KvShape;
+
+/// How a keep ratio becomes a number of tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Rounding {
+    /// Up, as l2compress does.
+    #[default]
+    Ceil,
+    /// Down, as kvpress does (but never below one token).
+    Floor,
+}
+
+/// Tokens kept a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Budget {
+    /// A share of the row's length, 0 to 1: 0.9 keeps nine tokens of ten.
+    KeepRatio {
+        /// Share of tokens that is kept.
+        keep_ratio: f64,
+        /// Rounding of `keep_ratio * len`.
+        rounding: Rounding,
+    },
+    /// An absolute number of tokens a row. Rows that are shorter are left whole.
+    KeepTokens(u32),
+}
+
+impl Budget {
+    /// A keep ratio, rounded up.
+    #[must_use]
+    pub const fn keep_ratio(keep_ratio: f64) -> Self {
+        Self::KeepRatio { keep_ratio, rounding: Rounding::Ceil }
+    }
+
+    pub(crate) fn rule(&self) -> Result<BudgetRule, ArgumentError> {
+        match *self {
+            Self::KeepRatio { keep_ratio, rounding } => {
+                if !(0.0..=1.0).contains(&keep_ratio) {
+                    return Err(ArgumentError::KeepRatio { got: keep_ratio });
+                }
+                Ok(BudgetRule::ratio(keep_ratio, rounding))
+            }
+            Self::KeepTokens(0) => Err(ArgumentError::ZeroDimension { argument: "keep_tokens" }),
+            Self::KeepTokens(tokens) => Ok(BudgetRule { mode: 2, ratio: 0, tokens }),
+        }
+    }
+
+    /// Tokens kept of a row of `len` tokens of which `num_protected` are protected:
+    /// `min(len, max(asked, num_protected, 1))`. The integers are the same as on the GPU.
+    ///
+    /// A ratio is held as a 40-bit fixed-point number, rounded so that `0.55 * 100` is 55 tokens in either rounding.
+    ///
+    /// # Errors
+    /// As [`Policy::check`] for the budget.
+    ///
+    /// # Example
+    /// ```
+    /// use keynorm::Budget;
+    /// assert_eq!(Budget::keep_ratio(0.5).tokens(101, 0)?, 51);
+    /// assert_eq!(Budget::KeepTokens(64).tokens(101, 70)?, 70);
+    /// # Ok::<(), keynorm::ArgumentError>(())
+    /// ```
+    pub fn tokens(&self, len: u32, num_protected: u32) -> Result<u32, ArgumentError> {
+        Ok(self.rule()?.tokens(len, num_protected))
+    }
+}
+
+/// The budget as the shaders hold it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BudgetRule {
+    /// 0 ratio rounded up, 1 ratio rounded down, 2 tokens.
+    pub mode: u32,
+    /// Keep ratio times 2⁴⁰, rounded towards the exact product: down for `Ceil`, up for `Floor`.
+    pub ratio: u64,
+    pub tokens: u32,
+}
+
+const RATIO_ONE: f64 = (1u64 << 40) as f64;
+
+impl BudgetRule {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number from 0 to 2^40")]
+    fn ratio(keep_ratio: f64, rounding: Rounding) -> Self {
+        let scaled = keep_ratio * RATIO_ONE;
+        match rounding {
+            Rounding::Ceil => Self { mode: 0, ratio: scaled.floor() as u64, tokens: 0 },
+            Rounding::Floor => Self { mode: 1, ratio: scaled.ceil() as u64, tokens: 0 },
+        }
+    }
+
+    /// The budget asked for, before any raise.
+    #[expect(clippy::cast_possible_truncation, reason = "at most len, a u32")]
+    pub fn asked(&self, len: u32) -> u32 {
+        let product = u64::from(len) * self.ratio;
+        match self.mode {
+            0 => product.div_ceil(1 << 40) as u32,
+            1 => (product >> 40) as u32,
+            _ => self.tokens,
+        }
+    }
+
+    pub fn tokens(&self, len: u32, num_protected: u32) -> u32 {
+        len.min(self.asked(len).max(num_protected).max(1))
+    }
+}
+
+/// Which keys are kept first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Direction {
+    /// Lowest norm: the paper's method.
+    #[default]
+    Lowest,
+    /// Highest norm: the paper's counter-example.
+    Highest,
+    /// By a hash of (seed, layer, row, original position): the paper's control.
+    Random {
+        /// Seed of the hash.
+        seed: u64,
+    },
+}
+
+/// Where the kept tokens go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Order {
+    /// Kept slots below the budget stay; the others fill the holes. Moves the fewest bytes. Slots are out of order
+    /// afterwards, so truncating a cache by slot (speculative rollback) is wrong.
+    #[default]
+    Fill,
+    /// Kept tokens keep their order.
+    Positional,
+}
+
+/// How the threshold of a row is found. Every choice gives the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Selector {
+    /// By measured crossover.
+    #[default]
+    Auto,
+    /// A parallel bitonic sort of the order keys: in workgroup memory where a row fits, tiles and merges beyond.
+    Bitonic,
+    /// Histograms of the order keys' digits.
+    Radix,
+}
+
+/// Everything that decides which tokens are kept, and in which order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// Tokens kept a row.
+    pub budget: Budget,
+    /// Which keys are kept first.
+    pub direction: Direction,
+    /// The tokens at original positions below this are always kept.
+    pub sinks: u32,
+    /// The last tokens by original position that are always kept: those at `num_seen - recent` and beyond, even if
+    /// fewer of them survive.
+    pub recent: u32,
+    /// Layers that are left whole. They cost nothing.
+    pub skip_layers: Vec<u32>,
+    /// Where the kept tokens go.
+    pub order: Order,
+    /// How thresholds are found.
+    pub selector: Selector,
+}
+
+impl Policy {
+    /// Lowest norm, nothing protected, every layer compressed.
+    #[must_use]
+    pub const fn new(budget: Budget) -> Self {
+        Self {
+            budget,
+            direction: Direction::Lowest,
+            sinks: 0,
+            recent: 0,
+            skip_layers: Vec::new(),
+            order: Order::Fill,
+            selector: Selector::Auto,
+        }
+    }
+
+    /// The paper's method: lowest norm, ratio rounded up, nothing protected, layers 0 and 1 left whole.
+    #[must_use]
+    pub fn paper(keep_ratio: f64) -> Self {
+        Self { skip_layers: vec![0, 1], ..Self::new(Budget::keep_ratio(keep_ratio)) }
+    }
+
+    /// As NVIDIA kvpress' `KnormPress`: ratio rounded down, nothing protected, no layer left whole.
+    #[must_use]
+    pub const fn kvpress(keep_ratio: f64) -> Self {
+        Self::new(Budget::KeepRatio { keep_ratio, rounding: Rounding::Floor })
+    }
+
+    /// Lowest norm with the last 64 and the first 4 tokens protected, layers 0 and 1 left whole: recommended for
+    /// decoding, where pure lowest norm fills the cache with old keys.
+    #[must_use]
+    pub fn safe(keep_ratio: f64) -> Self {
+        Self { sinks: 4, recent: 64, ..Self::paper(keep_ratio) }
+    }
+
+    /// Checks what does not depend on lengths.
+    ///
+    /// # Errors
+    /// A ratio that is NaN or outside 0..=1, a budget of 0 tokens, `KeepTokens` below `sinks + recent`, a skipped layer
+    /// that the shape does not have.
+    pub fn check(&self, shape: &KvShape) -> Result<(), ArgumentError> {
+        self.budget.rule()?;
+        let protected = u64::from(self.sinks) + u64::from(self.recent);
+        if let Budget::KeepTokens(keep_tokens) = self.budget {
+            if u64::from(keep_tokens) < protected {
+                return Err(ArgumentError::KeepTokensBelowProtected { keep_tokens, protected });
+            }
+        }
+        for &layer in &self.skip_layers {
+            if layer >= shape.num_layers {
+                return Err(ArgumentError::LayerOutOfRange {
+                    argument: "skip_layers",
+                    layer,
+                    num_layers: shape.num_layers,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Layers that are compressed, ascending.
+    #[must_use]
+    pub fn compressed_layers(&self, num_layers: u32) -> Vec<u32> {
+        (0..num_layers).filter(|l| !self.skip_layers.contains(l)).collect()
+    }
+}

@@ -1,0 +1,49 @@
+//! Twin of `shaders/compact.wgsl`, `shaders/state.wgsl` and `shaders/append.wgsl`: rows moved, state updated.
+
+use super::top_k::Selection;
+
+/// State of one row: what [`CacheState`](crate::CacheState) holds of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CacheRow {
+    /// Tokens in the cache.
+    pub len: u32,
+    /// Tokens seen so far by the row's sequence.
+    pub num_seen: u32,
+    /// Original positions of the slots below the last compacted length.
+    pub positions: Vec<u32>,
+}
+
+impl CacheRow {
+    /// A row of `len` tokens of which none has been dropped.
+    #[must_use]
+    pub const fn new(len: u32) -> Self {
+        Self { len, num_seen: len, positions: Vec::new() }
+    }
+
+    /// Original position of a slot.
+    #[must_use]
+    pub fn position_of(&self, slot: u32) -> u32 {
+        self.positions.get(slot as usize).copied().unwrap_or(self.num_seen - (self.len - slot))
+    }
+
+    /// Counts appended tokens.
+    pub const fn append(&mut self, tokens: u32) {
+        self.len += tokens;
+        self.num_seen += tokens;
+    }
+
+    /// The state after a selection has been compacted.
+    pub fn finish(&mut self, selection: &Selection) {
+        self.positions = selection.sources.iter().map(|&s| self.position_of(s)).collect();
+        self.len = selection.budget;
+    }
+}
+
+/// Moves the rows of one tensor, densely packed, `row_bytes` a token.
+pub fn move_rows(selection: &Selection, row_bytes: usize, rows: &mut [u8]) {
+    let before = rows.to_vec();
+    for (slot, &source) in selection.sources.iter().enumerate() {
+        let source = source as usize * row_bytes;
+        rows[slot * row_bytes..][..row_bytes].copy_from_slice(&before[source..][..row_bytes]);
+    }
+}

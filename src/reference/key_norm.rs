@@ -1,0 +1,116 @@
+//! Twin of `shaders/key_norm.wgsl`: order keys from squared key norms.
+
+use half::{bf16, f16};
+
+use super::compact::CacheRow;
+use crate::policy::{Direction, Policy};
+use crate::shape::{Dtype, TensorSpec};
+
+/// Order key of a key with a NaN element: after every norm, dropped first in every direction.
+pub const NAN_ORDER_KEY: u32 = 0xffff_fffe;
+const INFINITY_BITS: u32 = 0x7f80_0000;
+
+/// Order keys of a row, and whether one of its keys was not finite.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scored {
+    /// One order key a token; lower is kept first; 0 is protected.
+    pub order_keys: Vec<u32>,
+    /// A key had a NaN element or an infinite squared norm.
+    pub non_finite: bool,
+}
+
+/// Squared L2 norm of one key, `None` where an element is NaN.
+///
+/// The order of additions is part of the definition: with L = [`TensorSpec::lanes`], lane j adds the squares of the
+/// 16-byte chunks j, j + L, … element by element from left to right; then lanes are added at distances L/2 … 1.
+///
+/// # Ties and NaN
+/// NaN is tested on the bits of the input. Overflow gives +Inf.
+#[must_use]
+pub fn squared_norm(spec: &TensorSpec, key: &[u8]) -> Option<f32> {
+    let lanes = spec.lanes() as usize;
+    let mut sums = vec![0.0_f32; lanes];
+    let mut nan = false;
+    for (chunk_ix, chunk) in key.chunks_exact(16).enumerate() {
+        let sum = &mut sums[chunk_ix % lanes];
+        for element in elements(spec.dtype, chunk) {
+            nan |= element.is_nan();
+            *sum += element * element;
+        }
+    }
+    let mut distance = lanes / 2;
+    while distance > 0 {
+        for i in 0..distance {
+            sums[i] += sums[i + distance];
+        }
+        distance /= 2;
+    }
+    (!nan).then_some(sums[0])
+}
+
+/// Elements of a chunk as the norm sees them: bf16 magnitudes below 2⁻⁶³ are zero, so that every square is exact.
+fn elements(dtype: Dtype, chunk: &[u8]) -> Vec<f32> {
+    let halves = || chunk.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    match dtype {
+        Dtype::F32 => chunk.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        Dtype::F16 => halves().map(|h| f16::from_bits(h).to_f32()).collect(),
+        Dtype::Bf16 => halves().map(|h| if h & 0x7fff < 0x2000 { 0.0 } else { bf16::from_bits(h).to_f32() }).collect(),
+    }
+}
+
+/// Order key of an unprotected token.
+#[must_use]
+pub fn order_key(direction: Direction, norm: Option<f32>, layer: u32, row: u32, position: u32) -> u32 {
+    let Some(norm) = norm else { return NAN_ORDER_KEY };
+    let bits = norm.to_bits().min(INFINITY_BITS);
+    match direction {
+        Direction::Lowest => bits + 1,
+        Direction::Highest => INFINITY_BITS - bits + 1,
+        Direction::Random { seed } => random_bits(seed, layer, row, position) + 1,
+    }
+}
+
+/// 31 bits of (seed, layer, row, original position): the finaliser of `MurmurHash3` (A. Appleby, public domain), a round
+/// for each word.
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "the two words of the seed")]
+pub const fn random_bits(seed: u64, layer: u32, row: u32, position: u32) -> u32 {
+    let h = mix(seed as u32 ^ 0x9e37_79b9);
+    let h = mix(h ^ (seed >> 32) as u32);
+    let h = mix(h ^ layer.wrapping_mul(0x85eb_ca6b));
+    let h = mix(h ^ row.wrapping_mul(0xc2b2_ae35));
+    mix(h ^ position) >> 1
+}
+
+const fn mix(mut h: u32) -> u32 {
+    h ^= h >> 16;
+    h = h.wrapping_mul(0x85eb_ca6b);
+    h ^= h >> 13;
+    h = h.wrapping_mul(0xc2b2_ae35);
+    h ^ (h >> 16)
+}
+
+/// Order keys of the `row.len` keys of one row, densely packed.
+#[must_use]
+pub fn score_row(
+    policy: &Policy,
+    layer: u32,
+    row_index: u32,
+    row: &CacheRow,
+    spec: &TensorSpec,
+    keys: &[u8],
+) -> Scored {
+    let mut scored = Scored { order_keys: Vec::with_capacity(row.len as usize), non_finite: false };
+    for (slot, key) in (0..row.len).zip(keys.chunks_exact(spec.row_bytes() as usize)) {
+        let norm = squared_norm(spec, key);
+        scored.non_finite |= norm.is_none_or(f32::is_infinite);
+        let position = row.position_of(slot);
+        let protected = position < policy.sinks || row.num_seen - position <= policy.recent;
+        scored.order_keys.push(if protected {
+            0
+        } else {
+            order_key(policy.direction, norm, layer, row_index, position)
+        });
+    }
+    scored
+}

@@ -1,0 +1,225 @@
+//! The cache state on the GPU: lengths, positions, tokens seen, status.
+
+use crate::error::{ArgumentError, BuildError};
+use crate::kernel::{Checks, Kernels};
+use crate::shape::KvShape;
+
+/// Sticky bits of a layer's status word. They are set by the GPU and cleared by the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Status(pub u32);
+
+impl Status {
+    /// A length was above the capacity; it was taken as the capacity.
+    pub const LENGTH_OVER_CAPACITY: Self = Self(1);
+    /// A budget had to be raised to the number of protected tokens, or to one token.
+    pub const BUDGET_RAISED: Self = Self(2);
+    /// A key had a NaN element, or its squared norm was infinite.
+    pub const NON_FINITE_KEY: Self = Self(8);
+
+    /// Whether every bit of `other` is set.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// Word offsets of the parts of [`CacheState::meta`], for callers' own shaders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateOffsets {
+    /// `status[layer]`: sticky bits, see [`Status`].
+    pub status: u32,
+    /// `num_seen[layer, sequence]`: tokens seen so far.
+    pub num_seen: u32,
+    /// `inactive[sequence]`: non-zero leaves the sequence as it is.
+    pub inactive: u32,
+    /// `lengths[layer, row]`: tokens in the cache.
+    pub lengths: u32,
+    /// `compacted[layer, row]`: slots below this have their position stored; those at and above it were appended since.
+    pub compacted: u32,
+    /// Words in all.
+    pub len: u32,
+}
+
+impl StateOffsets {
+    /// Offsets for a shape.
+    #[must_use]
+    pub const fn of(shape: &KvShape) -> Self {
+        let rows = shape.num_layers * shape.rows_per_layer();
+        let num_seen = shape.num_layers;
+        let inactive = num_seen + shape.num_layers * shape.batch_size;
+        let lengths = inactive + shape.batch_size;
+        let compacted = lengths + rows;
+        Self { status: 0, num_seen, inactive, lengths, compacted, len: compacted + rows }
+    }
+}
+
+/// Lengths, positions, tokens seen and status of a cache, in two buffers of u32 words that the caller's own shaders may
+/// read and write between recordings.
+///
+/// A slot `s` of a row that holds `len` tokens has the original position `positions[s]` where `s < compacted`, else
+/// `num_seen - (len - s)`: tokens appended since the last compression sit at the end. A runtime needs both the physical
+/// length (how many slots to attend to) and the original position (where RoPE continues: at `num_seen`).
+#[derive(Debug, Clone)]
+pub struct CacheState {
+    pub(crate) shape: KvShape,
+    meta: wgpu::Buffer,
+    positions: wgpu::Buffer,
+    append_counts: wgpu::Buffer,
+}
+
+/// Records of [`Bound::record_append`](crate::Bound::record_append) that can be in flight with counts of their own.
+pub const NUM_APPEND_SLOTS: u32 = 8;
+
+impl CacheState {
+    pub(crate) fn new(kernels: &Kernels, shape: &KvShape, checks: &mut Checks) -> Result<Self, BuildError> {
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let rows = u64::from(shape.num_layers) * u64::from(shape.rows_per_layer());
+        let mut buffer = |label, words: u64| {
+            let size = (words * 4).next_multiple_of(256);
+            let available = kernels.capabilities.max_buffer_bytes;
+            if size > available {
+                return Err(BuildError::Limit { limit: "max_buffer_size", needed: size, available });
+            }
+            let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
+            Ok(checks.guard(&kernels.device, label, || kernels.device.create_buffer(&descriptor)))
+        };
+        Ok(Self {
+            shape: *shape,
+            meta: buffer("keynorm.state.meta", StateOffsets::of(shape).len.into())?,
+            positions: buffer("keynorm.state.positions", rows * u64::from(shape.capacity))?,
+            append_counts: buffer(
+                "keynorm.state.append_counts",
+                u64::from(append_slot_words(shape)) * u64::from(NUM_APPEND_SLOTS),
+            )?,
+        })
+    }
+
+    /// Status, tokens seen, lengths: u32 words at [`StateOffsets`]. Usage `STORAGE | COPY_SRC | COPY_DST`.
+    #[must_use]
+    pub const fn meta(&self) -> &wgpu::Buffer {
+        &self.meta
+    }
+
+    /// Original positions: u32 `[num_layers, batch_size * num_kv_heads, capacity]`, valid below `compacted`.
+    /// Usage `STORAGE | COPY_SRC | COPY_DST`.
+    #[must_use]
+    pub const fn positions(&self) -> &wgpu::Buffer {
+        &self.positions
+    }
+
+    pub(crate) const fn append_counts(&self) -> &wgpu::Buffer {
+        &self.append_counts
+    }
+
+    /// Word offsets within [`CacheState::meta`].
+    #[must_use]
+    pub const fn offsets(&self) -> StateOffsets {
+        StateOffsets::of(&self.shape)
+    }
+
+    /// Declares a fresh cache: sequence `b` holds `lengths[b]` tokens in every layer and head, at positions
+    /// `0..lengths[b]`, and nothing has been dropped. Written through the queue, so it takes effect before the next
+    /// submission; call it outside recording.
+    ///
+    /// # Errors
+    /// A count other than `batch_size`; a length above the capacity.
+    pub fn set_lengths(&self, queue: &wgpu::Queue, lengths: &[u32]) -> Result<(), ArgumentError> {
+        let shape = &self.shape;
+        check_count("lengths", lengths.len(), shape.batch_size as usize)?;
+        for (index, &got) in lengths.iter().enumerate() {
+            if got > shape.capacity {
+                return Err(ArgumentError::LengthOverCapacity {
+                    argument: "lengths",
+                    index,
+                    got,
+                    capacity: shape.capacity,
+                });
+            }
+        }
+        let o = self.offsets();
+        let num_seen: Vec<u32> = (0..shape.num_layers).flat_map(|_| lengths.iter().copied()).collect();
+        let heads = shape.num_kv_heads as usize;
+        let rows: Vec<u32> = num_seen.iter().flat_map(|&n| std::iter::repeat_n(n, heads)).collect();
+        self.write(queue, o.num_seen, &num_seen);
+        self.write(queue, o.lengths, &rows);
+        self.write(queue, o.compacted, &vec![0; rows.len()]);
+        Ok(())
+    }
+
+    /// Empties one sequence: length, compacted prefix and tokens seen become 0 in every layer.
+    ///
+    /// # Errors
+    /// A sequence that the shape does not have.
+    pub fn reset_sequence(&self, queue: &wgpu::Queue, sequence: u32) -> Result<(), ArgumentError> {
+        let shape = &self.shape;
+        if sequence >= shape.batch_size {
+            return Err(ArgumentError::IndexOutOfRange {
+                argument: "sequence",
+                got: sequence.into(),
+                limit: shape.batch_size.into(),
+            });
+        }
+        let o = self.offsets();
+        let zeros = vec![0; shape.num_kv_heads as usize];
+        for layer in 0..shape.num_layers {
+            let row = layer * shape.rows_per_layer() + sequence * shape.num_kv_heads;
+            self.write(queue, o.num_seen + layer * shape.batch_size + sequence, &[0]);
+            self.write(queue, o.lengths + row, &zeros);
+            self.write(queue, o.compacted + row, &zeros);
+        }
+        Ok(())
+    }
+
+    /// Says which sequences take part; the others are neither read nor changed. All are active at first.
+    ///
+    /// # Errors
+    /// A count other than `batch_size`.
+    pub fn set_active(&self, queue: &wgpu::Queue, active: &[bool]) -> Result<(), ArgumentError> {
+        check_count("active", active.len(), self.shape.batch_size as usize)?;
+        let words: Vec<u32> = active.iter().map(|&a| u32::from(!a)).collect();
+        self.write(queue, self.offsets().inactive, &words);
+        Ok(())
+    }
+
+    /// Writes one slot of counts for [`Bound::record_append`](crate::Bound::record_append): tokens appended to each
+    /// sequence. Records in flight at one time that need different counts take different slots; a decode loop that
+    /// appends one token a step writes its slot once.
+    ///
+    /// # Errors
+    /// A slot of [`NUM_APPEND_SLOTS`] or more; a count other than `batch_size`.
+    pub fn set_append_counts(&self, queue: &wgpu::Queue, slot: u32, counts: &[u32]) -> Result<(), ArgumentError> {
+        check_count("counts", counts.len(), self.shape.batch_size as usize)?;
+        check_slot(slot)?;
+        let offset = u64::from(append_slot_words(&self.shape)) * u64::from(slot) * 4;
+        queue.write_buffer(&self.append_counts, offset, bytemuck::cast_slice(counts));
+        Ok(())
+    }
+
+    /// Clears the sticky status bits of every layer.
+    pub fn clear_status(&self, queue: &wgpu::Queue) {
+        self.write(queue, self.offsets().status, &vec![0; self.shape.num_layers as usize]);
+    }
+
+    fn write(&self, queue: &wgpu::Queue, word: u32, data: &[u32]) {
+        queue.write_buffer(&self.meta, u64::from(word) * 4, bytemuck::cast_slice(data));
+    }
+}
+
+/// Words of an append slot: a multiple of 64, so that every slot can be bound.
+pub(crate) const fn append_slot_words(shape: &KvShape) -> u32 {
+    shape.batch_size.next_multiple_of(64)
+}
+
+pub(crate) const fn check_slot(slot: u32) -> Result<(), ArgumentError> {
+    if slot < NUM_APPEND_SLOTS {
+        return Ok(());
+    }
+    Err(ArgumentError::IndexOutOfRange { argument: "slot", got: slot as u64, limit: NUM_APPEND_SLOTS as u64 })
+}
+
+pub(crate) const fn check_count(argument: &'static str, got: usize, expected: usize) -> Result<(), ArgumentError> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(ArgumentError::WrongCount { argument, got, expected })
+}

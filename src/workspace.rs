@@ -1,0 +1,99 @@
+//! Scratch memory of a plan: order keys, lists, histograms. Never of the size of the cache.
+
+use crate::error::BuildError;
+use crate::kernel::{Checks, Kernels};
+
+/// Strides of the scratch arrays, words a row, and rows in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ScratchLayout {
+    pub num_rows: u64,
+    pub order_stride: u32,
+    pub lists_stride: u32,
+    pub staged_offset: u32,
+    /// 0 where no row takes the long-row dispatches.
+    pub histogram_stride: u32,
+    /// Words from a row's histogram to its tile counts.
+    pub tile_counts_base: u32,
+    /// 0 where no row is sorted outside workgroup memory.
+    pub sorted_stride: u32,
+}
+
+/// Words of a `RowInfo` of the shaders.
+pub(crate) const ROW_INFO_WORDS: u32 = 16;
+
+/// Scratch of one plan. It may be dirty between calls, with one exception that keynorm keeps itself: the histograms are
+/// left zero. One workspace serves one record at a time; records of one queue follow each other, so they may share it.
+#[derive(Debug, Clone)]
+pub struct Workspace {
+    pub(crate) layout: ScratchLayout,
+    pub(crate) order_keys: wgpu::Buffer,
+    pub(crate) lists: wgpu::Buffer,
+    pub(crate) row_infos: wgpu::Buffer,
+    pub(crate) histogram: wgpu::Buffer,
+    pub(crate) sorted: wgpu::Buffer,
+}
+
+impl ScratchLayout {
+    fn sizes(&self) -> [(&'static str, u64); 5] {
+        let bytes = |stride: u32| (self.num_rows * u64::from(stride) * 4).max(256).next_multiple_of(256);
+        [
+            ("keynorm.scratch.order_keys", bytes(self.order_stride)),
+            ("keynorm.scratch.lists", bytes(self.lists_stride)),
+            ("keynorm.scratch.row_infos", bytes(ROW_INFO_WORDS)),
+            ("keynorm.scratch.histogram", bytes(self.histogram_stride)),
+            ("keynorm.scratch.sorted", bytes(self.sorted_stride)),
+        ]
+    }
+
+    /// Rows of which every array fits a binding.
+    pub fn max_rows(&self, max_binding_bytes: u64) -> u32 {
+        let widest = self.order_stride.max(self.lists_stride).max(self.histogram_stride).max(self.sorted_stride);
+        u32::try_from(max_binding_bytes / (u64::from(widest) * 4)).unwrap_or(u32::MAX).max(1)
+    }
+
+    pub fn total_bytes(&self) -> u64 {
+        self.sizes().iter().map(|s| s.1).sum()
+    }
+}
+
+impl Workspace {
+    pub(crate) fn new(kernels: &Kernels, layout: ScratchLayout, checks: &mut Checks) -> Result<Self, BuildError> {
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let mut create = |(label, size): (&'static str, u64)| {
+            let available = kernels.capabilities.max_buffer_bytes;
+            if size > available {
+                return Err(BuildError::Limit { limit: "max_buffer_size", needed: size, available });
+            }
+            let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
+            Ok(checks.guard(&kernels.device, label, || kernels.device.create_buffer(&descriptor)))
+        };
+        let [order_keys, lists, row_infos, histogram, sorted] = layout.sizes();
+        Ok(Self {
+            layout,
+            order_keys: create(order_keys)?,
+            lists: create(lists)?,
+            row_infos: create(row_infos)?,
+            histogram: create(histogram)?,
+            sorted: create(sorted)?,
+        })
+    }
+
+    /// Order keys as the score stage leaves them: u32 `[compressed layer * row, stride]`, lower = kept first. A caller
+    /// who records only later stages may write keys of its own here: 0 for what must stay, up to 0xFFFF_FFFE.
+    #[must_use]
+    pub const fn order_keys(&self) -> &wgpu::Buffer {
+        &self.order_keys
+    }
+
+    /// Words between rows of [`Workspace::order_keys`]: the capacity, rounded up to a multiple of 64.
+    #[must_use]
+    pub const fn order_stride(&self) -> u32 {
+        self.layout.order_stride
+    }
+
+    /// Bytes of all scratch buffers.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.layout.total_bytes()
+    }
+}

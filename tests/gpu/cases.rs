@@ -1,0 +1,154 @@
+//! The table of cases.
+
+use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Selector, Switch};
+
+use crate::support::{Case, Data, Layout, run, shape};
+
+const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+const SELECTORS: [Selector; 2] = [Selector::Radix, Selector::Bitonic];
+const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
+
+fn policy(keep_ratio: f64, selector: Selector, order: Order) -> Policy {
+    Policy { selector, order, ..Policy::new(Budget::keep_ratio(keep_ratio)) }
+}
+
+#[test]
+fn every_dtype_selector_and_order() {
+    for dtype in DTYPES {
+        for selector in SELECTORS {
+            for order in ORDERS {
+                for subgroups in [Switch::Off, Switch::On] {
+                    let mut case = Case::new(shape(2, 3, 301, 128, dtype), policy(0.5, selector, order));
+                    case.options = Options::with_subgroups(subgroups);
+                    run(&case);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn head_dims() {
+    for head_dim in [16, 24, 64, 80, 96, 112, 192, 256, 512] {
+        for dtype in DTYPES {
+            run(&Case::new(shape(1, 2, 130, head_dim, dtype), policy(0.3, Selector::Auto, Order::Fill)));
+            run(&Case::new(shape(1, 2, 130, head_dim, dtype), policy(0.7, Selector::Auto, Order::Positional)));
+        }
+    }
+}
+
+#[test]
+fn layouts() {
+    let layouts = [
+        Layout::Nhd,
+        Layout::Offset { words: 1, pad_elements: 2 },
+        Layout::Offset { words: 3, pad_elements: 0 },
+        Layout::Offset { words: 36, pad_elements: 8 },
+        Layout::Interleaved { words: 0 },
+        Layout::Interleaved { words: 5 },
+        Layout::Touching,
+    ];
+    for layout in layouts {
+        for order in ORDERS {
+            let mut case = Case::new(shape(2, 3, 70, 64, Dtype::F16), policy(0.4, Selector::Auto, order));
+            case.layout = layout;
+            run(&case);
+        }
+    }
+}
+
+#[test]
+fn lengths_and_budgets() {
+    for selector in SELECTORS {
+        for order in ORDERS {
+            for lengths in [[0, 1], [2, 3], [255, 256], [257, 64], [300, 0]] {
+                for budget in [0.0, 0.1, 0.5, 0.98, 1.0] {
+                    let mut case = Case::new(shape(2, 2, 300, 16, Dtype::F16), policy(budget, selector, order));
+                    case.lengths = lengths.to_vec();
+                    run(&case);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn data_kinds_and_directions() {
+    for data in [Data::Ties, Data::AllEqual, Data::Special] {
+        for dtype in DTYPES {
+            for direction in [Direction::Lowest, Direction::Highest, Direction::Random { seed: 0x1234_5678_9abc_def0 }]
+            {
+                for selector in SELECTORS {
+                    let mut case = Case::new(shape(1, 2, 400, 32, dtype), policy(0.5, selector, Order::Fill));
+                    case.policy.direction = direction;
+                    case.data = data;
+                    run(&case);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn long_rows() {
+    for selector in SELECTORS {
+        for order in ORDERS {
+            for data in [Data::Random, Data::Ties] {
+                let mut case = Case::new(shape(2, 1, 20_000, 16, Dtype::F16), policy(0.5, selector, order));
+                case.lengths = vec![20_000, 17_001];
+                case.data = data;
+                run(&case);
+            }
+        }
+    }
+}
+
+#[test]
+fn second_compression_goes_on_from_the_first() {
+    for selector in SELECTORS {
+        for order in ORDERS {
+            for (sinks, recent) in [(0, 0), (4, 64), (1, 0), (0, 33)] {
+                let mut case = Case::new(shape(2, 2, 400, 64, Dtype::Bf16), policy(0.5, selector, order));
+                case.policy.sinks = sinks;
+                case.policy.recent = recent;
+                case.lengths = vec![300, 41];
+                case.appended = vec![100, 17];
+                run(&case);
+            }
+        }
+    }
+}
+
+#[test]
+fn several_layers_with_some_left_whole() {
+    for order in ORDERS {
+        let mut case = Case::new(shape(2, 2, 200, 64, Dtype::F16), policy(0.5, Selector::Auto, order));
+        case.shape.num_layers = 5;
+        case.policy.skip_layers = vec![0, 2];
+        case.lengths = vec![150, 77];
+        case.appended = vec![50, 3];
+        run(&case);
+    }
+}
+
+#[test]
+fn windows_of_whole_rows() {
+    for order in ORDERS {
+        let mut case = Case::new(shape(3, 5, 300, 64, Dtype::F16), policy(0.5, Selector::Auto, order));
+        case.options.max_binding_bytes = Some(1 << 17);
+        run(&case);
+        case.shape.num_layers = 3;
+        case.policy.skip_layers = vec![1];
+        run(&case);
+    }
+}
+
+#[test]
+fn keys_and_values_differ() {
+    let mut case = Case::new(shape(2, 2, 150, 192, Dtype::F16), policy(0.5, Selector::Auto, Order::Fill));
+    case.shape.values = keynorm::TensorSpec::new(Dtype::F32, 128);
+    for order in ORDERS {
+        case.policy.order = order;
+        run(&case);
+    }
+}

@@ -1,0 +1,5 @@
+//! GPU against reference: every selector, order, dtype, layout and optional-feature set, with poisoned memory round
+//! every row. Needs an adapter; none is a failure.
+
+mod cases;
+mod support;
