@@ -1,0 +1,257 @@
+//! One case: a plan bound to the data of its shape, checked, then timed. Every repetition starts from restored data and
+//! empty caches, and what it left behind is summed up: one that did less than the first is void.
+
+use std::time::Instant;
+
+use keynorm::{Bound, Budget, CacheState, Compressor, KvView, Order, Plan, Policy, Selector, Stages};
+
+use crate::check;
+use crate::data::{Data, Found, Verifier};
+use crate::gpu::{Clock, Gpu, Result, micros};
+use crate::rates::Flush;
+use crate::report::{Rates, Row, Stats, median};
+
+/// What all cases share.
+pub struct Bench<'a> {
+    pub gpu: &'a Gpu,
+    pub clock: Clock,
+    pub flush: Flush,
+    pub compressor: Compressor,
+    pub rates: Rates,
+    pub repetitions: usize,
+    pub warmup: usize,
+    pub check: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Case {
+    pub keep_ratio: f64,
+    pub order: Order,
+    pub selector: Selector,
+}
+
+/// Repetitions by the host's clock, and of single stages.
+const SIDE_REPETITIONS: usize = 7;
+const RECORDS: usize = 50;
+
+pub struct Prepared<'a> {
+    pub gpu: &'a Gpu,
+    pub data: &'a Data,
+    pub plan: Plan,
+    pub state: CacheState,
+    pub bound: Bound,
+    pristine_meta: wgpu::Buffer,
+    verifier: Verifier,
+    pub kept: u32,
+}
+
+impl<'a> Prepared<'a> {
+    pub fn new(gpu: &'a Gpu, compressor: &Compressor, data: &'a Data, case: Case) -> Result<Self> {
+        let shape = &data.shape;
+        let policy =
+            Policy { order: case.order, selector: case.selector, ..Policy::new(Budget::keep_ratio(case.keep_ratio)) };
+        let plan = compressor.plan(shape, &policy).map_err(|e| e.to_string())?;
+        let state = plan.create_state().map_err(|e| e.to_string())?;
+        let workspace = plan.create_workspace().map_err(|e| e.to_string())?;
+        let views: Vec<_> = data.layers.iter().map(|l| KvView::hnd(shape, &l.keys.live, &l.values.live)).collect();
+        let bound = plan.bind(&gpu.device, &views, &state, &workspace).map_err(|e| e.to_string())?;
+        state.set_lengths(&gpu.queue, &vec![shape.capacity; shape.batch_size as usize]).map_err(|e| e.to_string())?;
+        let pristine_meta = gpu.buffer("pristine state", state.meta().size())?;
+        let mut encoder = gpu.encoder();
+        encoder.copy_buffer_to_buffer(state.meta(), 0, &pristine_meta, 0, pristine_meta.size());
+        gpu.finish(encoder)?;
+        let verifier = Verifier::new(gpu, data, &state)?;
+        let kept = plan.budget(shape.capacity, 0);
+        Ok(Self { gpu, data, plan, state, bound, pristine_meta, verifier, kept })
+    }
+
+    pub fn restore(&self, encoder: &mut wgpu::CommandEncoder) {
+        self.data.restore(encoder);
+        encoder.copy_buffer_to_buffer(&self.pristine_meta, 0, self.state.meta(), 0, self.pristine_meta.size());
+    }
+
+    pub fn record(&self, pass: &mut wgpu::ComputePass<'_>, stages: Stages) -> Result<()> {
+        self.bound.record_stages(pass, self.data.shape.capacity, stages).map_err(|e| e.to_string())
+    }
+
+    /// One repetition in one submission; the stages of each span go in a pass of their own.
+    pub fn repeat(&self, clock: &Clock, flush: &Flush, spans: &[Stages]) -> Result<(Vec<Option<f64>>, Found)> {
+        let mut encoder = self.gpu.encoder();
+        self.restore(&mut encoder);
+        flush.record(&mut encoder);
+        for (span, stages) in (0..).zip(spans) {
+            self.record(&mut clock.pass(&mut encoder, span), *stages)?;
+        }
+        if clock.exists() {
+            clock.resolve(&mut encoder, u32::try_from(spans.len()).unwrap_or(0));
+        }
+        self.verifier.record(&mut encoder);
+        self.gpu.finish(encoder)?;
+        let times = if clock.exists() { clock.read(self.gpu, spans.len())? } else { vec![None; spans.len()] };
+        Ok((times, self.verifier.read(self.gpu)?))
+    }
+
+    /// As [`Self::repeat`], from an idle device to an idle device by the host's clock, recording counted.
+    pub fn repeat_wall(&self, flush: &Flush) -> Result<(f64, Found)> {
+        let mut encoder = self.gpu.encoder();
+        self.restore(&mut encoder);
+        flush.record(&mut encoder);
+        self.gpu.finish(encoder)?;
+        let start = Instant::now();
+        let mut encoder = self.gpu.encoder();
+        self.record(&mut encoder.begin_compute_pass(&Default::default()), Stages::ALL)?;
+        self.gpu.finish(encoder)?;
+        let wall = micros(start);
+        let mut encoder = self.gpu.encoder();
+        self.verifier.record(&mut encoder);
+        self.gpu.finish(encoder)?;
+        Ok((wall, self.verifier.read(self.gpu)?))
+    }
+
+    /// Host time of `record` alone, and of encoder, pass, `record` and `finish`. Nothing is submitted.
+    fn record_times(&self) -> Result<(Option<f64>, Option<f64>)> {
+        let (mut records, mut finishes) = (Vec::new(), Vec::new());
+        for _ in 0..RECORDS {
+            let whole = Instant::now();
+            let mut encoder = self.gpu.encoder();
+            {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                let start = Instant::now();
+                self.record(&mut pass, Stages::ALL)?;
+                records.push(micros(start));
+            }
+            drop(encoder.finish());
+            finishes.push(micros(whole));
+        }
+        Ok((median(&mut records), median(&mut finishes)))
+    }
+}
+
+/// What every repetition must have left behind.
+struct Expected {
+    num_kept: u64,
+    first: Option<Found>,
+}
+
+impl Expected {
+    fn accept(&mut self, found: Found) -> Result<()> {
+        let first = *self.first.get_or_insert(found);
+        if u64::from(found.num_kept) != self.num_kept {
+            return Err(format!("void: a repetition kept {} tokens, not {}", found.num_kept, self.num_kept));
+        }
+        if found.num_moved < first.num_moved {
+            return Err(format!("void: a repetition moved {} rows, the first {}", found.num_moved, first.num_moved));
+        }
+        if found != first {
+            return Err(format!("void: a repetition left {:016x}, the first {:016x}", found.hash, first.hash));
+        }
+        Ok(())
+    }
+}
+
+impl Bench<'_> {
+    /// Checks and times a case; a failure goes in the row's error.
+    pub fn run(&self, data: &Data, case: Case) -> Row {
+        let mut row = new_row(data, case);
+        if let Err(error) = self.fill(data, case, &mut row) {
+            row.error = Some(error);
+        }
+        row
+    }
+
+    fn fill(&self, data: &Data, case: Case, row: &mut Row) -> Result<()> {
+        let prepared = Prepared::new(self.gpu, &self.compressor, data, case)?;
+        row.kept = prepared.kept;
+        row.scratch_bytes = prepared.plan.workspace_bytes();
+        let all_rows = data.shape.num_layers * data.shape.rows_per_layer();
+        let mut expected = Expected { num_kept: u64::from(all_rows) * u64::from(prepared.kept), first: None };
+        let (_, found) = prepared.repeat(&self.clock, &self.flush, &[Stages::ALL])?;
+        expected.accept(found)?;
+        if self.check {
+            row.rows_checked = check::check(&prepared, found)?;
+        }
+        row.hash = format!("{:016x}", found.hash);
+        row.num_moved = found.num_moved.into();
+
+        let mut times = Vec::new();
+        for repetition in 0..self.warmup + self.repetitions {
+            let (spans, found) = prepared.repeat(&self.clock, &self.flush, &[Stages::ALL])?;
+            expected.accept(found)?;
+            if repetition >= self.warmup {
+                times.extend(spans[0]);
+            }
+        }
+        let mut walls = Vec::new();
+        let num_walls = if self.clock.exists() { SIDE_REPETITIONS.min(self.repetitions) } else { self.repetitions };
+        for _ in 0..num_walls {
+            let (wall, found) = prepared.repeat_wall(&self.flush)?;
+            expected.accept(found)?;
+            walls.push(wall);
+        }
+        self.time_stages(&prepared, &mut expected, row)?;
+        (row.record_us, row.record_finish_us) = prepared.record_times()?;
+        row.wall_us_median = median(&mut walls);
+        if !self.clock.exists() {
+            times = walls;
+        } else if times.len() * 2 < self.repetitions {
+            return Err("void: the device's clock gave no time for most repetitions".into());
+        }
+        self.fill_times(row, &mut times);
+        Ok(())
+    }
+
+    fn time_stages(&self, prepared: &Prepared<'_>, expected: &mut Expected, row: &mut Row) -> Result<()> {
+        let mut stages = [Vec::new(), Vec::new(), Vec::new()];
+        for _ in 0..SIDE_REPETITIONS.min(self.repetitions) {
+            let spans = [Stages::SCORE, Stages::SELECT, Stages::COMPACT];
+            let (times, found) = prepared.repeat(&self.clock, &self.flush, &spans)?;
+            expected.accept(found)?;
+            for (stage, time) in stages.iter_mut().zip(times) {
+                stage.extend(time);
+            }
+        }
+        let [score, select, compact] = &mut stages;
+        (row.score_us, row.select_us, row.compact_us) = (median(score), median(select), median(compact));
+        Ok(())
+    }
+
+    fn fill_times(&self, row: &mut Row, times: &mut [f64]) {
+        let token_bytes = row.bytes_floor; // of one tensor, until here
+        let tokens = u64::from(row.layers) * u64::from(row.batch_rows) * u64::from(row.seq_len);
+        row.bytes_floor = tokens * token_bytes + row.num_moved * 4 * token_bytes;
+        let Some(stats) = Stats::of(times) else { return };
+        let floor_us = row.bytes_floor as f64 / self.rates.floor_gb_s() / 1e3;
+        row.us_median = Some(stats.median);
+        row.us_min = Some(stats.min);
+        row.us_max = Some(stats.max);
+        row.us_p10 = Some(stats.p10);
+        row.us_p90 = Some(stats.p90);
+        row.gb_s = Some(row.bytes_floor as f64 / stats.median / 1e3);
+        row.floor_us = Some(floor_us);
+        row.floor_percent = Some(100.0 * floor_us / stats.median);
+    }
+}
+
+fn new_row(data: &Data, case: Case) -> Row {
+    let shape = &data.shape;
+    let rows = shape.num_layers * shape.rows_per_layer();
+    let moved_share = match case.order {
+        Order::Fill => case.keep_ratio * (1.0 - case.keep_ratio),
+        _ => case.keep_ratio,
+    };
+    Row {
+        peer: "keynorm".into(),
+        mode: "compress".into(),
+        layers: shape.num_layers,
+        batch_rows: shape.rows_per_layer(),
+        seq_len: shape.capacity,
+        head_dim: shape.keys.head_dim,
+        dtype: format!("{:?}", shape.keys.dtype).to_lowercase(),
+        keep_ratio: case.keep_ratio,
+        order: format!("{:?}", case.order).to_lowercase(),
+        selector: format!("{:?}", case.selector).to_lowercase(),
+        bytes_floor: shape.keys.row_bytes().into(),
+        num_moved_expected: f64::from(rows) * f64::from(shape.capacity) * moved_share,
+        ..Row::default()
+    }
+}

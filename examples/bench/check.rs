@@ -1,0 +1,137 @@
+//! A result against the reference: positions, moved bytes and, where every row is read back, the device's own sums.
+
+use std::ops::Range;
+
+use keynorm::reference::{CacheRow, key_norm, top_k};
+use keynorm::{Dtype, Order};
+
+use crate::case::Prepared;
+use crate::data::{Found, HostSums, seed_of};
+use crate::gpu::Result;
+
+/// Most bytes of keys that are compared.
+const CHECKED_BYTES: u64 = 64 << 20;
+
+/// One row, read back.
+struct RowData {
+    /// Row of the layer, and of the state.
+    row: u32,
+    state_row: u32,
+    layer: u32,
+    before: [Vec<u32>; 2],
+    after: [Vec<u32>; 2],
+    positions: Vec<u32>,
+}
+
+/// Compares all rows where they are small enough, else a sample of evenly spaced ones; returns their number.
+pub fn check(prepared: &Prepared<'_>, found: Found) -> Result<u32> {
+    let shape = &prepared.data.shape;
+    let rows = shape.num_layers * shape.rows_per_layer();
+    let row_bytes = u64::from(shape.capacity) * u64::from(shape.keys.row_bytes());
+    let count = u32::try_from(CHECKED_BYTES / row_bytes).unwrap_or(u32::MAX).clamp(1, rows);
+    let picks: Vec<u32> = (0..count).map(|i| (u64::from(i) * u64::from(rows) / u64::from(count)) as u32).collect();
+    let read = picks.iter().map(|&r| read_row(prepared, r)).collect::<Result<Vec<_>>>()?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let parts: Vec<Result<HostSums>> = std::thread::scope(|scope| {
+        let check_part = |part: &[RowData]| {
+            let mut sums = HostSums::default();
+            part.iter().try_for_each(|row| check_row(prepared, row, &mut sums)).map(|()| sums)
+        };
+        let workers: Vec<_> =
+            read.chunks(read.len().div_ceil(threads)).map(|part| scope.spawn(move || check_part(part))).collect();
+        workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err("the check panicked".into()))).collect()
+    });
+    let mut sums = HostSums::default();
+    for part in parts {
+        sums.merge(&part?);
+    }
+    if count == rows && sums.hash() != found.hash {
+        return Err(format!("wrong: the device sums up {:016x}, the host {:016x}", found.hash, sums.hash()));
+    }
+    Ok(count)
+}
+
+fn read_row(prepared: &Prepared<'_>, state_row: u32) -> Result<RowData> {
+    let shape = &prepared.data.shape;
+    let (layer, row) = (state_row / shape.rows_per_layer(), state_row % shape.rows_per_layer());
+    let buffers = &prepared.data.layers[layer as usize];
+    let range = |row: u32, bytes: u64, used: u64| -> Range<u64> {
+        let start = u64::from(row) * bytes;
+        start..start + used
+    };
+    let token_bytes = u64::from(shape.keys.row_bytes());
+    let row_bytes = u64::from(shape.capacity) * token_bytes;
+    let kept = u64::from(prepared.kept);
+    let gpu = prepared.gpu;
+    let before = |b: &wgpu::Buffer| gpu.read_range(b, range(row, row_bytes, row_bytes));
+    let after = |b: &wgpu::Buffer| gpu.read_range(b, range(row, row_bytes, kept * token_bytes));
+    Ok(RowData {
+        row,
+        state_row,
+        layer,
+        before: [before(&buffers.keys.pristine)?, before(&buffers.values.pristine)?],
+        after: [after(&buffers.keys.live)?, after(&buffers.values.live)?],
+        positions: gpu
+            .read_range(prepared.state.positions(), range(state_row, u64::from(shape.capacity) * 4, kept * 4))?,
+    })
+}
+
+fn check_row(prepared: &Prepared<'_>, data: &RowData, sums: &mut HostSums) -> Result<()> {
+    let shape = &prepared.data.shape;
+    let policy = prepared.plan.policy();
+    let state = CacheRow::new(shape.capacity);
+    let keys = bytemuck::cast_slice(&data.before[0]);
+    let order_keys = key_norm::score_row(policy, data.layer, data.row, &state, &shape.keys, keys).order_keys;
+    let wanted = top_k::select(&order_keys, &policy.budget, policy.order).map_err(|e| e.to_string())?;
+    let wrong = |what: String| Err(format!("wrong: row {} {what}", data.state_row));
+    if data.positions != wanted.sources {
+        let tolerant = shape.keys.dtype == Dtype::F32;
+        if !tolerant || !is_near(&order_keys, wanted.threshold, &data.positions, policy.order, shape.keys.head_dim) {
+            let slot = data.positions.iter().zip(&wanted.sources).position(|(a, b)| a != b);
+            return wrong(format!("differs from the reference first at slot {slot:?}"));
+        }
+    }
+    let token_words = (shape.keys.row_bytes() / 4) as usize;
+    for (t, (before, after)) in (0..).zip(data.before.iter().zip(&data.after)) {
+        let salt = seed_of(data.layer, t);
+        let first = data.row * shape.capacity * (token_words as u32);
+        for (slot, &position) in data.positions.iter().enumerate() {
+            let (from, to) = (position as usize * token_words, slot * token_words);
+            let moved = &after[to..to + token_words];
+            if moved != &before[from..from + token_words] {
+                return wrong(format!("tensor {t} slot {slot} does not hold token {position}"));
+            }
+            for (i, &word) in (first + to as u32..).zip(moved) {
+                sums.add_row_word(salt, i, word);
+            }
+        }
+    }
+    for (slot, &position) in (0..).zip(&data.positions) {
+        sums.add_position(data.state_row * shape.capacity + slot, position);
+    }
+    Ok(())
+}
+
+/// Whether a set that differs from the reference's does so only among keys within head_dim * 2^-24 relative of the
+/// threshold, and lies in the order that was asked for.
+fn is_near(order_keys: &[u32], threshold: u32, positions: &[u32], order: Order, head_dim: u32) -> bool {
+    let norm = |order_key: u32| f64::from(f32::from_bits(order_key.saturating_sub(1)));
+    let slack = norm(threshold) * f64::from(head_dim) / f64::from(1 << 24);
+    let mut is_kept = vec![false; order_keys.len()];
+    for &position in positions {
+        match is_kept.get_mut(position as usize) {
+            Some(kept) if !*kept => *kept = true,
+            _ => return false,
+        }
+    }
+    let set_ok = order_keys.iter().zip(&is_kept).all(|(&key, &kept)| {
+        if kept { norm(key) <= norm(threshold) + slack } else { norm(key) >= norm(threshold) - slack }
+    });
+    let budget = positions.len() as u32;
+    let movers = positions.iter().filter(|&&p| p >= budget);
+    let order_ok = match order {
+        Order::Fill => movers.is_sorted() && (0..).zip(positions).all(|(slot, &p)| p >= budget || p == slot),
+        _ => positions.is_sorted(),
+    };
+    set_ok && order_ok
+}

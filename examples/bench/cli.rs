@@ -1,0 +1,132 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use keynorm::{Dtype, Order, Selector, Switch};
+
+use crate::rates::FlushMode;
+
+/// Times the compression of a KV cache in place, honestly: each repetition starts from restored data and empty caches.
+#[derive(Debug, Parser)]
+#[command(name = "bench", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check and time cases.
+    Run(Box<RunArgs>),
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// List adapters and stop.
+    #[arg(long)]
+    pub list_adapters: bool,
+    /// Number or part of the name of the adapter [default: a discrete GPU, else another, else a CPU].
+    #[arg(long)]
+    pub adapter: Option<String>,
+    /// Cases of a known table, in place of --rows, --len, --shape and --keep.
+    #[arg(long, value_enum)]
+    pub preset: Option<Preset>,
+    /// Rows (sequences times KV heads), each with every --len.
+    #[arg(long, value_delimiter = ',')]
+    pub rows: Vec<u32>,
+    /// Tokens a row.
+    #[arg(long = "len", value_delimiter = ',')]
+    pub seq_len: Vec<u32>,
+    /// ROWSxLEN or BATCHxHEADSxLEN, beside those of --rows and --len.
+    #[arg(long, value_delimiter = ',', value_parser = parse_shape)]
+    pub shape: Vec<(u32, u32)>,
+    /// Elements a token.
+    #[arg(long, value_delimiter = ',', default_value = "128")]
+    pub head_dim: Vec<u32>,
+    /// f16, bf16, f32.
+    #[arg(long, value_delimiter = ',', value_parser = parse_dtype, default_value = "f16")]
+    pub dtype: Vec<Dtype>,
+    /// Shares of tokens that are kept.
+    #[arg(long, value_delimiter = ',', value_parser = parse_ratio, default_value = "0.5")]
+    pub keep: Vec<f64>,
+    /// fill, positional.
+    #[arg(long, value_delimiter = ',', value_parser = parse_order, default_value = "fill,positional")]
+    pub order: Vec<Order>,
+    /// auto, radix, bitonic.
+    #[arg(long, value_delimiter = ',', value_parser = parse_selector, default_value = "auto")]
+    pub selector: Vec<Selector>,
+    /// Layers in one call, each with buffers of its own.
+    #[arg(long, default_value_t = 1)]
+    pub layers: u32,
+    /// Subgroup shuffles: auto, on, off.
+    #[arg(long, value_parser = parse_switch, default_value = "auto")]
+    pub subgroups: Switch,
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub repetitions: u32,
+    #[arg(long, default_value_t = 3)]
+    pub warmup: u32,
+    /// MiB that empty the last-level cache before each repetition [default: 256, on a CPU 128].
+    #[arg(long)]
+    pub flush_mb: Option<u64>,
+    /// How that is done.
+    #[arg(long, value_enum, default_value = "clean")]
+    pub flush: FlushMode,
+    /// Time without comparing with the reference first.
+    #[arg(long)]
+    pub no_check: bool,
+    /// JSON of peers on the same device, for the floor, the plot and the tables.
+    #[arg(long, value_delimiter = ',')]
+    pub peers: Vec<PathBuf>,
+    /// Commit that was built, for the record.
+    #[arg(long)]
+    pub commit: Option<String>,
+    #[arg(long)]
+    pub output_md: Option<PathBuf>,
+    #[arg(long)]
+    pub output_csv: Option<PathBuf>,
+    #[arg(long)]
+    pub output_json: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Preset {
+    /// The table of the design, with its goals.
+    Design,
+}
+
+fn parse_shape(text: &str) -> Result<(u32, u32), String> {
+    let numbers: Vec<u32> = text.split(['x', 'X']).map_while(|part| part.parse().ok()).filter(|&n| n > 0).collect();
+    match (numbers[..].split_last(), text.split(['x', 'X']).count() == numbers.len()) {
+        (Some((&seq_len, rows)), true) if (1..=2).contains(&rows.len()) => {
+            let rows = rows.iter().try_fold(1u32, |a, &b| a.checked_mul(b));
+            rows.map(|r| (r, seq_len)).ok_or_else(|| format!("{text} has too many rows"))
+        }
+        _ => Err("expected ROWSxLEN or BATCHxHEADSxLEN".into()),
+    }
+}
+
+fn one_of<T: Copy>(text: &str, known: &[(&str, T)]) -> Result<T, String> {
+    let names: Vec<_> = known.iter().map(|k| k.0).collect();
+    known.iter().find(|k| k.0 == text).map(|k| k.1).ok_or_else(|| format!("expected one of {}", names.join(", ")))
+}
+
+fn parse_dtype(text: &str) -> Result<Dtype, String> {
+    one_of(text, &[("f16", Dtype::F16), ("bf16", Dtype::Bf16), ("f32", Dtype::F32)])
+}
+
+fn parse_order(text: &str) -> Result<Order, String> {
+    one_of(text, &[("fill", Order::Fill), ("positional", Order::Positional)])
+}
+
+fn parse_selector(text: &str) -> Result<Selector, String> {
+    one_of(text, &[("auto", Selector::Auto), ("radix", Selector::Radix), ("bitonic", Selector::Bitonic)])
+}
+
+fn parse_switch(text: &str) -> Result<Switch, String> {
+    one_of(text, &[("auto", Switch::Auto), ("on", Switch::On), ("off", Switch::Off)])
+}
+
+fn parse_ratio(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|r| (0.0..=1.0).contains(r)).ok_or_else(|| "expected a number from 0 to 1".into())
+}

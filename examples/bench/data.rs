@@ -1,0 +1,211 @@
+//! Keys and values on the device: made there, kept in a pristine copy, restored before every repetition, and summed up
+//! after it. The host twins of `shaders/generate.wgsl` and `shaders/verify.wgsl` are the tests' business and the check's.
+
+use keynorm::{CacheState, Dtype, KvShape, TensorSpec};
+
+use crate::gpu::{Gpu, Kernel, Result, part};
+
+/// One tensor of one layer: what is compressed, and what it is restored from.
+pub struct Tensor {
+    pub live: wgpu::Buffer,
+    pub pristine: wgpu::Buffer,
+}
+
+pub struct Layer {
+    pub keys: Tensor,
+    pub values: Tensor,
+}
+
+/// The caches of one shape. Cases of this shape share them.
+pub struct Data {
+    pub shape: KvShape,
+    pub layers: Vec<Layer>,
+}
+
+pub fn tensor_bytes(shape: &KvShape) -> u64 {
+    u64::from(shape.rows_per_layer()) * u64::from(shape.capacity) * u64::from(shape.keys.row_bytes())
+}
+
+const fn mantissa_bits(dtype: Dtype) -> u32 {
+    match dtype {
+        Dtype::F16 => 11,
+        Dtype::Bf16 => 8,
+        Dtype::F32 => 24,
+    }
+}
+
+/// Workgroups of a grid-stride loop.
+fn stride_groups(words: u64) -> u32 {
+    u32::try_from(words.div_ceil(256 * 32)).unwrap_or(u32::MAX).clamp(1, 16384)
+}
+
+fn word(value: u64) -> Result<u32> {
+    u32::try_from(value).map_err(|_| format!("{value} is more than a tensor of this tool can hold"))
+}
+
+impl Data {
+    pub fn new(gpu: &Gpu, shape: KvShape) -> Result<Self> {
+        let source = concat!(include_str!("shaders/generate.wgsl"), include_str!("shaders/mix.wgsl"));
+        let kernel = Kernel::new(gpu, source, "generate");
+        let tensor = |name: &str, seed: u32| {
+            let bytes = tensor_bytes(&shape);
+            let tensor =
+                Tensor { live: gpu.buffer(name, bytes)?, pristine: gpu.buffer(&format!("pristine {name}"), bytes)? };
+            generate(gpu, &kernel, &shape.keys, &tensor.pristine, seed)?;
+            Ok::<_, String>(tensor)
+        };
+        let layers = (0..shape.num_layers)
+            .map(|l| Ok(Layer { keys: tensor("keys", seed_of(l, 0))?, values: tensor("values", seed_of(l, 1))? }))
+            .collect::<Result<_>>()?;
+        Ok(Self { shape, layers })
+    }
+
+    /// Puts the unsorted data back.
+    pub fn restore(&self, encoder: &mut wgpu::CommandEncoder) {
+        for tensor in self.layers.iter().flat_map(|l| [&l.keys, &l.values]) {
+            encoder.copy_buffer_to_buffer(&tensor.pristine, 0, &tensor.live, 0, tensor.live.size());
+        }
+    }
+}
+
+pub const fn seed_of(layer: u32, tensor: u32) -> u32 {
+    0x6b6e_6f72 ^ (layer * 2 + tensor).wrapping_mul(0x9e37_79b9)
+}
+
+fn generate(gpu: &Gpu, kernel: &Kernel, spec: &TensorSpec, buffer: &wgpu::Buffer, seed: u32) -> Result<()> {
+    for (offset, size) in gpu.windows(buffer.size()) {
+        let words = [word(offset / 4)?, word(size / 4)?, spec.row_bytes() / 4, seed, mantissa_bits(spec.dtype)];
+        let params = gpu.uniform(&words);
+        let group = kernel.group(gpu, &[(0, params.as_entire_binding()), (1, part(buffer, offset, size))]);
+        let mut encoder = gpu.encoder();
+        kernel.dispatch(&mut encoder.begin_compute_pass(&Default::default()), &group, stride_groups(size / 4));
+        gpu.queue.submit([encoder.finish()]);
+    }
+    Ok(())
+}
+
+/// What a repetition left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Of positions and kept rows, the same on every device.
+    pub hash: u64,
+    /// Kept slots whose token came from elsewhere.
+    pub num_moved: u32,
+    /// Slots below the rows' lengths.
+    pub num_kept: u32,
+}
+
+/// Sums up the live tensors and the state on the device.
+pub struct Verifier {
+    rows: Kernel,
+    positions: Kernel,
+    row_groups: Vec<(wgpu::BindGroup, u32)>,
+    position_groups: Vec<(wgpu::BindGroup, u32)>,
+    found: wgpu::Buffer,
+}
+
+impl Verifier {
+    pub fn new(gpu: &Gpu, data: &Data, state: &CacheState) -> Result<Self> {
+        let source = concat!(include_str!("shaders/verify.wgsl"), include_str!("shaders/mix.wgsl"));
+        let rows = Kernel::new(gpu, source, "sum_rows");
+        let positions = Kernel::new(gpu, source, "sum_positions");
+        let found = gpu.buffer("found", 32)?;
+        let shape = &data.shape;
+        let groups = |kernel: &Kernel, buffer: &wgpu::Buffer, bytes: u64, token_words, row_base, salt| {
+            gpu.windows(bytes)
+                .map(|(offset, size)| {
+                    let lengths = state.offsets().lengths + row_base;
+                    let words = [word(offset / 4)?, word(size / 4)?, token_words, shape.capacity, lengths, salt];
+                    let params = gpu.uniform(&words);
+                    let bindings = [
+                        (0, params.as_entire_binding()),
+                        (1, part(buffer, offset, size)),
+                        (2, state.meta().as_entire_binding()),
+                        (3, found.as_entire_binding()),
+                    ];
+                    Ok((kernel.group(gpu, &bindings), stride_groups(size / 4)))
+                })
+                .collect::<Result<Vec<_>>>()
+        };
+        let mut row_groups = Vec::new();
+        for (l, layer) in (0..).zip(&data.layers) {
+            for (t, tensor) in (0..).zip([&layer.keys, &layer.values]) {
+                let token_words = shape.keys.row_bytes() / 4;
+                let row_base = l * shape.rows_per_layer();
+                row_groups.extend(groups(
+                    &rows,
+                    &tensor.live,
+                    tensor.live.size(),
+                    token_words,
+                    row_base,
+                    seed_of(l, t),
+                )?);
+            }
+        }
+        let slots = u64::from(shape.num_layers * shape.rows_per_layer()) * u64::from(shape.capacity);
+        let position_groups = groups(&positions, state.positions(), slots * 4, 1, 0, POSITIONS_SALT)?;
+        Ok(Self { rows, positions, row_groups, position_groups, found })
+    }
+
+    pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
+        encoder.clear_buffer(&self.found, 0, None);
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        for (kernel, groups) in [(&self.rows, &self.row_groups), (&self.positions, &self.position_groups)] {
+            for (group, num_workgroups) in groups {
+                kernel.dispatch(&mut pass, group, *num_workgroups);
+            }
+        }
+    }
+
+    pub fn read(&self, gpu: &Gpu) -> Result<Found> {
+        let f = gpu.read(&self.found)?;
+        Ok(Found { hash: join(f[0] ^ f[2], f[1] ^ f[3]), num_moved: f[4], num_kept: f[5] })
+    }
+}
+
+pub const POSITIONS_SALT: u32 = 0x706f_736e;
+
+fn join(low: u32, high: u32) -> u64 {
+    u64::from(low) | (u64::from(high) << 32)
+}
+
+/// The host twin of the verifier's sums.
+#[derive(Debug, Default)]
+pub struct HostSums {
+    rows: (u32, u32),
+    positions: (u32, u32),
+}
+
+impl HostSums {
+    fn sum(sums: (u32, u32), salt: u32, at: u32, word: u32) -> (u32, u32) {
+        let h = mix(word ^ mix(at ^ salt));
+        (sums.0.wrapping_add(h), sums.1.wrapping_add(mix(h ^ 0x9e37_79b9)))
+    }
+
+    /// Adds word `at` of a tensor, counted from the tensor's first.
+    pub fn add_row_word(&mut self, salt: u32, at: u32, word: u32) {
+        self.rows = Self::sum(self.rows, salt, at, word);
+    }
+
+    pub fn add_position(&mut self, at: u32, position: u32) {
+        self.positions = Self::sum(self.positions, POSITIONS_SALT, at, position);
+    }
+
+    pub fn merge(&mut self, other: &Self) {
+        let add = |a: (u32, u32), b: (u32, u32)| (a.0.wrapping_add(b.0), a.1.wrapping_add(b.1));
+        self.rows = add(self.rows, other.rows);
+        self.positions = add(self.positions, other.positions);
+    }
+
+    pub fn hash(&self) -> u64 {
+        join(self.rows.0 ^ self.positions.0, self.rows.1 ^ self.positions.1)
+    }
+}
+
+const fn mix(mut h: u32) -> u32 {
+    h ^= h >> 16;
+    h = h.wrapping_mul(0x85eb_ca6b);
+    h ^= h >> 13;
+    h = h.wrapping_mul(0xc2b2_ae35);
+    h ^ (h >> 16)
+}

@@ -1,0 +1,187 @@
+//! `bench run`: every case of every shape, checked and timed on one device.
+
+use std::path::Path;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use keynorm::{Compressor, Dtype, KvShape, Options, TensorSpec};
+
+use crate::case::{Bench, Case};
+use crate::cli::{Preset, RunArgs};
+use crate::data::Data;
+use crate::design::{GOALS, H100_COPY_GB_S};
+use crate::gpu::{Clock, Gpu, Result};
+use crate::rates::{self, Flush};
+use crate::report::{Adapter, PeerReport, Rates, Report};
+use crate::{about, files, markdown};
+
+/// One shape and the cases that share its data.
+struct Group {
+    shape: KvShape,
+    cases: Vec<Case>,
+}
+
+pub fn run(args: &RunArgs) -> Result<()> {
+    let groups = groups(args)?;
+    for path in [&args.output_md, &args.output_csv, &args.output_json].into_iter().flatten() {
+        files::check_writable(path)?;
+    }
+    let peers = args.peers.iter().map(|p| files::read_json::<PeerReport>(p)).collect::<Result<Vec<_>>>()?;
+    let gpu = Gpu::open(args.adapter.as_deref())?;
+    let total = groups.iter().map(|g| g.cases.len() as u64).sum::<u64>() + 1;
+    let bar = ProgressBar::new(total);
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}").map_err(|e| e.to_string())?;
+    bar.set_style(style);
+    bar.set_message("copy and read rates");
+    let bench = new_bench(args, &gpu, &peers)?;
+    bar.inc(1);
+    let mut report = new_report(args, &gpu, &bench);
+    report.peers = peers.into_iter().flat_map(|p| p.rows).collect();
+    for group in groups {
+        let shape = &group.shape;
+        let name =
+            format!("{} x {} x {} {:?}", shape.rows_per_layer(), shape.capacity, shape.keys.head_dim, shape.keys.dtype);
+        bar.set_message(name.clone());
+        match Data::new(&gpu, group.shape) {
+            Ok(data) => {
+                for case in group.cases {
+                    let row = bench.run(&data, case);
+                    if let Some(error) = &row.error {
+                        bar.suspend(|| eprintln!("{name} keep {} {}: {error}", row.keep_ratio, row.order));
+                    }
+                    report.rows.push(row);
+                    bar.inc(1);
+                }
+            }
+            Err(error) => {
+                bar.suspend(|| eprintln!("{name}: {error}"));
+                bar.inc(group.cases.len() as u64);
+            }
+        }
+        gpu.wait()?; // frees what the group held
+        save(args, &report)?;
+    }
+    bar.finish_and_clear();
+    print!("{}", markdown::report(&report));
+    match report.rows.iter().filter(|r| r.error.is_some()).count() {
+        0 if report.rows.len() as u64 + 1 == total => Ok(()),
+        0 => Err("cases were left out for want of memory".into()),
+        failed => Err(format!("{failed} cases failed, see their rows")),
+    }
+}
+
+fn save(args: &RunArgs, report: &Report) -> Result<()> {
+    let outputs: [(&Option<_>, fn(&Report) -> Result<String>); 3] = [
+        (&args.output_md, |r| Ok(markdown::report(r))),
+        (&args.output_csv, |r| Ok(files::csv(r))),
+        (&args.output_json, |r| serde_json::to_string_pretty(r).map(|t| t + "\n").map_err(|e| e.to_string())),
+    ];
+    for (path, text) in outputs {
+        if let Some(path) = path {
+            let path: &Path = path;
+            files::write(path, &text(report)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn groups(args: &RunArgs) -> Result<Vec<Group>> {
+    let new_shape = |rows, seq_len, spec| KvShape {
+        num_layers: args.layers,
+        batch_size: 1,
+        num_kv_heads: rows,
+        capacity: seq_len,
+        keys: spec,
+        values: spec,
+    };
+    let cases = |keeps: &[f64]| {
+        let mut cases = Vec::new();
+        for &keep_ratio in keeps {
+            for &order in &args.order {
+                cases.extend(args.selector.iter().map(|&selector| Case { keep_ratio, order, selector }));
+            }
+        }
+        cases
+    };
+    let mut groups: Vec<Group> = Vec::new();
+    if args.preset == Some(Preset::Design) {
+        for goal in GOALS {
+            let shape = new_shape(goal.rows, goal.seq_len, TensorSpec::new(Dtype::F16, 128));
+            match groups.last_mut().filter(|g| g.shape == shape) {
+                Some(group) => group.cases.extend(cases(&[goal.keep_ratio])),
+                None => groups.push(Group { shape, cases: cases(&[goal.keep_ratio]) }),
+            }
+        }
+        return Ok(groups);
+    }
+    let mut shapes: Vec<_> = args.rows.iter().flat_map(|&r| args.seq_len.iter().map(move |&n| (r, n))).collect();
+    shapes.extend(&args.shape);
+    for &dtype in &args.dtype {
+        for &head_dim in &args.head_dim {
+            for &(rows, seq_len) in &shapes {
+                let shape = new_shape(rows, seq_len, TensorSpec::new(dtype, head_dim));
+                shape.check().map_err(|e| e.to_string())?;
+                groups.push(Group { shape, cases: cases(&args.keep) });
+            }
+        }
+    }
+    if groups.is_empty() {
+        return Err("no shape: give --preset design, --shape 8x4096, or --rows 8 --len 4096".into());
+    }
+    Ok(groups)
+}
+
+fn new_bench<'a>(args: &RunArgs, gpu: &'a Gpu, peers: &[PeerReport]) -> Result<Bench<'a>> {
+    let clock = Clock::new(gpu);
+    let rates = rates::measure(gpu, &clock, if gpu.is_cpu() { 5 } else { 20 })?;
+    let torch_copy_gb_s = peers.iter().filter_map(|p| p.copy_gb_s).reduce(f64::max);
+    let compressor =
+        Compressor::new(&gpu.device, Options::with_subgroups(args.subgroups)).map_err(|e| e.to_string())?;
+    Ok(Bench {
+        gpu,
+        flush: Flush::new(gpu, args.flush_mb.unwrap_or(if gpu.is_cpu() { 128 } else { 256 }), args.flush)?,
+        clock,
+        compressor,
+        rates: Rates { torch_copy_gb_s, ..rates },
+        repetitions: args.repetitions as usize,
+        warmup: args.warmup as usize,
+        check: !args.no_check,
+    })
+}
+
+fn new_report(args: &RunArgs, gpu: &Gpu, bench: &Bench<'_>) -> Report {
+    let limits = gpu.device.limits();
+    let info = &gpu.info;
+    let own = bench.rates.own_copy_gb_s();
+    let slow = info.name.contains("H100") && own < H100_COPY_GB_S;
+    Report {
+        tool: "keynorm-bench".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        commit: about::commit(args.commit.as_deref()),
+        wgpu: about::wgpu_version(),
+        date: about::today(),
+        command: about::command(),
+        adapter: Adapter {
+            name: info.name.clone(),
+            backend: info.backend.to_string(),
+            device_type: format!("{:?}", info.device_type),
+            driver: info.driver.clone(),
+            driver_info: info.driver_info.clone(),
+            vendor: info.vendor,
+            device: info.device,
+            subgroup_min_size: info.subgroup_min_size,
+            subgroup_max_size: info.subgroup_max_size,
+            features: gpu.device.features().iter_names().map(|f| f.0).collect::<Vec<_>>().join(" "),
+            max_buffer_size: limits.max_buffer_size,
+            max_storage_buffer_binding_size: limits.max_storage_buffer_binding_size,
+            max_compute_workgroup_storage_size: limits.max_compute_workgroup_storage_size,
+        },
+        repetitions: bench.repetitions,
+        warmup: bench.warmup,
+        flush: format!("{}, {} MiB", bench.flush.mode.name(), bench.flush.bytes >> 20),
+        clock: if bench.clock.exists() { "gpu" } else { "wall" }.into(),
+        rates: bench.rates.clone(),
+        void: slow.then(|| format!("the own copy rate is {own:.0} GB/s, below {H100_COPY_GB_S:.0}")),
+        rows: Vec::new(),
+        peers: Vec::new(),
+    }
+}
