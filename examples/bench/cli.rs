@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use keynorm::{Dtype, Order, Selector, Switch};
 
+use crate::plot::Filter;
 use crate::rates::FlushMode;
 
 /// Times the compression of a KV cache in place, honestly: each repetition starts from restored data and empty caches.
@@ -19,6 +20,32 @@ pub struct Cli {
 pub enum Command {
     /// Check and time cases.
     Run(Box<RunArgs>),
+    /// The table of the design: goal, measured, PyTorch's best, floor.
+    Table(WithPeers),
+    /// PyTorch's fastest variant against ours, on one device.
+    Ratio(WithPeers),
+    /// Two reports, row by row: times, and whether both left the same bits.
+    Compare { a: PathBuf, b: PathBuf },
+    /// Time over tokens a row, as SVG.
+    Plot {
+        #[command(flatten)]
+        reports: WithPeers,
+        #[command(flatten)]
+        filter: Filter,
+        /// The SVG.
+        #[arg(long)]
+        output: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct WithPeers {
+    /// A report of `bench run`.
+    #[arg(long)]
+    pub json: PathBuf,
+    /// Reports of peers on the same device, beside those that the run was given.
+    #[arg(long, alias = "peers", value_delimiter = ',')]
+    pub torch: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -87,6 +114,9 @@ pub struct RunArgs {
     pub output_csv: Option<PathBuf>,
     #[arg(long)]
     pub output_json: Option<PathBuf>,
+    /// SVG of the time over tokens a row; `bench plot` draws others from the JSON.
+    #[arg(long)]
+    pub plot: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

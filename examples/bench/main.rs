@@ -9,14 +9,18 @@ mod design;
 mod files;
 mod gpu;
 mod markdown;
+mod plot;
 mod rates;
 mod report;
 mod run;
+mod tables;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use cli::{Cli, Command};
+use cli::{Cli, Command, WithPeers};
+use report::Report;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -34,6 +38,10 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) if args.list_adapters => list_adapters(),
         Command::Run(args) => run::run(&args),
+        Command::Table(reports) => load(&reports).map(|r| print!("{}", tables::table(&r))),
+        Command::Ratio(reports) => load(&reports).and_then(|r| tables::ratio(&r)).map(|t| print!("{t}")),
+        Command::Compare { a, b } => compare(&a, &b),
+        Command::Plot { reports, filter, output } => load(&reports).and_then(|r| plot::plot(&r, &filter, &output)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -42,6 +50,19 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+fn load(reports: &WithPeers) -> gpu::Result<Report> {
+    let mut report: Report = files::read_json(&reports.json)?;
+    for path in &reports.torch {
+        tables::add_peer(&mut report, files::read_json(path)?);
+    }
+    Ok(report)
+}
+
+fn compare(a: &Path, b: &Path) -> gpu::Result<()> {
+    print!("{}", tables::compare(&files::read_json(a)?, &files::read_json(b)?)?);
+    Ok(())
 }
 
 fn list_adapters() -> gpu::Result<()> {

@@ -10,9 +10,10 @@ use crate::cli::{Preset, RunArgs};
 use crate::data::Data;
 use crate::design::{GOALS, H100_COPY_GB_S};
 use crate::gpu::{Clock, Gpu, Result};
+use crate::plot::{self, Filter};
 use crate::rates::{self, Flush};
 use crate::report::{Adapter, PeerReport, Rates, Report};
-use crate::{about, files, markdown};
+use crate::{about, files, markdown, tables};
 
 /// One shape and the cases that share its data.
 struct Group {
@@ -22,7 +23,7 @@ struct Group {
 
 pub fn run(args: &RunArgs) -> Result<()> {
     let groups = groups(args)?;
-    for path in [&args.output_md, &args.output_csv, &args.output_json].into_iter().flatten() {
+    for path in [&args.output_md, &args.output_csv, &args.output_json, &args.plot].into_iter().flatten() {
         files::check_writable(path)?;
     }
     let peers = args.peers.iter().map(|p| files::read_json::<PeerReport>(p)).collect::<Result<Vec<_>>>()?;
@@ -61,7 +62,13 @@ pub fn run(args: &RunArgs) -> Result<()> {
         save(args, &report)?;
     }
     bar.finish_and_clear();
+    if let Some(path) = &args.plot {
+        plot::plot(&report, &Filter::default(), path)?;
+    }
     print!("{}", markdown::report(&report));
+    if args.preset.is_some() {
+        print!("\n{}", tables::table(&report));
+    }
     match report.rows.iter().filter(|r| r.error.is_some()).count() {
         0 if report.rows.len() as u64 + 1 == total => Ok(()),
         0 => Err("cases were left out for want of memory".into()),

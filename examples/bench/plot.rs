@@ -1,0 +1,235 @@
+//! `bench plot`: time over tokens a row, ours, the floor and the peers, on logarithmic axes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use plotters::coord::combinators::{BindKeyPoints as _, LogCoord};
+use plotters::prelude::*;
+
+use crate::gpu::Result;
+use crate::report::{PeerRow, Report, Row};
+
+/// What all points of one plot share.
+#[derive(Debug, Clone, PartialEq, PartialOrd)]
+struct Panel {
+    layers: u32,
+    batch_rows: u32,
+    head_dim: u32,
+    dtype: String,
+    keep_ratio: f64,
+}
+
+/// Which of a report's panels is drawn; what is left out is chosen by the number of points.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Filter {
+    /// Rows of the plot.
+    #[arg(long)]
+    pub rows: Option<u32>,
+    /// Keep ratio of the plot.
+    #[arg(long)]
+    pub keep: Option<f64>,
+    /// Dtype of the plot.
+    #[arg(long)]
+    pub dtype: Option<String>,
+    /// Head dimension of the plot.
+    #[arg(long)]
+    pub head_dim: Option<u32>,
+}
+
+struct Series {
+    name: String,
+    points: Vec<(f64, f64)>,
+    color: RGBColor,
+    dashed: bool,
+}
+
+// Okabe and Ito's palette, distinct for every eye.
+const BLUE: RGBColor = RGBColor(0, 114, 178);
+const SKY: RGBColor = RGBColor(86, 180, 233);
+const PEERS: [RGBColor; 6] = [
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(230, 159, 0),
+    RGBColor(204, 121, 167),
+    RGBColor(90, 90, 90),
+    RGBColor(150, 110, 60),
+];
+const FONT: &str = "sans-serif";
+
+fn panel_of(row: &Row) -> Panel {
+    Panel {
+        layers: row.layers,
+        batch_rows: row.batch_rows,
+        head_dim: row.head_dim,
+        dtype: row.dtype.clone(),
+        keep_ratio: row.keep_ratio,
+    }
+}
+
+fn has_peer(panel: &Panel, peer: &PeerRow) -> bool {
+    peer.error.is_none()
+        && !peer.peer.contains("decode")
+        && (peer.layers.unwrap_or(1), peer.batch_rows, peer.head_dim)
+            == (panel.layers, panel.batch_rows, panel.head_dim)
+        && peer.dtype == panel.dtype
+        && (peer.keep_ratio - panel.keep_ratio).abs() < 1e-9
+}
+
+impl Filter {
+    fn accepts(&self, panel: &Panel) -> bool {
+        self.rows.is_none_or(|r| r == panel.batch_rows)
+            && self.keep.is_none_or(|k| (k - panel.keep_ratio).abs() < 1e-9)
+            && self.dtype.as_ref().is_none_or(|d| *d == panel.dtype)
+            && self.head_dim.is_none_or(|d| d == panel.head_dim)
+    }
+
+    /// The accepted panel with the most points, the first of several.
+    fn choose(&self, report: &Report) -> Result<Panel> {
+        let mut panels: Vec<(Panel, usize)> = Vec::new();
+        for row in report.rows.iter().filter(|r| r.us_median.is_some()) {
+            let panel = panel_of(row);
+            match panels.iter_mut().find(|p| p.0 == panel) {
+                Some(known) => known.1 += 1,
+                None if self.accepts(&panel) => panels.push((panel, 1)),
+                None => {}
+            }
+        }
+        let most = panels.iter().map(|p| p.1).max().ok_or("no timed row to plot")?;
+        panels.into_iter().find(|p| p.1 == most).map(|p| p.0).ok_or_else(|| "no timed row to plot".into())
+    }
+}
+
+fn series_of(report: &Report, panel: &Panel) -> Vec<Series> {
+    let mut all = Vec::new();
+    for (order, label, color) in [("fill", "keynorm fill", BLUE), ("positional", "keynorm positional", SKY)] {
+        let points = |value: fn(&Row) -> Option<f64>| {
+            let rows = report.rows.iter().filter(|r| r.order == order && panel_of(r) == *panel);
+            sorted(rows.filter_map(|r| value(r).map(|us| (f64::from(r.seq_len), us))))
+        };
+        let floor_name = label.replace("keynorm", "floor,");
+        all.push(Series { name: label.into(), points: points(|r| r.us_median), color, dashed: false });
+        all.push(Series { name: floor_name, points: points(|r| r.floor_us), color, dashed: true });
+    }
+    let mut peers: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+    for peer in report.peers.iter().filter(|p| has_peer(panel, p)) {
+        let name = peer.peer.replace("torch-", "PyTorch ");
+        if let Some(us) = peer.us_median {
+            peers.entry(name).or_default().push((f64::from(peer.seq_len), us));
+        }
+    }
+    for ((name, points), &color) in peers.into_iter().zip(PEERS.iter().cycle()) {
+        all.push(Series { name, points: sorted(points.into_iter()), color, dashed: false });
+    }
+    all.retain(|s| !s.points.is_empty());
+    all
+}
+
+/// Ascending; of several times for one length (selectors, modes) the best.
+fn sorted(points: impl Iterator<Item = (f64, f64)>) -> Vec<(f64, f64)> {
+    let mut points: Vec<_> = points.collect();
+    points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    points.dedup_by_key(|p| p.0);
+    points
+}
+
+pub fn plot(report: &Report, filter: &Filter, path: &Path) -> Result<()> {
+    let panel = filter.choose(report)?;
+    let series = series_of(report, &panel);
+    draw(report, &panel, &series, path).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+fn draw(
+    report: &Report,
+    panel: &Panel,
+    series: &[Series],
+    path: &Path,
+) -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let points = || series.iter().flat_map(|s| s.points.iter().copied());
+    let (x_min, x_max) = bounds(points().map(|p| p.0));
+    let (y_min, y_max) = bounds(points().map(|p| p.1));
+    let ticks: Vec<f64> = sorted(points()).into_iter().map(|p| p.0).collect();
+    let decades: Vec<f64> = (-2..9).map(|e| 10f64.powi(e)).flat_map(|d| [d, 2.0 * d, 5.0 * d]).collect();
+    let root = SVGBackend::new(path, (960, 600)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let grey = RGBColor(85, 85, 85);
+    let rows = if panel.layers > 1 {
+        format!("{} layers × {} rows", panel.layers, panel.batch_rows)
+    } else {
+        format!("{} rows", panel.batch_rows)
+    };
+    let title = format!(
+        "KV-cache compression: {rows}, head dimension {}, {}, keep {}",
+        panel.head_dim, panel.dtype, panel.keep_ratio
+    );
+    let a = &report.adapter;
+    let subtitle = format!("{} · {} {} · wgpu {} · {}", a.name, a.backend, a.driver_info, report.wgpu, report.date);
+    root.draw(&Text::new(title, (24, 20), (FONT, 20).into_font()))?;
+    root.draw(&Text::new(subtitle, (24, 48), (FONT, 14).into_font().color(&grey)))?;
+    let x = LogCoord::from((x_min / 1.15..x_max * 1.15).log_scale());
+    let y = LogCoord::from((y_min / 1.4..y_max * 1.6).log_scale());
+    let x = x.with_key_points(ticks);
+    let y = y.with_key_points(decades.into_iter().filter(|d| (y_min / 1.4..=y_max * 1.6).contains(d)).collect());
+    let mut chart = ChartBuilder::on(&root)
+        .margin_top(74)
+        .margin_right(28)
+        .margin_bottom(12)
+        .margin_left(12)
+        .x_label_area_size(52)
+        .y_label_area_size(76)
+        .build_cartesian_2d(x, y)?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(RGBColor(225, 225, 225))
+        .axis_style(grey)
+        .x_desc("tokens a row (n)")
+        .y_desc("GPU time, µs (median)")
+        .x_label_formatter(&|n| tokens(*n))
+        .y_label_formatter(&|us| us.to_string())
+        .label_style((FONT, 14))
+        .axis_desc_style((FONT, 15))
+        .draw()?;
+    for s in series {
+        let style = s.color.stroke_width(if s.dashed { 2 } else { 3 });
+        let drawn = if s.dashed {
+            chart.draw_series(DashedLineSeries::new(s.points.iter().copied(), 7, 5, style))?
+        } else {
+            chart.draw_series(s.points.iter().map(|&p| Circle::new(p, 4, s.color.filled())))?;
+            chart.draw_series(LineSeries::new(s.points.iter().copied(), style))?
+        };
+        let (color, dashed) = (s.color, s.dashed);
+        drawn.label(&s.name).legend(move |(x, y)| {
+            let gap = if dashed { 5 } else { 0 };
+            let mid = x + 10;
+            let style = color.stroke_width(if dashed { 2 } else { 3 });
+            EmptyElement::at((x, y))
+                + PathElement::new(vec![(0, 0), (mid - gap / 2 - x, 0)], style)
+                + PathElement::new(vec![(mid + gap - gap / 2 - x, 0), (21, 0)], style)
+        });
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .margin(12)
+        .legend_area_size(30)
+        .background_style(WHITE.mix(0.9))
+        .border_style(RGBColor(205, 205, 205))
+        .label_font((FONT, 14))
+        .draw()?;
+    root.present()?;
+    Ok(())
+}
+
+fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values.fold((f64::INFINITY, 0.0), |(low, high), v| (low.min(v), high.max(v)))
+}
+
+fn tokens(n: f64) -> String {
+    if n >= 1_048_576.0 && n % 1_048_576.0 == 0.0 {
+        format!("{}M", n / 1_048_576.0)
+    } else if n >= 1024.0 && n % 1024.0 == 0.0 {
+        format!("{}k", n / 1024.0)
+    } else {
+        n.to_string()
+    }
+}
