@@ -54,6 +54,9 @@ const PEERS: [RGBColor; 6] = [
     RGBColor(90, 90, 90),
     RGBColor(150, 110, 60),
 ];
+const LEGEND_X: i32 = 752;
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+type DrawResult = std::result::Result<(), Box<dyn std::error::Error>>;
 const FONT: &str = "sans-serif";
 
 fn panel_of(row: &Row) -> Panel {
@@ -138,12 +141,7 @@ pub fn plot(report: &Report, filter: &Filter, path: &Path) -> Result<()> {
     draw(report, &panel, &series, path).map_err(|e| format!("{}: {e}", path.display()))
 }
 
-fn draw(
-    report: &Report,
-    panel: &Panel,
-    series: &[Series],
-    path: &Path,
-) -> std::result::Result<(), Box<dyn std::error::Error>> {
+fn draw(report: &Report, panel: &Panel, series: &[Series], path: &Path) -> DrawResult {
     let points = || series.iter().flat_map(|s| s.points.iter().copied());
     let (x_min, x_max) = bounds(points().map(|p| p.0));
     let (y_min, y_max) = bounds(points().map(|p| p.1));
@@ -171,7 +169,7 @@ fn draw(
     let y = y.with_key_points(decades.into_iter().filter(|d| (y_min / 1.4..=y_max * 1.6).contains(d)).collect());
     let mut chart = ChartBuilder::on(&root)
         .margin_top(74)
-        .margin_right(28)
+        .margin_right(960 - LEGEND_X + 16)
         .margin_bottom(12)
         .margin_left(12)
         .x_label_area_size(52)
@@ -183,7 +181,7 @@ fn draw(
         .bold_line_style(RGBColor(225, 225, 225))
         .axis_style(grey)
         .x_desc("tokens a row (n)")
-        .y_desc("GPU time, µs (median)")
+        .y_desc(if a.device_type == "Cpu" { "time, µs (median)" } else { "GPU time, µs (median)" })
         .x_label_formatter(&|n| tokens(*n))
         .y_label_formatter(&|us| us.to_string())
         .label_style((FONT, 14))
@@ -191,32 +189,31 @@ fn draw(
         .draw()?;
     for s in series {
         let style = s.color.stroke_width(if s.dashed { 2 } else { 3 });
-        let drawn = if s.dashed {
-            chart.draw_series(DashedLineSeries::new(s.points.iter().copied(), 7, 5, style))?
+        if s.dashed {
+            chart.draw_series(DashedLineSeries::new(s.points.iter().copied(), 7, 5, style))?;
         } else {
             chart.draw_series(s.points.iter().map(|&p| Circle::new(p, 4, s.color.filled())))?;
-            chart.draw_series(LineSeries::new(s.points.iter().copied(), style))?
-        };
-        let (color, dashed) = (s.color, s.dashed);
-        drawn.label(&s.name).legend(move |(x, y)| {
-            let gap = if dashed { 5 } else { 0 };
-            let mid = x + 10;
-            let style = color.stroke_width(if dashed { 2 } else { 3 });
-            EmptyElement::at((x, y))
-                + PathElement::new(vec![(0, 0), (mid - gap / 2 - x, 0)], style)
-                + PathElement::new(vec![(mid + gap - gap / 2 - x, 0), (21, 0)], style)
-        });
+            chart.draw_series(LineSeries::new(s.points.iter().copied(), style))?;
+        }
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .margin(12)
-        .legend_area_size(30)
-        .background_style(WHITE.mix(0.9))
-        .border_style(RGBColor(205, 205, 205))
-        .label_font((FONT, 14))
-        .draw()?;
+    draw_legend(&root, series)?;
     root.present()?;
+    Ok(())
+}
+
+/// Names beside the chart, highest line first, so that no line is covered.
+fn draw_legend(root: &Area<'_>, series: &[Series]) -> DrawResult {
+    let last = |s: &Series| s.points.last().map_or(0.0, |p| p.1);
+    let mut ordered: Vec<&Series> = series.iter().collect();
+    ordered.sort_by(|a, b| last(b).total_cmp(&last(a)));
+    for (y, s) in (90..).step_by(24).zip(ordered) {
+        let style = s.color.stroke_width(if s.dashed { 2 } else { 3 });
+        let parts = if s.dashed { vec![(0, 7), (11, 18), (22, 29)] } else { vec![(0, 29)] };
+        for (from, to) in parts {
+            root.draw(&PathElement::new(vec![(LEGEND_X + from, y), (LEGEND_X + to, y)], style))?;
+        }
+        root.draw(&Text::new(s.name.clone(), (LEGEND_X + 38, y - 7), (FONT, 14).into_font()))?;
+    }
     Ok(())
 }
 
