@@ -3,11 +3,11 @@
 use crate::gpu::{Clock, Gpu, Kernel, Result, micros};
 use crate::report::{Rates, median};
 
-const SOURCE: &str = include_str!("shaders/rates.wgsl");
+pub const SOURCE: &str = include_str!("shaders/rates.wgsl");
 /// Bytes that a workgroup of the kernels with eight loads covers; those with four cover half.
-const GROUP_BYTES: u64 = 8 * 256 * 16;
+pub const GROUP_BYTES: u64 = 8 * 256 * 16;
 
-fn num_workgroups(bytes: u64, group_bytes: u64) -> u32 {
+pub fn num_workgroups(bytes: u64, group_bytes: u64) -> u32 {
     u32::try_from(bytes / group_bytes).unwrap_or(u32::MAX)
 }
 
