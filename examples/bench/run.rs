@@ -1,7 +1,5 @@
 //! `bench run`: every case of every shape, checked and timed on one device.
 
-use std::path::Path;
-
 use indicatif::{ProgressBar, ProgressStyle};
 use keynorm::{Compressor, Dtype, KvShape, Options, TensorSpec};
 
@@ -77,16 +75,14 @@ pub fn run(args: &RunArgs) -> Result<()> {
 }
 
 fn save(args: &RunArgs, report: &Report) -> Result<()> {
-    let outputs: [(&Option<_>, fn(&Report) -> Result<String>); 3] = [
-        (&args.output_md, |r| Ok(markdown::report(r))),
-        (&args.output_csv, |r| Ok(files::csv(r))),
-        (&args.output_json, |r| serde_json::to_string_pretty(r).map(|t| t + "\n").map_err(|e| e.to_string())),
-    ];
-    for (path, text) in outputs {
-        if let Some(path) = path {
-            let path: &Path = path;
-            files::write(path, &text(report)?)?;
-        }
+    if let Some(path) = &args.output_md {
+        files::write(path, &markdown::report(report))?;
+    }
+    if let Some(path) = &args.output_csv {
+        files::write(path, &files::csv(report))?;
+    }
+    if let Some(path) = &args.output_json {
+        files::write(path, &(serde_json::to_string_pretty(report).map_err(|e| e.to_string())? + "\n"))?;
     }
     Ok(())
 }
