@@ -56,7 +56,7 @@ pub struct RunArgs {
     /// Number or part of the name of the adapter [default: a discrete GPU, else another, else a CPU].
     #[arg(long)]
     pub adapter: Option<String>,
-    /// Cases of a known table, in place of --rows, --len, --shape and --keep.
+    /// Known cases, in place of --rows, --len, --shape, --head-dim, --dtype and --keep.
     #[arg(long, value_enum)]
     pub preset: Option<Preset>,
     /// Rows (sequences times KV heads), each with every --len.
@@ -123,6 +123,10 @@ pub struct RunArgs {
 pub enum Preset {
     /// The table of the design, with its goals.
     Design,
+    /// 256 MiB of keys in 8, 64 and 512 rows: every dtype, head dimensions 64 to 256, keep .1, .5 and .9.
+    Floor,
+    /// 64k to 1M tokens in 1 and 8 rows, and 2048 rows of 512 tokens.
+    Scaling,
 }
 
 fn parse_shape(text: &str) -> Result<(u32, u32), String> {

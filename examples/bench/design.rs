@@ -28,6 +28,11 @@ pub const GOALS: [Goal; 9] = [
     goal(256, 32768, 0.5, (6038.0, 1640.0, Some(2650.0))),
 ];
 
+/// Many short rows in one call: the floor over a share of it, and microseconds on top.
+pub const MANY_ROWS: (u32, u32) = (2048, 512);
+pub const MANY_ROWS_FLOOR_SHARE: f64 = 0.8;
+pub const MANY_ROWS_EXTRA_US: f64 = 15.0;
+
 /// Share of the floor to reach from [`LARGE_BYTES`] of keys on, per cent: `Fill`, `Positional`.
 pub const FLOOR_PERCENT: (f64, f64) = (88.0, 80.0);
 pub const LARGE_BYTES: u64 = 256 << 20;

@@ -2,6 +2,7 @@
 
 mod about;
 mod case;
+mod cases;
 mod check;
 mod cli;
 mod data;

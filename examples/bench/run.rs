@@ -1,26 +1,20 @@
 //! `bench run`: every case of every shape, checked and timed on one device.
 
 use indicatif::{ProgressBar, ProgressStyle};
-use keynorm::{Compressor, Dtype, KvShape, Options, TensorSpec};
+use keynorm::{Compressor, Options};
 
-use crate::case::{Bench, Case};
-use crate::cli::{Preset, RunArgs};
+use crate::case::Bench;
+use crate::cli::RunArgs;
 use crate::data::Data;
-use crate::design::{GOALS, H100_COPY_GB_S};
+use crate::design::H100_COPY_GB_S;
 use crate::gpu::{Clock, Gpu, Result};
 use crate::plot::{self, Filter};
 use crate::rates::{self, Flush};
 use crate::report::{Adapter, PeerReport, Rates, Report};
-use crate::{about, files, markdown, tables};
-
-/// One shape and the cases that share its data.
-struct Group {
-    shape: KvShape,
-    cases: Vec<Case>,
-}
+use crate::{about, cases, files, markdown, tables};
 
 pub fn run(args: &RunArgs) -> Result<()> {
-    let groups = groups(args)?;
+    let groups = cases::groups(args)?;
     for path in [&args.output_md, &args.output_csv, &args.output_json, &args.plot].into_iter().flatten() {
         files::check_writable(path)?;
     }
@@ -85,52 +79,6 @@ fn save(args: &RunArgs, report: &Report) -> Result<()> {
         files::write(path, &(serde_json::to_string_pretty(report).map_err(|e| e.to_string())? + "\n"))?;
     }
     Ok(())
-}
-
-fn groups(args: &RunArgs) -> Result<Vec<Group>> {
-    let new_shape = |rows, seq_len, spec| KvShape {
-        num_layers: args.layers,
-        batch_size: 1,
-        num_kv_heads: rows,
-        capacity: seq_len,
-        keys: spec,
-        values: spec,
-    };
-    let cases = |keeps: &[f64]| {
-        let mut cases = Vec::new();
-        for &keep_ratio in keeps {
-            for &order in &args.order {
-                cases.extend(args.selector.iter().map(|&selector| Case { keep_ratio, order, selector }));
-            }
-        }
-        cases
-    };
-    let mut groups: Vec<Group> = Vec::new();
-    if args.preset == Some(Preset::Design) {
-        for goal in GOALS {
-            let shape = new_shape(goal.rows, goal.seq_len, TensorSpec::new(Dtype::F16, 128));
-            match groups.last_mut().filter(|g| g.shape == shape) {
-                Some(group) => group.cases.extend(cases(&[goal.keep_ratio])),
-                None => groups.push(Group { shape, cases: cases(&[goal.keep_ratio]) }),
-            }
-        }
-        return Ok(groups);
-    }
-    let mut shapes: Vec<_> = args.rows.iter().flat_map(|&r| args.seq_len.iter().map(move |&n| (r, n))).collect();
-    shapes.extend(&args.shape);
-    for &dtype in &args.dtype {
-        for &head_dim in &args.head_dim {
-            for &(rows, seq_len) in &shapes {
-                let shape = new_shape(rows, seq_len, TensorSpec::new(dtype, head_dim));
-                shape.check().map_err(|e| e.to_string())?;
-                groups.push(Group { shape, cases: cases(&args.keep) });
-            }
-        }
-    }
-    if groups.is_empty() {
-        return Err("no shape: give --preset design, --shape 8x4096, or --rows 8 --len 4096".into());
-    }
-    Ok(groups)
 }
 
 fn new_bench<'a>(args: &RunArgs, gpu: &'a Gpu, peers: &[PeerReport]) -> Result<Bench<'a>> {

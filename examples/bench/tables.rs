@@ -1,6 +1,6 @@
 //! `bench table`, `bench compare` and `bench ratio`: finished reports side by side.
 
-use crate::design::{FLOOR_PERCENT, GOALS, Goal, LARGE_BYTES};
+use crate::design::{FLOOR_PERCENT, GOALS, Goal, LARGE_BYTES, MANY_ROWS, MANY_ROWS_EXTRA_US, MANY_ROWS_FLOOR_SHARE};
 use crate::gpu::Result;
 use crate::markdown::{self, micros};
 use crate::report::{PeerReport, PeerRow, Report, Row};
@@ -70,6 +70,7 @@ pub fn table(report: &Report) -> String {
         "floor µs",
         "% floor",
         "floor goal",
+        "ns/token",
     ];
     let on_h100 = report.adapter.name.contains("H100");
     let rows: Vec<_> = report.rows.iter().map(|row| table_cells(row, &report.peers, on_h100)).collect();
@@ -80,6 +81,9 @@ pub fn table(report: &Report) -> String {
 }
 
 fn goal_us(row: &Row, on_h100: bool) -> Option<f64> {
+    if on_h100 && (row.batch_rows, row.seq_len) == MANY_ROWS {
+        return row.floor_us.map(|us| us / MANY_ROWS_FLOOR_SHARE + MANY_ROWS_EXTRA_US);
+    }
     let goal = goal_of(row, on_h100)?;
     if row.order == "fill" { Some(goal.fill_us) } else { goal.ordered_us }
 }
@@ -96,10 +100,11 @@ fn table_cells(row: &Row, peers: &[PeerRow], on_h100: bool) -> Vec<String> {
     cells.push(micros(goal_us(row, on_h100)));
     let Some(us) = row.us_median else {
         cells.push(row.error.clone().unwrap_or_default());
-        cells.resize(13, String::new());
+        cells.resize(14, String::new());
         return cells;
     };
     let yes_no = |met: bool| if met { "yes" } else { "**no**" }.to_owned();
+    let tokens = f64::from(row.layers) * f64::from(row.batch_rows) * f64::from(row.seq_len);
     let best = fastest(row, peers, |p| p.us_median);
     let listed = goal_of(row, on_h100).map(|g| g.torch_us);
     let (torch_us, by) = match best {
@@ -117,6 +122,7 @@ fn table_cells(row: &Row, peers: &[PeerRow], on_h100: bool) -> Vec<String> {
         micros(row.floor_us),
         format!("{share:.1}"),
         if key_bytes(row) < LARGE_BYTES { NONE.into() } else { format!("{wanted} {}", yes_no(share >= wanted)) },
+        format!("{:.4}", us * 1e3 / tokens),
     ]);
     cells
 }

@@ -1,0 +1,78 @@
+//! Which shapes and cases a run has.
+
+use keynorm::{Dtype, KvShape, TensorSpec};
+
+use crate::case::Case;
+use crate::cli::{Preset, RunArgs};
+use crate::design::{GOALS, LARGE_BYTES};
+use crate::gpu::Result;
+
+/// One shape and the cases that share its data.
+pub struct Group {
+    pub shape: KvShape,
+    pub cases: Vec<Case>,
+}
+
+/// A shape in short: rows, tokens, elements, their type.
+type Short = (u32, u32, TensorSpec);
+
+pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
+    let mut groups: Vec<Group> = Vec::new();
+    for ((rows, seq_len, spec), keeps) in wanted(args) {
+        let shape = KvShape {
+            num_layers: args.layers,
+            batch_size: 1,
+            num_kv_heads: rows,
+            capacity: seq_len,
+            keys: spec,
+            values: spec,
+        };
+        shape.check().map_err(|e| e.to_string())?;
+        let mut cases = Vec::new();
+        for keep_ratio in keeps {
+            for &order in &args.order {
+                cases.extend(args.selector.iter().map(|&selector| Case { keep_ratio, order, selector }));
+            }
+        }
+        match groups.last_mut().filter(|g| g.shape == shape) {
+            Some(group) => group.cases.extend(cases),
+            None => groups.push(Group { shape, cases }),
+        }
+    }
+    if groups.is_empty() {
+        return Err("no shape: give --preset design, --shape 8x4096, or --rows 8 --len 4096".into());
+    }
+    Ok(groups)
+}
+
+fn wanted(args: &RunArgs) -> Vec<(Short, Vec<f64>)> {
+    let f16 = TensorSpec::new(Dtype::F16, 128);
+    match args.preset {
+        Some(Preset::Design) => GOALS.iter().map(|g| ((g.rows, g.seq_len, f16), vec![g.keep_ratio])).collect(),
+        Some(Preset::Floor) => floor_shapes().map(|shape| (shape, vec![0.1, 0.5, 0.9])).collect(),
+        Some(Preset::Scaling) => {
+            let long = [1, 8].into_iter().flat_map(|rows| (16..=20).map(move |log| (rows, 1 << log, f16)));
+            long.chain([(2048, 512, f16)]).map(|shape| (shape, vec![0.5])).collect()
+        }
+        None => {
+            let mut shapes: Vec<_> =
+                args.rows.iter().flat_map(|&r| args.seq_len.iter().map(move |&n| (r, n))).collect();
+            shapes.extend(&args.shape);
+            let specs = args.dtype.iter().flat_map(|&t| args.head_dim.iter().map(move |&d| TensorSpec::new(t, d)));
+            specs.flat_map(|s| shapes.iter().map(move |&(r, n)| ((r, n, s), args.keep.clone()))).collect()
+        }
+    }
+}
+
+/// Few long rows, many short ones and between, each with as many keys as the floor's goal begins at.
+fn floor_shapes() -> impl Iterator<Item = Short> {
+    [Dtype::F16, Dtype::Bf16, Dtype::F32].into_iter().flat_map(|dtype| {
+        [64, 128, 256].into_iter().flat_map(move |head_dim| {
+            let spec = TensorSpec::new(dtype, head_dim);
+            [8, 64, 512].map(|rows| {
+                let seq_len = LARGE_BYTES / u64::from(rows) / u64::from(spec.row_bytes());
+                (rows, u32::try_from(seq_len).unwrap_or(u32::MAX), spec)
+            })
+        })
+    })
+}
