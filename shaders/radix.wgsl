@@ -68,7 +68,7 @@ fn narrow(index: u32, digit: u32, found: Found) -> Found {
     for (var i = 0u; i < per; i++) {
         sum += atomicLoad(&bins[index * per + i]);
     }
-    let before = exclusive_scan(index, sum);
+    let before = exclusive_scan(index, sum).before;
     if found.rank >= before && found.rank - before < sum {
         var running = before;
         for (var i = 0u; i < per; i++) {
@@ -86,9 +86,7 @@ fn narrow(index: u32, digit: u32, found: Found) -> Found {
     return next;
 }
 
-@compute @workgroup_size(WG_SIZE)
-fn radix_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let local_row = wg.y;
+fn radix_row_of(local_row: u32, index: u32) {
     if index == 0u {
         wg_row = select_row_of(local_row);
         atomicStore(&wg_sum, 0u);
@@ -165,14 +163,22 @@ fn long_row(local_row: u32) -> SelectRow {
     return s;
 }
 
+// The invocation's first quad of a tile, loaded before the digits are found so that its latency is hidden.
+fn first_of(wg: vec3<u32>, index: u32, len: u32) -> vec4<u32> {
+    return load_quad(wg.y, len, wg.x * (TILE / 4u) + index);
+}
+
 // Adds one tile's keys with this prefix to the row's global histogram of a digit.
-fn count_tile(wg: vec3<u32>, index: u32, len: u32, digit: u32, prefix: u32) {
+fn count_tile(wg: vec3<u32>, index: u32, len: u32, digit: u32, prefix: u32, first: vec4<u32>) {
     clear_bins(index);
     workgroupBarrier();
     let first_quad = wg.x * (TILE / 4u);
     var num_zero = 0u;
     for (var q = index; q < TILE / 4u; q += WG_SIZE) {
-        let keys = load_quad(wg.y, len, first_quad + q);
+        var keys = first;
+        if q != index {
+            keys = load_quad(wg.y, len, first_quad + q);
+        }
         num_zero += ones(keys == vec4<u32>(0u));
         add_quad(keys, digit, prefix);
     }
@@ -189,37 +195,37 @@ fn count_tile(wg: vec3<u32>, index: u32, len: u32, digit: u32, prefix: u32) {
     }
 }
 
-@compute @workgroup_size(WG_SIZE)
-fn histogram_0(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    count_tile(wg, index, select_row_of(wg.y).row.len, 0u, 0u);
+fn histogram_0_of(wg: vec3<u32>, index: u32) {
+    let len = select_row_of(wg.y).row.len;
+    count_tile(wg, index, len, 0u, 0u, first_of(wg, index, len));
 }
 
-@compute @workgroup_size(WG_SIZE)
-fn histogram_1(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn histogram_1_of(wg: vec3<u32>, index: u32) {
     let s = long_row(wg.y);
+    let first = first_of(wg, index, s.row.len);
     let found = narrow_global(index, wg.y, 0u, Found(0u, max(s.budget, 1u) - 1u));
     if wg.x == 0u && index == 0u {
         row_infos[params.first_info + wg.y].prefix_0 = found.prefix;
         row_infos[params.first_info + wg.y].rank_0 = found.rank;
     }
-    count_tile(wg, index, s.row.len, 1u, found.prefix);
+    count_tile(wg, index, s.row.len, 1u, found.prefix, first);
 }
 
-@compute @workgroup_size(WG_SIZE)
-fn histogram_2(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn histogram_2_of(wg: vec3<u32>, index: u32) {
     let s = select_row_of(wg.y);
+    let first = first_of(wg, index, s.row.len);
     let before = Found(row_infos[params.first_info + wg.y].prefix_0, row_infos[params.first_info + wg.y].rank_0);
     let found = narrow_global(index, wg.y, 1u, before);
     if wg.x == 0u && index == 0u {
         row_infos[params.first_info + wg.y].prefix_1 = found.prefix;
         row_infos[params.first_info + wg.y].rank_1 = found.rank;
     }
-    count_tile(wg, index, s.row.len, 2u, found.prefix);
+    count_tile(wg, index, s.row.len, 2u, found.prefix, first);
 }
 
-@compute @workgroup_size(WG_SIZE)
-fn count(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn count_of(wg: vec3<u32>, index: u32) {
     var s = select_row_of(wg.y);
+    let first = first_of(wg, index, s.row.len);
     var threshold = 0u;
     if params.from_sorted == 0u {
         s = long_row(wg.y);
@@ -240,7 +246,11 @@ fn count(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) 
     let first_quad = wg.x * (TILE / 4u);
     var sum = 0u;
     for (var q = index; q < TILE / 4u; q += WG_SIZE) {
-        sum += count_quad(load_quad(wg.y, s.row.len, first_quad + q), threshold);
+        var keys = first;
+        if q != index {
+            keys = load_quad(wg.y, s.row.len, first_quad + q);
+        }
+        sum += count_quad(keys, threshold);
     }
     atomicAdd(&wg_sum, sum);
     workgroupBarrier();
@@ -249,13 +259,14 @@ fn count(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) 
     }
 }
 
-@compute @workgroup_size(WG_SIZE)
-fn emit(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn emit_of(wg: vec3<u32>, index: u32) {
     var s = select_row_of(wg.y);
     s.budget = row_infos[params.first_info + wg.y].budget;
     let threshold = row_infos[params.first_info + wg.y].threshold;
     let num_ties = row_infos[params.first_info + wg.y].num_ties;
     let histogram_base = wg.y * params.histogram_stride;
+    let len = select(0u, s.row.len, s.row.active_row);
+    var next = first_of(wg, index, len);
 
     // Counts of the tiles before this one; the halves are summed apart, since together they would overflow.
     var below = 0u;
@@ -283,16 +294,16 @@ fn emit(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
     let first_quad = wg.x * (TILE / 4u);
     for (var base = 0u; base < TILE / 4u; base += WG_SIZE) {
         let quad = first_quad + base + index;
-        let keys = load_quad(wg.y, select(0u, s.row.len, s.row.active_row), quad);
-        let counts = count_quad(keys, threshold);
-        let before = exclusive_scan(index, counts);
-        let total = scan_total();
+        let keys = next;
+        next = load_quad(wg.y, len, quad + WG_SIZE);
+        let scanned = exclusive_scan(index, count_quad(keys, threshold));
         if s.row.active_row {
-            emit_quad(wg.y, s, threshold, num_ties, quad, keys, below + (before & 0xffffu), equal + (before >> 16u));
+            let before = vec2<u32>(below + (scanned.before & 0xffffu), equal + (scanned.before >> 16u));
+            emit_quad(wg.y, s, threshold, num_ties, quad, keys, before.x, before.y);
         }
-        below += total & 0xffffu;
-        equal += total >> 16u;
-        workgroupBarrier(); // the total has been read
+        below += scanned.total & 0xffffu;
+        equal += scanned.total >> 16u;
+        workgroupBarrier(); // between two scans
     }
 
     // The histogram is left zero for the next call: nothing reads the bins in this dispatch.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Access, Checks, Kernels, LayoutKind, Module};
 use crate::params::{AppendParams, CompactParams, KeyNormParams, LayerEntry, StateLayout, TensorLayout, TopKParams};
-use crate::plan::{MANY_ROWS, Plan, PlanInner, SELECT_TILE, SHORT_ROW, WORKGROUP};
+use crate::plan::{MANY_ROWS, NARROW_ROW, Plan, PlanInner, SELECT_TILE, SHORT_ROW, WORKGROUP};
 use crate::policy::{Direction, Order, Selector};
 use crate::shape::{KvShape, Lattice, Strides, TensorSpec, range_lattice};
 use crate::state::{CacheState, NUM_APPEND_SLOTS, append_slot_words, check_slot};
@@ -260,7 +260,7 @@ impl Bound {
         match path {
             Path::RadixRow => {
                 pass.set_bind_group(0, &window.group, &[window.params_offset]);
-                pass.set_pipeline(&select.radix_row);
+                pass.set_pipeline(&select.radix_rows[usize::from(max_len > NARROW_ROW)]);
                 pass.dispatch_workgroups(1, rows, 1);
             }
             Path::RadixLong => {

@@ -47,7 +47,10 @@ pub enum Module {
         subgroups: bool,
     },
     /// Radix selector, and the emission for long rows.
-    Radix,
+    Radix {
+        /// Subgroup sums, else workgroup memory.
+        subgroups: bool,
+    },
     /// Bitonic selector.
     Bitonic,
     /// Cache state after a compression.
@@ -67,7 +70,13 @@ impl Module {
     /// Every module there is, for tests of the shaders themselves.
     #[must_use]
     pub fn all() -> Vec<Self> {
-        let mut all = vec![Self::Radix, Self::Bitonic, Self::State, Self::Append];
+        let mut all = vec![
+            Self::Radix { subgroups: true },
+            Self::Radix { subgroups: false },
+            Self::Bitonic,
+            Self::State,
+            Self::Append,
+        ];
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for (vec4, subgroups) in [(true, true), (true, false), (false, true), (false, false)] {
                 all.push(Self::KeyNorm { dtype, vec4, subgroups });
@@ -86,7 +95,7 @@ impl Module {
     pub fn label(&self) -> &'static str {
         match self {
             Self::KeyNorm { .. } => "keynorm.key_norm",
-            Self::Radix => "keynorm.radix",
+            Self::Radix { .. } => "keynorm.radix",
             Self::Bitonic => "keynorm.bitonic",
             Self::State => "keynorm.state",
             Self::Append => "keynorm.append",
@@ -122,7 +131,13 @@ impl Module {
                 },
             ]
             .concat(),
-            Self::Radix => [shader!("radix.wgsl"), rows, info, state, scan, emit].concat(),
+            Self::Radix { subgroups: false } => {
+                [shader!("radix.wgsl"), rows, info, state, emit, scan, shader!("shared/radix_workgroup.wgsl")].concat()
+            }
+            Self::Radix { subgroups: true } => {
+                let (scan, entries) = (shader!("shared/scan_subgroup.wgsl"), shader!("shared/radix_subgroup.wgsl"));
+                [shader!("radix.wgsl"), rows, info, state, emit, scan, entries].concat()
+            }
             Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
             Self::State => [shader!("state.wgsl"), rows, info, state].concat(),
             Self::Append => [shader!("append.wgsl"), layout].concat(),
@@ -143,7 +158,7 @@ impl Module {
     fn layout(&self) -> LayoutKind {
         match self {
             Self::KeyNorm { .. } => LayoutKind::KeyNorm,
-            Self::Radix | Self::State => LayoutKind::TopK,
+            Self::Radix { .. } | Self::State => LayoutKind::TopK,
             Self::Bitonic => LayoutKind::Bitonic,
             Self::Append => LayoutKind::Append,
             Self::Compact { values_vec4: Some(_), .. } => LayoutKind::Compact,

@@ -16,6 +16,8 @@ pub(crate) const WORKGROUP: u32 = 256;
 pub(crate) const SELECT_TILE: u32 = 4096;
 /// Words of a row's digit histograms (2048 + 2048 + 1024), its protected count and padding.
 const HISTOGRAM_WORDS: u32 = 5184;
+/// Tokens up to which a row is selected by the smaller workgroup.
+pub(crate) const NARROW_ROW: u32 = 1024;
 /// Rows from which on a workgroup a row fills the card, so that long rows need no more.
 pub(crate) const MANY_ROWS: u64 = 128;
 /// Tokens up to which a workgroup a row is faster than the chain of long-row dispatches, however few the rows.
@@ -48,7 +50,8 @@ pub(crate) struct ScoreTiles {
 
 #[derive(Debug)]
 pub(crate) struct SelectPipelines {
-    pub radix_row: wgpu::ComputePipeline,
+    /// For rows up to [`NARROW_ROW`] tokens, and for longer ones.
+    pub radix_rows: [wgpu::ComputePipeline; 2],
     /// `histogram_0`, `histogram_1`, `histogram_2`.
     pub histograms: [wgpu::ComputePipeline; 3],
     pub count: wgpu::ComputePipeline,
@@ -236,20 +239,22 @@ fn check_grid(shape: &KvShape, tiles: &ScoreTiles, available: u32) -> Result<(),
 
 fn score_tiles(shape: &KvShape) -> ScoreTiles {
     let round = WORKGROUP / shape.keys.lanes() * 4;
-    ScoreTiles { plain: round * 128u32.div_ceil(round), fused: round * 1024u32.div_ceil(round) }
+    let tokens = |wanted: u32| round * wanted.div_ceil(round);
+    ScoreTiles { plain: tokens(128), fused: tokens(1024) }
 }
 
 fn select_pipelines(kernels: &Kernels, policy: &Policy, checks: &mut Checks) -> SelectPipelines {
     let wide = f64::from(kernels.capabilities.row_workgroup);
     let narrow = f64::from(WORKGROUP);
     let sort_len = f64::from(kernels.capabilities.sort_len);
+    let module = Module::Radix { subgroups: kernels.capabilities.shuffle_lanes > 0 };
     let mut radix = |entry, workgroup| {
-        kernels.pipeline(Module::Radix, entry, &[("WG_SIZE", workgroup), ("TILE", f64::from(SELECT_TILE))], checks)
+        kernels.pipeline(module, entry, &[("WG_SIZE", workgroup), ("TILE", f64::from(SELECT_TILE))], checks)
     };
-    let radix_row = radix("radix_row", wide);
-    let histograms = [radix("histogram_0", narrow), radix("histogram_1", narrow), radix("histogram_2", narrow)];
-    let count = radix("count", narrow);
-    let emit = radix("emit", narrow);
+    let radix_rows = [radix("radix_row", narrow), radix("radix_row", wide)];
+    let histograms = [radix("histogram_0", wide), radix("histogram_1", wide), radix("histogram_2", wide)];
+    let count = radix("count", wide);
+    let emit = radix("emit", wide);
     let bitonic = (policy.selector != Selector::Radix).then(|| {
         let mut bitonic = |entry, workgroup| {
             kernels.pipeline(Module::Bitonic, entry, &[("WG_SIZE", workgroup), ("SORT_LEN", sort_len)], checks)
@@ -263,7 +268,7 @@ fn select_pipelines(kernels: &Kernels, policy: &Policy, checks: &mut Checks) -> 
         }
     });
     SelectPipelines {
-        radix_row,
+        radix_rows,
         histograms,
         count,
         emit,

@@ -81,20 +81,18 @@ fn emit_row(index: u32, local_row: u32, s: SelectRow, first: vec4<u32>, threshol
         write_row_info(local_row, s, threshold, num_ties, num_protected);
     }
     let num_quads = select(0u, (s.row.len + 3u) / 4u, s.row.active_row);
+    var next = first;
     var below = 0u;
     var equal = 0u;
     for (var base = 0u; base < num_quads; base += WG_SIZE) {
         let quad = base + index;
-        var keys = first;
-        if base > 0u {
-            keys = load_quad(local_row, s.row.len, quad);
-        }
-        let counts = count_quad(keys, threshold);
-        let before = exclusive_scan(index, counts);
-        let total = scan_total();
-        emit_quad(local_row, s, threshold, num_ties, quad, keys, below + (before & 0xffffu), equal + (before >> 16u));
-        below += total & 0xffffu;
-        equal += total >> 16u;
-        workgroupBarrier(); // the total has been read
+        let keys = next;
+        next = load_quad(local_row, s.row.len, quad + WG_SIZE); // in flight while this tile is scanned
+        let scanned = exclusive_scan(index, count_quad(keys, threshold));
+        let before = vec2<u32>(below + (scanned.before & 0xffffu), equal + (scanned.before >> 16u));
+        emit_quad(local_row, s, threshold, num_ties, quad, keys, before.x, before.y);
+        below += scanned.total & 0xffffu;
+        equal += scanned.total >> 16u;
+        workgroupBarrier(); // between two scans
     }
 }

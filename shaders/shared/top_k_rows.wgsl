@@ -58,6 +58,11 @@ struct SelectRow {
     budget: u32,
 }
 
+struct Scanned {
+    before: u32, // sum of the values of lower invocations
+    total: u32,  // sum of all
+}
+
 var<workgroup> scan_sums: array<u32, WG_SIZE>;
 
 fn select_row_of(local_row: u32) -> SelectRow {
