@@ -196,12 +196,18 @@ fn count_tile(wg: vec3<u32>, index: u32, len: u32, digit: u32, prefix: u32, firs
 }
 
 fn histogram_0_of(wg: vec3<u32>, index: u32) {
-    let len = select_row_of(wg.y).row.len;
+    if index == 0u {
+        wg_row = select_row_of(wg.y);
+    }
+    let len = workgroupUniformLoad(&wg_row).row.len;
     count_tile(wg, index, len, 0u, 0u, first_of(wg, index, len));
 }
 
 fn histogram_1_of(wg: vec3<u32>, index: u32) {
-    let s = long_row(wg.y);
+    if index == 0u {
+        wg_row = long_row(wg.y);
+    }
+    let s = workgroupUniformLoad(&wg_row);
     let first = first_of(wg, index, s.row.len);
     let found = narrow_global(index, wg.y, 0u, Found(0u, max(s.budget, 1u) - 1u));
     if wg.x == 0u && index == 0u {
@@ -212,7 +218,10 @@ fn histogram_1_of(wg: vec3<u32>, index: u32) {
 }
 
 fn histogram_2_of(wg: vec3<u32>, index: u32) {
-    let s = select_row_of(wg.y);
+    if index == 0u {
+        wg_row = select_row_of(wg.y);
+    }
+    let s = workgroupUniformLoad(&wg_row);
     let first = first_of(wg, index, s.row.len);
     let before = Found(row_infos[params.first_info + wg.y].prefix_0, row_infos[params.first_info + wg.y].rank_0);
     let found = narrow_global(index, wg.y, 1u, before);
@@ -224,11 +233,16 @@ fn histogram_2_of(wg: vec3<u32>, index: u32) {
 }
 
 fn count_of(wg: vec3<u32>, index: u32) {
-    var s = select_row_of(wg.y);
+    if index == 0u {
+        wg_row = select_row_of(wg.y);
+        if params.from_sorted == 0u {
+            wg_row = long_row(wg.y);
+        }
+    }
+    let s = workgroupUniformLoad(&wg_row);
     let first = first_of(wg, index, s.row.len);
     var threshold = 0u;
     if params.from_sorted == 0u {
-        s = long_row(wg.y);
         let before = Found(row_infos[params.first_info + wg.y].prefix_1, row_infos[params.first_info + wg.y].rank_1);
         let found = narrow_global(index, wg.y, 2u, before);
         threshold = found.prefix;
@@ -260,8 +274,11 @@ fn count_of(wg: vec3<u32>, index: u32) {
 }
 
 fn emit_of(wg: vec3<u32>, index: u32) {
-    var s = select_row_of(wg.y);
-    s.budget = row_infos[params.first_info + wg.y].budget;
+    if index == 0u {
+        wg_row = select_row_of(wg.y);
+        wg_row.budget = row_infos[params.first_info + wg.y].budget;
+    }
+    let s = workgroupUniformLoad(&wg_row);
     let threshold = row_infos[params.first_info + wg.y].threshold;
     let num_ties = row_infos[params.first_info + wg.y].num_ties;
     let histogram_base = wg.y * params.histogram_stride;

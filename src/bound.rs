@@ -109,6 +109,7 @@ struct LayerWindow {
 struct SelectWindow {
     num_rows: u32,
     group: wgpu::BindGroup,
+    state_group: wgpu::BindGroup,
     bitonic_group: Option<wgpu::BindGroup>,
     /// Offset of the window's parameters; those of sorted rows and of the sort's steps follow.
     params_offset: u32,
@@ -323,7 +324,7 @@ impl Bound {
         let finished = if positional { self.plan.max_budget(max_len) } else { max_moved };
         pass.set_pipeline(&self.plan.select.finish);
         for window in &self.selects {
-            pass.set_bind_group(0, &window.group, &[window.params_offset]);
+            pass.set_bind_group(0, &window.state_group, &[window.params_offset]);
             pass.dispatch_workgroups(finished.div_ceil(WORKGROUP).max(1), window.num_rows, 1);
         }
         for window in &self.layers {
@@ -451,6 +452,7 @@ impl Builder<'_> {
         for (buffer, argument) in [
             (self.state.meta(), "state.meta"),
             (self.state.positions(), "state.positions"),
+            (self.state.status(), "state.status"),
             (self.state.append_counts(), "state.append_counts"),
         ] {
             placed.push((buffer, range_lattice(argument, 0, buffer.size())));
@@ -651,6 +653,7 @@ impl Builder<'_> {
                 words_binding(self.state.positions(), draft.first_position, position_words),
                 rows(&self.workspace.order_keys, scratch.order_stride),
                 rows(&self.workspace.histogram, scratch.histogram_stride),
+                self.state.status().as_entire_binding(),
             ],
             checks,
         );
@@ -741,6 +744,9 @@ impl Builder<'_> {
             table.as_entire_binding(),
         ];
         let group = self.group(LayoutKind::TopK, &bindings, checks);
+        bindings.push(self.state.status().as_entire_binding());
+        let state_group = self.group(LayoutKind::State, &bindings, checks);
+        bindings.pop();
         let bitonic_group = self.plan.select.bitonic.is_some().then(|| {
             bindings.push(if scratch.sorted_stride > 0 {
                 rows(&self.workspace.sorted, scratch.sorted_stride)
@@ -749,7 +755,7 @@ impl Builder<'_> {
             });
             self.group(LayoutKind::Bitonic, &bindings, checks)
         });
-        SelectWindow { num_rows: draft.num_rows, group, bitonic_group, params_offset: draft.params_offset }
+        SelectWindow { num_rows: draft.num_rows, group, state_group, bitonic_group, params_offset: draft.params_offset }
     }
 
     fn push_append_params(&self, params: &mut ParamsBlock) -> u32 {

@@ -158,7 +158,8 @@ impl Module {
     fn layout(&self) -> LayoutKind {
         match self {
             Self::KeyNorm { .. } => LayoutKind::KeyNorm,
-            Self::Radix { .. } | Self::State => LayoutKind::TopK,
+            Self::Radix { .. } => LayoutKind::TopK,
+            Self::State => LayoutKind::State,
             Self::Bitonic => LayoutKind::Bitonic,
             Self::Append => LayoutKind::Append,
             Self::Compact { values_vec4: Some(_), .. } => LayoutKind::Compact,
@@ -172,6 +173,7 @@ impl Module {
 pub(crate) enum LayoutKind {
     KeyNorm,
     TopK,
+    State,
     Bitonic,
     Append,
     Compact,
@@ -179,14 +181,15 @@ pub(crate) enum LayoutKind {
 }
 
 impl LayoutKind {
-    const ALL: [Self; 6] = [Self::KeyNorm, Self::TopK, Self::Bitonic, Self::Append, Self::Compact, Self::CompactJoined];
+    const ALL: [Self; 7] =
+        [Self::KeyNorm, Self::TopK, Self::State, Self::Bitonic, Self::Append, Self::Compact, Self::CompactJoined];
 
     /// (binding, read-only) of the storage buffers. Binding 0 is always the uniform parameters.
     fn storage(self) -> &'static [(u32, bool)] {
         match self {
-            Self::KeyNorm => &[(1, false), (2, false), (3, false), (4, false), (5, false)],
+            Self::KeyNorm => &[(1, false), (2, false), (3, false), (4, false), (5, false), (6, false)],
             Self::TopK => &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true)],
-            Self::Bitonic => {
+            Self::State | Self::Bitonic => {
                 &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true), (8, false)]
             }
             Self::Append => &[(1, false), (2, true)],
@@ -196,7 +199,7 @@ impl LayoutKind {
     }
 
     fn has_dynamic_params(self) -> bool {
-        matches!(self, Self::TopK | Self::Bitonic | Self::Append)
+        matches!(self, Self::TopK | Self::State | Self::Bitonic | Self::Append)
     }
 }
 

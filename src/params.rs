@@ -9,7 +9,6 @@ use crate::state::StateOffsets;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct StateLayout {
-    pub status_base: u32,
     pub num_seen_base: u32,
     pub inactive_base: u32,
     pub lengths_base: u32,
@@ -21,6 +20,7 @@ pub struct StateLayout {
     pub batch_size: u32,
     pub pad0: u32,
     pub pad1: u32,
+    pub pad2: u32,
 }
 
 impl StateLayout {
@@ -29,7 +29,6 @@ impl StateLayout {
     pub fn new(shape: &KvShape, first_position: u64) -> Self {
         let o = StateOffsets::of(shape);
         Self {
-            status_base: o.status,
             num_seen_base: o.num_seen,
             inactive_base: o.inactive,
             lengths_base: o.lengths,
@@ -41,6 +40,7 @@ impl StateLayout {
             batch_size: shape.batch_size,
             pad0: 0,
             pad1: 0,
+            pad2: 0,
         }
     }
 }

@@ -61,18 +61,14 @@ fn write_row_info(local_row: u32, s: SelectRow, threshold: u32, num_ties: u32, n
         row_infos[params.first_info + local_row].num_moved = 0u;
         row_infos[params.first_info + local_row].first_moved = s.budget;
     }
-    if s.row.active_row {
-        var bits = 0u;
-        if s.row.over_capacity {
-            bits |= STATUS_LENGTH_OVER_CAPACITY;
-        }
-        if asked_budget(s.entry, s.row.len) < min(s.row.len, max(num_protected, 1u)) {
-            bits |= STATUS_BUDGET_RAISED;
-        }
-        if bits != 0u {
-            atomicOr(&state_meta[params.state.status_base + s.entry.layer], bits);
-        }
+    var bits = 0u;
+    if s.row.over_capacity {
+        bits |= STATUS_LENGTH_OVER_CAPACITY;
     }
+    if asked_budget(s.entry, s.row.len) < min(s.row.len, max(num_protected, 1u)) {
+        bits |= STATUS_BUDGET_RAISED;
+    }
+    row_infos[params.first_info + local_row].status = bits;
 }
 
 // A workgroup emits a whole row. `first` holds the quad of each invocation in the first tile.

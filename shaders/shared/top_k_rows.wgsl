@@ -1,7 +1,7 @@
 // What both selectors share: bindings, budgets, and the loads of order keys.
 //   0 params uniform Params
 //   1 order_keys read vec4<u32> [row, order_stride / 4]
-//   2 state_meta read_write atomic u32, by StateLayout
+//   2 state_meta read_write u32, by StateLayout
 //   3 positions read_write u32 [row, capacity] original position
 //   4 lists read_write u32 [row, lists_stride]: slots, then (Positional) staged positions
 //   5 row_infos read_write RowInfo [row]
@@ -41,7 +41,7 @@ struct LayerEntry {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> order_keys: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read_write> state_meta: array<atomic<u32>>;
+@group(0) @binding(2) var<storage, read_write> state_meta: array<u32>;
 @group(0) @binding(3) var<storage, read_write> positions: array<u32>;
 @group(0) @binding(4) var<storage, read_write> lists: array<u32>;
 @group(0) @binding(5) var<storage, read_write> row_infos: array<RowInfo>;
