@@ -38,7 +38,11 @@ struct Params {
     sinks: u32,             // tokens
     recent: u32,            // tokens
     histogram_stride: u32,  // words
+    digit_shift: u32,       // the window of first digits
+    digit_base: u32,
     pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -54,9 +58,6 @@ override CHUNKS: u32 = 16u;
 override TILE: u32 = 64u;
 override HISTOGRAM: bool = false;
 
-const NUM_BINS: u32 = 2048u;
-const DIGIT_SHIFT: u32 = 21u;
-const PROTECTED_COUNT_IX: u32 = 5120u; // after the three digit histograms
 const INFINITY_BITS: u32 = 0x7f800000u;
 const NAN_ORDER_KEY: u32 = 0xfffffffeu;
 
@@ -162,7 +163,7 @@ fn score_tile(wg: vec3<u32>, index: u32) {
                 let key = order_key(r, row, slot + j, reduced.sums[j], ((reduced.nan >> j) & 1u) != 0u);
                 order_keys[out_base + slot + j] = key;
                 if HISTOGRAM {
-                    atomicAdd(&bins[key >> DIGIT_SHIFT], 1u);
+                    atomicAdd(&bins[first_digit(key, params.digit_shift, params.digit_base)], 1u);
                     if key == 0u {
                         atomicAdd(&num_protected, 1u);
                     }

@@ -65,7 +65,11 @@ pub struct KeyNormParams {
     pub sinks: u32,
     pub recent: u32,
     pub histogram_stride: u32,
+    pub digit_shift: u32,
+    pub digit_base: u32,
     pub pad0: u32,
+    pub pad1: u32,
+    pub pad2: u32,
 }
 
 /// Mirror of `Params` in shared/top_k_rows.wgsl.
@@ -78,6 +82,7 @@ pub struct TopKParams {
     pub order_stride: u32,
     pub lists_stride: u32,
     pub staged_offset: u32,
+    pub aside_offset: u32,
     pub histogram_stride: u32,
     pub order: u32,
     pub sorted_stride: u32,
@@ -86,9 +91,8 @@ pub struct TopKParams {
     pub from_sorted: u32,
     pub first_info: u32,
     pub tile_counts_base: u32,
-    pub pad0: u32,
-    pub pad1: u32,
-    pub pad2: u32,
+    pub digit_shift: u32,
+    pub digit_base: u32,
 }
 
 /// Mirror of `LayerEntry` in shared/top_k_rows.wgsl.
