@@ -7,8 +7,7 @@
 //!   2 positions read_write u32 [row, capacity] original position
 //!   3 lists read u32 [row, lists_stride]
 //!   4 row_infos read RowInfo [row]
-//!   5 layers read LayerEntry [compressed layer]
-//!   6 status read_write atomic u32 [layer] sticky bits
+//!   5 status read_write atomic u32 [layer] sticky bits
 //! Entry points: finish · dispatch (ceil(max_budget / WG_SIZE), num_rows, 1) · none
 //! Overrides: WG_SIZE = 256
 //! Workgroup bytes: 0
@@ -22,8 +21,7 @@
 @group(0) @binding(2) var<storage, read_write> positions: array<u32>;
 @group(0) @binding(3) var<storage, read> lists: array<u32>;
 @group(0) @binding(4) var<storage, read> row_infos: array<RowInfo>;
-@group(0) @binding(5) var<storage, read> layers: array<LayerEntry>;
-@group(0) @binding(6) var<storage, read_write> status: array<atomic<u32>>;
+@group(0) @binding(5) var<storage, read_write> status: array<atomic<u32>>;
 
 override WG_SIZE: u32 = 256u;
 const POSITIONAL: u32 = 1u;
@@ -35,7 +33,7 @@ fn finish(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index)
         return;
     }
     let global_row = params.first_row + wg.y;
-    let layer = layers[global_row / params.state.rows_per_layer].layer;
+    let layer = params.first_layer + global_row / params.state.rows_per_layer;
     let state_row = layer * params.state.rows_per_layer + global_row % params.state.rows_per_layer;
     let positions_base = params.state.positions_base + state_row * params.state.capacity;
     let list_base = wg.y * params.lists_stride;

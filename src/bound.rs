@@ -261,7 +261,9 @@ impl Bound {
         match path {
             Path::RadixRow => {
                 pass.set_bind_group(0, &window.group, &[window.params_offset]);
-                pass.set_pipeline(&select.radix_rows[usize::from(max_len > ROW_TOKENS * WORKGROUP)]);
+                let row =
+                    usize::from(max_len > ROW_TOKENS * WORKGROUP) + usize::from(max_len > 2 * ROW_TOKENS * WORKGROUP);
+                pass.set_pipeline(&select.radix_rows[row]);
                 pass.dispatch_workgroups(1, rows, 1);
             }
             Path::RadixLong => {
@@ -568,12 +570,13 @@ impl Builder<'_> {
                 let first_position = state_row * u64::from(shape.capacity) / 64 * 64;
                 let last_position = (state_row + u64::from(num_rows)) * u64::from(shape.capacity);
                 let first_row = run_start as u64 * rows_per_layer + first;
+                let first_layer = self.plan.layers[run_start].wrapping_sub(word(run_start as u64));
                 drafts.push(SelectDraft {
                     first_row,
                     num_rows,
                     first_position,
                     position_words: last_position - first_position,
-                    params_offset: self.push_select_params(first_row, num_rows, first_position, params),
+                    params_offset: self.push_select_params(first_row, num_rows, first_position, first_layer, params),
                 });
             }
             run_start = end;
@@ -581,7 +584,14 @@ impl Builder<'_> {
         drafts
     }
 
-    fn push_select_params(&self, first_row: u64, num_rows: u32, first_position: u64, params: &mut ParamsBlock) -> u32 {
+    fn push_select_params(
+        &self,
+        first_row: u64,
+        num_rows: u32,
+        first_position: u64,
+        first_layer: u32,
+        params: &mut ParamsBlock,
+    ) -> u32 {
         let scratch = &self.plan.scratch;
         let (digit_shift, digit_base) = digit_window(self.plan.policy.direction);
         let mut p = TopKParams {
@@ -599,9 +609,13 @@ impl Builder<'_> {
             merge_stride: 0,
             from_sorted: 0,
             first_info: word(first_row % INFOS_A_SLOT),
+            first_layer,
             tile_counts_base: scratch.tile_counts_base,
             digit_shift,
             digit_base,
+            pad0: 0,
+            pad1: 0,
+            pad2: 0,
         };
         let offset = params.push(&p);
         if scratch.sorted_stride > 0 {
@@ -622,8 +636,7 @@ impl Builder<'_> {
             .plan
             .layers
             .iter()
-            .map(|&layer| LayerEntry {
-                layer,
+            .map(|_| LayerEntry {
                 budget_mode: rule.mode,
                 ratio_low: word(rule.ratio),
                 ratio_high: word(rule.ratio >> 32),
@@ -631,6 +644,7 @@ impl Builder<'_> {
                 pad0: 0,
                 pad1: 0,
                 pad2: 0,
+                pad3: 0,
             })
             .collect();
         let bytes = bytemuck::cast_slice(&entries).to_vec();
@@ -750,7 +764,7 @@ impl Builder<'_> {
             table.as_entire_binding(),
         ];
         let group = self.group(LayoutKind::TopK, &bindings, checks);
-        let state_bindings = [&bindings[0], &bindings[2], &bindings[3], &bindings[4], &bindings[5], &bindings[7]];
+        let state_bindings = [&bindings[0], &bindings[2], &bindings[3], &bindings[4], &bindings[5]];
         let mut state_bindings: Vec<_> = state_bindings.into_iter().cloned().collect();
         state_bindings.push(self.state.status().as_entire_binding());
         let state_group = self.group(LayoutKind::State, &state_bindings, checks);

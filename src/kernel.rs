@@ -194,7 +194,7 @@ impl LayoutKind {
         match self {
             Self::KeyNorm => &[(1, false), (2, false), (3, false), (4, false), (5, false), (6, false)],
             Self::TopK => &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true)],
-            Self::State => &[(1, false), (2, false), (3, true), (4, true), (5, true), (6, false)],
+            Self::State => &[(1, false), (2, false), (3, true), (4, true), (5, false)],
             Self::Bitonic => {
                 &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true), (8, false)]
             }

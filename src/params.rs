@@ -90,16 +90,19 @@ pub struct TopKParams {
     pub merge_stride: u32,
     pub from_sorted: u32,
     pub first_info: u32,
+    pub first_layer: u32,
     pub tile_counts_base: u32,
     pub digit_shift: u32,
     pub digit_base: u32,
+    pub pad0: u32,
+    pub pad1: u32,
+    pub pad2: u32,
 }
 
 /// Mirror of `LayerEntry` in shared/top_k_rows.wgsl.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct LayerEntry {
-    pub layer: u32,
     pub budget_mode: u32,
     pub ratio_low: u32,
     pub ratio_high: u32,
@@ -107,6 +110,7 @@ pub struct LayerEntry {
     pub pad0: u32,
     pub pad1: u32,
     pub pad2: u32,
+    pub pad3: u32,
 }
 
 /// Mirror of `TensorLayout` in compact.wgsl.

@@ -47,8 +47,8 @@ pub(crate) struct ScoreTiles {
 
 #[derive(Debug)]
 pub(crate) struct SelectPipelines {
-    /// By workgroups of [`WORKGROUP`], and of [`Capabilities::row_workgroup`](crate::device::Capabilities).
-    pub radix_rows: [wgpu::ComputePipeline; 2],
+    /// By workgroups of [`WORKGROUP`], twice that, and of [`Capabilities::row_workgroup`].
+    pub radix_rows: [wgpu::ComputePipeline; 3],
     pub count_digits: wgpu::ComputePipeline,
     pub collect: wgpu::ComputePipeline,
     pub emit: wgpu::ComputePipeline,
@@ -253,7 +253,7 @@ fn select_pipelines(kernels: &Kernels, policy: &Policy, checks: &mut Checks) -> 
     let mut radix = |entry, workgroup| {
         kernels.pipeline(module, entry, &[("WG_SIZE", workgroup), ("TILE", f64::from(SELECT_TILE))], checks)
     };
-    let radix_rows = [radix("radix_row", narrow), radix("radix_row", wide)];
+    let radix_rows = [narrow, wide.min(512.0), wide].map(|workgroup| radix("radix_row", workgroup));
     let count_digits = radix("count_digits", wide);
     let collect = radix("collect", wide);
     let emit = radix("emit", wide);

@@ -14,7 +14,7 @@ struct RowInfo {
     num_protected: u32,
     bin: u32,               // radix, long rows: bin of the threshold's first digit
     bin_rank: u32,          // rank of the threshold among the keys of its bin
-    pad0: u32,
+    bin_count: u32,         // keys of the bin
     pad1: u32,
     pad2: u32,
 }

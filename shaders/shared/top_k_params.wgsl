@@ -15,13 +15,16 @@ struct Params {
     merge_stride: u32,      // bitonic: compare distance
     from_sorted: u32,       // 1: the threshold is in row_infos already
     first_info: u32,        // index of row 0 in row_infos
+    first_layer: u32,       // the state's layer of compressed layer 0, were there no gap; modulo 2^32
     tile_counts_base: u32,  // words from a row's histogram to its tile counts
     digit_shift: u32,       // the window of first digits
     digit_base: u32,
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 
 struct LayerEntry {
-    layer: u32,             // index of the layer in the cache state
     budget_mode: u32,       // 0 ratio rounded up, 1 ratio rounded down, 2 tokens
     ratio_low: u32,         // keep ratio * 2^40, low word
     ratio_high: u32,        // keep ratio * 2^40, high word
@@ -29,4 +32,5 @@ struct LayerEntry {
     pad0: u32,
     pad1: u32,
     pad2: u32,
+    pad3: u32,
 }

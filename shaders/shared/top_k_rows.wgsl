@@ -28,6 +28,7 @@ struct SelectRow {
     num_protected: u32,
     bin: u32,       // as in RowInfo
     bin_rank: u32,
+    bin_count: u32,
     threshold: u32,
     num_ties: u32,
 }
@@ -41,10 +42,11 @@ var<workgroup> scan_sums: array<u32, WG_SIZE>;
 
 fn select_row_of(local_row: u32) -> SelectRow {
     let global_row = params.first_row + local_row;
-    let entry = layers[global_row / params.state.rows_per_layer];
+    let compressed = global_row / params.state.rows_per_layer;
     var s: SelectRow;
-    s.entry = entry;
-    s.row = load_row(params.state, entry.layer, global_row % params.state.rows_per_layer);
+    s.entry = layers[compressed];
+    // A window has no gap in its layers, so the state's addresses do not wait for the table.
+    s.row = load_row(params.state, params.first_layer + compressed, global_row % params.state.rows_per_layer);
     return s;
 }
 
@@ -81,13 +83,18 @@ fn key_at(local_row: u32, slot: u32) -> u32 {
     return order_keys[local_row * (params.order_stride / 4u) + slot / 4u][slot % 4u];
 }
 
-// Four keys of slots 4 * quad …, pads where the row has ended.
-fn load_quad(local_row: u32, len: u32, quad: u32) -> vec4<u32> {
+// Four keys of slots 4 * quad …, whatever the row's length, so that the load need not wait for it.
+fn load_raw(local_row: u32, quad: u32) -> vec4<u32> {
+    return order_keys[local_row * (params.order_stride / 4u) + min(quad, params.order_stride / 4u - 1u)];
+}
+
+// Pads where the row has ended.
+fn mask_quad(q: vec4<u32>, len: u32, quad: u32) -> vec4<u32> {
     let slot = quad * 4u;
-    if slot >= len {
-        return vec4<u32>(PAD_KEY);
-    }
-    let q = order_keys[local_row * (params.order_stride / 4u) + quad];
     let slots = vec4<u32>(slot, slot + 1u, slot + 2u, slot + 3u);
     return select(vec4<u32>(PAD_KEY), q, slots < vec4<u32>(len));
+}
+
+fn load_quad(local_row: u32, len: u32, quad: u32) -> vec4<u32> {
+    return mask_quad(load_raw(local_row, quad), len, quad);
 }
