@@ -111,6 +111,11 @@ fn order_key(r: Row, row: u32, slot: u32, sum: f32, nan: bool) -> u32 {
     return key;
 }
 
+// Of a vector kept in registers: indexing by a variable would put it into local memory.
+fn component(v: vec4<f32>, i: u32) -> f32 {
+    return select(select(v.x, v.y, i == 1u), select(v.z, v.w, i == 3u), i >= 2u);
+}
+
 fn score_tile(wg: vec3<u32>, index: u32) {
     let row = params.first_row + wg.y;
     var r = load_row(params.state, params.layer, row);
@@ -160,7 +165,7 @@ fn score_tile(wg: vec3<u32>, index: u32) {
         let reduced = reduce(sums, nan, index);
         for (var j = lane; j < 4u; j += LANES) {
             if slot + j < r.len {
-                let key = order_key(r, row, slot + j, reduced.sums[j], ((reduced.nan >> j) & 1u) != 0u);
+                let key = order_key(r, row, slot + j, component(reduced.sums, j), ((reduced.nan >> j) & 1u) != 0u);
                 order_keys[out_base + slot + j] = key;
                 if HISTOGRAM {
                     atomicAdd(&bins[first_digit(key, params.digit_shift, params.digit_base)], 1u);

@@ -1,24 +1,27 @@
 //! radix: the threshold of each row by histograms of its order keys' digits, then the kept slots.
-//! Source: histogram selection as in J. Zhang et al., "Parallel Top-K Algorithms on GPU", SC '23; collecting the bin of
-//!   the threshold a tile at a time and the deterministic emission are our own. Reference: src/reference/top_k.rs, exact.
+//! Source: histogram selection as in J. Zhang et al., "Parallel Top-K Algorithms on GPU", SC '23; setting aside the bin of
+//!   the threshold and the deterministic emission are our own. Reference: src/reference/top_k.rs, exact.
 //! Bindings: shared/top_k_rows.wgsl
-//! Entry points: radix_row · dispatch (1, num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens
-//!   count_digits, collect, emit · dispatch (ceil(max_len / TILE), num_rows, 1) · none | subgroups: rows of any length
-//! Overrides: WG_SIZE = 256; TILE = 4096, a multiple of 4 * WG_SIZE, at most 65532
-//! Workgroup bytes: 8192 + 8 * WG_SIZE + 128
-//! Algorithm: radix_row keeps a row's keys in registers and narrows the threshold digit by digit.
-//!   Long rows: the score stage has counted first digits. `collect` finds the bin in which the threshold lies and, a
-//!   workgroup a tile, counts the keys below it and sets its keys (a hundredth of the row) aside. `emit` finds the
-//!   threshold among those, each workgroup for itself, sums the counts of the tiles before its own and emits.
-//! Invariants: counts are integers, so atomics commute and the result is the same in every run; the order in which keys
-//!   are set aside is not, but they are only counted. `emit` leaves the histogram zero for the next call.
-//!   A tile counts at most 65535 keys, so two counts share a word. Any distribution of keys is exact; one that puts
-//!   most keys into one bin only makes `emit` read more.
-
-override TILE: u32 = 4096u;
+//! Entry points: radix_row · dispatch (1, num_rows, 1) · none: rows up to 8 * WG_SIZE tokens
+//!   count_digits, collect, emit · dispatch (ceil(max_len / (8 * WG_SIZE)), num_rows, 1) · none: rows of any length
+//! Overrides: WG_SIZE = 256; SCAN_GROUP = 16
+//! Workgroup bytes: 8192 + 4 * WG_SIZE + 4 * WG_SIZE / SCAN_GROUP + 160
+//! Algorithm: a first digit of eleven bits leaves about a hundredth of the keys in the bin of the threshold. radix_row
+//!   holds a row's keys in registers and ranks those of the bin against each other.
+//!   Long rows: the score stage has counted first digits. `collect` finds the bin, counts the keys below it in each tile
+//!   and sets the slots of the bin aside. `emit` finds the threshold among them, each workgroup for itself, sums the
+//!   counts of the tiles before its own and emits.
+//! Invariants: counts are integers, so atomics commute and the result is the same in every run; the order in which slots
+//!   are set aside is not, but they are only counted. `emit` leaves the histogram zero for the next call. Any
+//!   distribution of keys is exact; one that puts most keys into one bin only makes more of them be narrowed digit by
+//!   digit.
 
 const SMALL_BINS: u32 = 256u;
-const ASIDE_GROUP: u32 = 32u; // invocations that share the keys set aside by a tile
+// Keys of a bin that are ranked against each other rather than narrowed further.
+const FEW: u32 = 128u;
+// Where keys are held in `bins`, after the bins of one digit, and how many.
+const HELD_IX: u32 = SMALL_BINS;
+const MAX_HELD: u32 = NUM_BINS - SMALL_BINS;
 
 var<workgroup> bins: array<atomic<u32>, NUM_BINS>;
 var<workgroup> wg_found: Found;
@@ -33,6 +36,11 @@ struct Found {
     count: u32, // keys in the bin
 }
 
+struct Narrowing {
+    threshold: u32, // bits found so far
+    above: u32,     // mask of the bits found so far
+}
+
 fn clear_bins(index: u32, num_bins: u32) {
     for (var b = index; b < num_bins; b += WG_SIZE) {
         atomicStore(&bins[b], 0u);
@@ -42,30 +50,28 @@ fn clear_bins(index: u32, num_bins: u32) {
 // Finds the bin of a rank among the workgroup's bins. The caller has passed a barrier; ends at one.
 fn narrow(index: u32, num_bins: u32, rank: u32) -> Found {
     let per = max(num_bins / WG_SIZE, 1u);
+    let first = index * per;
     var sum = 0u;
-    for (var b = index * per; b < min((index + 1u) * per, num_bins); b++) {
-        sum += atomicLoad(&bins[b]);
+    for (var b = 0u; b < per; b++) {
+        sum += select(0u, atomicLoad(&bins[min(first + b, NUM_BINS - 1u)]), first + b < num_bins);
     }
     var running = exclusive_scan(index, sum).before;
     if rank >= running && rank - running < sum {
-        for (var b = index * per; b < (index + 1u) * per; b++) {
-            let count = atomicLoad(&bins[b]);
+        for (var b = 0u; b < per; b++) {
+            let count = atomicLoad(&bins[first + b]);
             if rank >= running && rank - running < count {
-                wg_found = Found(b, rank - running, count);
+                wg_found = Found(first + b, rank - running, count);
             }
             running += count;
         }
     }
-    workgroupBarrier();
-    let found = wg_found;
-    workgroupBarrier();
-    return found;
+    return workgroupUniformLoad(&wg_found);
 }
 
-// The threshold among num keys in `bins`, all of one first digit. Starts and ends at a barrier.
+// The threshold among num keys in `bins`. Starts and ends at a barrier.
 fn rank_few(index: u32, num: u32, rank: u32) -> Found {
-    if index < num {
-        let key = atomicLoad(&bins[index]);
+    for (var k = index; k < num; k += WG_SIZE) {
+        let key = atomicLoad(&bins[k]);
         var below = 0u;
         var equal = 0u;
         for (var i = 0u; i < num; i++) {
@@ -83,30 +89,62 @@ fn rank_few(index: u32, num: u32, rank: u32) -> Found {
     return Found(atomicLoad(&wg_threshold), atomicLoad(&wg_tie), 0u);
 }
 
-// Keys of a bin that are ranked against each other rather than narrowed further.
-const FEW: u32 = 128u;
+fn first_digit_of(key: u32) -> u32 {
+    return first_digit(key, params.digit_shift, params.digit_base);
+}
 
-fn radix_row_of(local_row: u32, index: u32) {
-    let raw0 = load_raw(local_row, index);
-    let raw1 = load_raw(local_row, index + WG_SIZE);
+fn add_first_digits(keys: vec4<u32>) {
+    add_first_digit(keys.x);
+    add_first_digit(keys.y);
+    add_first_digit(keys.z);
+    add_first_digit(keys.w);
+}
+
+fn add_first_digit(key: u32) {
+    if key != PAD_KEY {
+        atomicAdd(&bins[first_digit_of(key)], 1u);
+    }
+}
+
+fn add_digit(key: u32, n: Narrowing, shift: u32) {
+    if ((key ^ n.threshold) & n.above) == 0u {
+        atomicAdd(&bins[(key >> shift) & (SMALL_BINS - 1u)], 1u);
+    }
+}
+
+// The bits of the threshold that its bin tells: those above the shift, but none in the first and last bin.
+fn narrowing_of(bin: u32) -> Narrowing {
+    if bin == 0u || bin == NUM_BINS - 1u {
+        return Narrowing(0u, 0u);
+    }
+    return Narrowing((bin + params.digit_base) << params.digit_shift, 0xffffffffu << params.digit_shift);
+}
+
+fn narrowed(n: Narrowing, digit: u32, shift: u32) -> Narrowing {
+    let mask = (SMALL_BINS - 1u) << shift;
+    return Narrowing((n.threshold & ~mask) | (digit << shift), n.above | mask);
+}
+
+@compute @workgroup_size(WG_SIZE)
+fn radix_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let raw = load_raw(wg.y, index);
     clear_bins(index, NUM_BINS);
     if index == 0u {
-        wg_row = select_row_of(local_row);
+        wg_row = select_row_of(wg.y);
         wg_found = Found(0u, 0u, 0u); // an empty row finds nothing
         atomicStore(&wg_count, 0u);
     }
     var s = workgroupUniformLoad(&wg_row);
-    let q0 = mask_quad(raw0, s.row.len, index);
-    let q1 = mask_quad(raw1, s.row.len, index + WG_SIZE);
-    add_first_digits(q0);
-    add_first_digits(q1);
-    let zeros = ones(q0 == vec4<u32>(0u)) + ones(q1 == vec4<u32>(0u));
+    let k = mask_keys(raw, s.row.len, index);
+    add_first_digits(k.low);
+    add_first_digits(k.high);
+    let zeros = count_zeros(k);
     if zeros > 0u {
         atomicAdd(&wg_count, zeros);
     }
     workgroupBarrier();
-    let num_protected = atomicLoad(&wg_count);
-    s.budget = row_budget(s.entry, s.row, num_protected);
+    s.num_protected = atomicLoad(&wg_count);
+    s.budget = row_budget(s.entry, s.row, s.num_protected);
     var found = narrow(index, NUM_BINS, max(s.budget, 1u) - 1u);
     let bin = found.digit;
     if found.count <= FEW {
@@ -114,79 +152,82 @@ fn radix_row_of(local_row: u32, index: u32) {
             atomicStore(&wg_count, 0u);
         }
         workgroupBarrier();
-        set_aside(q0, bin);
-        set_aside(q1, bin);
+        hold_quad(k.low, bin);
+        hold_quad(k.high, bin);
         workgroupBarrier();
         found = rank_few(index, found.count, found.rank);
     } else {
-        found = narrow_row(index, q0, q1, bin, found.rank);
+        found = narrow_row(index, k, bin, found.rank);
     }
-    emit_row(index, local_row, s, q0, found.digit, found.rank + 1u, num_protected);
-}
-
-fn add_first_digits(keys: vec4<u32>) {
-    for (var i = 0u; i < 4u; i++) {
-        if keys[i] != PAD_KEY {
-            atomicAdd(&bins[first_digit(keys[i], params.digit_shift, params.digit_base)], 1u);
-        }
+    s.threshold = found.digit;
+    s.num_ties = found.rank + 1u;
+    if index == 0u {
+        write_row_info(wg.y, s);
     }
+    let scanned = emit_tile(index, wg.y, s, k, 0u, 0u, 0u);
 }
 
 // Puts the keys of a bin into `bins`, whose counts are no longer needed. Their order does not matter.
-fn set_aside(keys: vec4<u32>, bin: u32) {
-    for (var i = 0u; i < 4u; i++) {
-        if keys[i] != PAD_KEY && first_digit(keys[i], params.digit_shift, params.digit_base) == bin {
-            atomicStore(&bins[atomicAdd(&wg_count, 1u)], keys[i]);
-        }
+fn hold_quad(keys: vec4<u32>, bin: u32) {
+    hold_key(keys.x, bin);
+    hold_key(keys.y, bin);
+    hold_key(keys.z, bin);
+    hold_key(keys.w, bin);
+}
+
+fn hold_key(key: u32, bin: u32) {
+    if key != PAD_KEY && first_digit_of(key) == bin {
+        atomicStore(&bins[atomicAdd(&wg_count, 1u)], key);
     }
 }
 
 // The threshold among the many keys of a bin that the row's invocations hold, eight bits at a time.
-fn narrow_row(index: u32, q0: vec4<u32>, q1: vec4<u32>, bin: u32, wanted: u32) -> Found {
-    var found = 0u;
-    var above = 0u;
+fn narrow_row(index: u32, k: Keys, bin: u32, wanted: u32) -> Found {
+    var n = narrowing_of(bin);
     var rank = wanted;
     for (var left = 4u; left > 0u; left--) {
         let shift = (left - 1u) * 8u;
         clear_bins(index, SMALL_BINS);
         workgroupBarrier();
-        add_digits(q0, bin, found, above, shift);
-        add_digits(q1, bin, found, above, shift);
+        add_digits(k.low, bin, n, shift);
+        add_digits(k.high, bin, n, shift);
         workgroupBarrier();
         let next = narrow(index, SMALL_BINS, rank);
-        found |= next.digit << shift;
+        n = narrowed(n, next.digit, shift);
         rank = next.rank;
-        above |= (SMALL_BINS - 1u) << shift;
     }
-    return Found(found, rank, 0u);
+    return Found(n.threshold, rank, 0u);
 }
 
-fn add_digits(keys: vec4<u32>, bin: u32, found: u32, above: u32, shift: u32) {
-    for (var i = 0u; i < 4u; i++) {
-        let key = keys[i];
-        let in_bin = key != PAD_KEY && first_digit(key, params.digit_shift, params.digit_base) == bin;
-        if in_bin && ((key ^ found) & above) == 0u {
-            atomicAdd(&bins[(key >> shift) & (SMALL_BINS - 1u)], 1u);
-        }
+fn add_digits(keys: vec4<u32>, bin: u32, n: Narrowing, shift: u32) {
+    add_digit_of_bin(keys.x, bin, n, shift);
+    add_digit_of_bin(keys.y, bin, n, shift);
+    add_digit_of_bin(keys.z, bin, n, shift);
+    add_digit_of_bin(keys.w, bin, n, shift);
+}
+
+fn add_digit_of_bin(key: u32, bin: u32, n: Narrowing, shift: u32) {
+    if key != PAD_KEY && first_digit_of(key) == bin {
+        add_digit(key, n, shift);
     }
 }
 
-// Counts first digits where the score stage has not: its keys may be the caller's.
-fn count_digits_of(wg: vec3<u32>, index: u32) {
+// Counts first digits where the score stage has not: the keys may be the caller's.
+@compute @workgroup_size(WG_SIZE)
+fn count_digits(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let eight = wg.x * WG_SIZE + index;
+    let raw = load_raw(wg.y, eight);
     clear_bins(index, NUM_BINS);
     if index == 0u {
         wg_row = select_row_of(wg.y);
         atomicStore(&wg_count, 0u);
     }
-    let len = workgroupUniformLoad(&wg_row).row.len;
-    var num_zero = 0u;
-    for (var q = index; q < TILE / 4u; q += WG_SIZE) {
-        let keys = load_quad(wg.y, len, wg.x * (TILE / 4u) + q);
-        num_zero += ones(keys == vec4<u32>(0u));
-        add_first_digits(keys);
-    }
-    if num_zero > 0u {
-        atomicAdd(&wg_count, num_zero);
+    let k = mask_keys(raw, workgroupUniformLoad(&wg_row).row.len, eight);
+    add_first_digits(k.low);
+    add_first_digits(k.high);
+    let zeros = count_zeros(k);
+    if zeros > 0u {
+        atomicAdd(&wg_count, zeros);
     }
     workgroupBarrier();
     let base = wg.y * params.histogram_stride;
@@ -201,148 +242,105 @@ fn count_digits_of(wg: vec3<u32>, index: u32) {
     }
 }
 
+// Where a tile's counts are: keys below the bin; from sorted rows, keys below and equal to the threshold.
 fn tile_counts_ix(local_row: u32, tile: u32) -> u32 {
     return local_row * params.histogram_stride + params.tile_counts_base + 2u * tile;
 }
 
-fn collect_of(wg: vec3<u32>, index: u32) {
+@compute @workgroup_size(WG_SIZE)
+fn collect(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let base = wg.y * params.histogram_stride;
-    let first_quad = wg.x * (TILE / 4u);
-    let raw = load_raw(wg.y, first_quad + index);
-    if params.from_sorted == 0u {
+    let eight = wg.x * WG_SIZE + index;
+    let raw = load_raw(wg.y, eight);
+    let from_sorted = params.from_sorted == 1u;
+    if !from_sorted {
         for (var b = index; b < NUM_BINS; b += WG_SIZE) {
             atomicStore(&bins[b], atomicLoad(&histogram[base + b]));
         }
     }
     if index == 0u {
-        let num_protected = atomicLoad(&histogram[base + select(PROTECTED_COUNT_IX, 0u, params.from_sorted == 1u)]);
+        let num_protected = atomicLoad(&histogram[base + select(PROTECTED_COUNT_IX, 0u, from_sorted)]);
         wg_row = select_row_of(wg.y);
         wg_row.num_protected = num_protected;
         wg_row.budget = row_budget(wg_row.entry, wg_row.row, num_protected);
         wg_row.threshold = row_infos[params.first_info + wg.y].threshold;
         wg_found = Found(0u, 0u, 0u); // an empty row finds nothing
-        atomicStore(&wg_count, 0u);
     }
     let s = workgroupUniformLoad(&wg_row);
-    var bin = 0u;
-    if params.from_sorted == 0u {
-        let found = narrow(index, NUM_BINS, max(s.budget, 1u) - 1u);
-        bin = found.digit;
-        if wg.x == 0u && index == 0u {
-            row_infos[params.first_info + wg.y].budget = s.budget;
-            row_infos[params.first_info + wg.y].num_protected = s.num_protected;
-            row_infos[params.first_info + wg.y].bin = bin;
-            row_infos[params.first_info + wg.y].bin_rank = found.rank;
-            row_infos[params.first_info + wg.y].bin_count = found.count;
-        }
-    }
-    let aside = aside_ix(wg.y, wg.x);
-    var keys = mask_quad(raw, s.row.len, first_quad + index);
+    let k = mask_keys(raw, s.row.len, eight);
     var counts = 0u;
-    for (var q = index; q < TILE / 4u; q += WG_SIZE) {
-        if q != index {
-            keys = load_quad(wg.y, s.row.len, first_quad + q);
+    var bin = 0u;
+    if from_sorted {
+        counts = count_keys(k, s.threshold);
+    } else {
+        let found = narrow(index, NUM_BINS, max(s.budget, 1u) - 1u);
+        if wg.x == 0u && index == 0u {
+            let ix = params.first_info + wg.y;
+            row_infos[ix].budget = s.budget;
+            row_infos[ix].num_protected = s.num_protected;
+            row_infos[ix].bin = found.digit;
+            row_infos[ix].bin_rank = found.rank;
+            row_infos[ix].bin_count = found.count;
         }
-        if params.from_sorted == 1u {
-            counts += count_quad(keys, s.threshold);
-            continue;
-        }
-        for (var i = 0u; i < 4u; i++) {
-            let digit = first_digit(keys[i], params.digit_shift, params.digit_base);
-            counts += u32(digit < bin);
-            if digit == bin && keys[i] != PAD_KEY {
-                lists[aside + atomicAdd(&wg_count, 1u)] = keys[i];
-            }
-        }
+        bin = found.digit;
+        counts = count_bin(k.low, bin) + count_bin(k.high, bin);
     }
-    let total = exclusive_scan(index, counts).total;
-    workgroupBarrier();
+    let scanned = exclusive_scan(index, counts);
     if index == 0u {
+        let num_equal = scanned.total >> 16u;
         let ix = tile_counts_ix(wg.y, wg.x);
-        atomicStore(&histogram[ix], total & 0xffffu);
-        atomicStore(&histogram[ix + 1u], select(atomicLoad(&wg_count), total >> 16u, params.from_sorted == 1u));
-    }
-}
-
-// Where keys are held in `bins`, after the bins of one digit.
-const HELD_IX: u32 = SMALL_BINS;
-const MAX_HELD: u32 = NUM_BINS - SMALL_BINS;
-
-// The keys set aside that share the digits found before: held in workgroup memory, or, where they are too many, read again.
-fn add_aside(index: u32, s: SelectRow, local_row: u32, found: Found, shift: u32) {
-    if s.bin_count <= MAX_HELD {
-        for (var i = index; i < s.bin_count; i += WG_SIZE) {
-            add_digit(atomicLoad(&bins[HELD_IX + i]), found, shift);
-        }
-        return;
-    }
-    let num_tiles = (s.row.len + TILE - 1u) / TILE;
-    for (var t = index / ASIDE_GROUP; t < num_tiles; t += WG_SIZE / ASIDE_GROUP) {
-        let num = atomicLoad(&histogram[tile_counts_ix(local_row, t) + 1u]);
-        for (var c = index % ASIDE_GROUP; c < num; c += ASIDE_GROUP) {
-            add_digit(lists[aside_ix(local_row, t) + c], found, shift);
-        }
-    }
-}
-
-// `rank` of found is the mask of the digits above.
-fn add_digit(key: u32, found: Found, shift: u32) {
-    if ((key ^ found.digit) & found.rank) == 0u {
-        atomicAdd(&bins[(key >> shift) & (SMALL_BINS - 1u)], 1u);
-    }
-}
-
-fn aside_ix(local_row: u32, tile: u32) -> u32 {
-    return local_row * params.lists_stride + params.aside_offset + tile * TILE;
-}
-
-// Copies the keys that all tiles set aside into `bins`, in any order. Ends at a barrier.
-fn hold_aside(index: u32, s: SelectRow, local_row: u32, first_ix: u32) {
-    let num_tiles = (s.row.len + TILE - 1u) / TILE;
-    for (var t = index / ASIDE_GROUP; t < num_tiles; t += WG_SIZE / ASIDE_GROUP) {
-        let num = atomicLoad(&histogram[tile_counts_ix(local_row, t) + 1u]);
-        for (var c = index % ASIDE_GROUP; c < num; c += ASIDE_GROUP) {
-            let ix = first_ix + atomicAdd(&wg_count, 1u);
-            atomicStore(&bins[min(ix, NUM_BINS - 1u)], lists[aside_ix(local_row, t) + c]);
+        atomicStore(&histogram[ix], scanned.total & 0xffffu);
+        atomicStore(&histogram[ix + 1u], select(0u, num_equal, from_sorted));
+        if !from_sorted && num_equal > 0u {
+            atomicStore(&wg_count, atomicAdd(&histogram[base + ASIDE_COUNT_IX], num_equal));
         }
     }
     workgroupBarrier();
+    if !from_sorted {
+        let place = aside_ix(wg.y, atomicLoad(&wg_count) + (scanned.before >> 16u));
+        let next = set_aside_quad(k.low, bin, eight * 8u, place);
+        let last = set_aside_quad(k.high, bin, eight * 8u + 4u, next);
+    }
 }
 
-// The threshold among the keys set aside, eight bits at a time; a few are ranked at once.
-fn threshold_aside(index: u32, s: SelectRow, local_row: u32) -> Found {
-    if s.bin_count <= FEW {
-        hold_aside(index, s, local_row, 0u);
-        return rank_few(index, s.bin_count, s.bin_rank);
-    }
-    if s.bin_count <= MAX_HELD {
-        hold_aside(index, s, local_row, HELD_IX);
-    }
-    // Within the window the keys of a bin differ in the bits below the shift; in the first and last bin in any bit.
-    let is_end = s.bin == 0u || s.bin == NUM_BINS - 1u;
-    let num_bits = select(params.digit_shift, 32u, is_end);
-    var threshold = select((s.bin + params.digit_base) << params.digit_shift, 0u, is_end);
-    var above = 0u;
-    var rank = s.bin_rank;
-    for (var left = num_bits; left > 0u;) {
-        let shift = max(left, 8u) - 8u;
-        clear_bins(index, SMALL_BINS);
-        workgroupBarrier();
-        add_aside(index, s, local_row, Found(threshold, above, 0u), shift);
-        workgroupBarrier();
-        let next = narrow(index, SMALL_BINS, rank);
-        // Bits of the digit that are known already are the same in all keys counted.
-        threshold = (threshold & ~((SMALL_BINS - 1u) << shift)) | (next.digit << shift);
-        rank = next.rank;
-        above |= (SMALL_BINS - 1u) << shift;
-        left = shift;
-    }
-    return Found(threshold, rank, 0u);
+// Keys below the bin in the low half, keys of it in the high half. Pads count in neither: their digit is the last.
+fn count_bin(keys: vec4<u32>, bin: u32) -> u32 {
+    return count_bin_key(keys.x, bin) + count_bin_key(keys.y, bin) + count_bin_key(keys.z, bin) + count_bin_key(keys.w, bin);
 }
 
-fn emit_of(wg: vec3<u32>, index: u32) {
-    let first_quad = wg.x * (TILE / 4u);
-    let raw = load_raw(wg.y, first_quad + index);
+fn count_bin_key(key: u32, bin: u32) -> u32 {
+    let digit = first_digit_of(key);
+    return u32(digit < bin) | (u32(digit == bin && key != PAD_KEY) << 16u);
+}
+
+// Writes the slots of the bin from a place on; returns the next place.
+fn set_aside_quad(keys: vec4<u32>, bin: u32, slot: u32, place: u32) -> u32 {
+    let y = set_aside(keys.x, bin, slot, place);
+    let z = set_aside(keys.y, bin, slot + 1u, y);
+    let w = set_aside(keys.z, bin, slot + 2u, z);
+    return set_aside(keys.w, bin, slot + 3u, w);
+}
+
+fn set_aside(key: u32, bin: u32, slot: u32, place: u32) -> u32 {
+    if key != PAD_KEY && first_digit_of(key) == bin {
+        lists[place] = slot;
+        return place + 1u;
+    }
+    return place;
+}
+
+fn aside_ix(local_row: u32, place: u32) -> u32 {
+    return local_row * params.lists_stride + params.aside_offset + place;
+}
+
+fn key_aside(local_row: u32, place: u32) -> u32 {
+    return key_at(local_row, lists[aside_ix(local_row, place)]);
+}
+
+@compute @workgroup_size(WG_SIZE)
+fn emit(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let eight = wg.x * WG_SIZE + index;
+    let raw = load_raw(wg.y, eight);
     if index == 0u {
         let info = row_infos[params.first_info + wg.y];
         wg_row = select_row_of(wg.y);
@@ -351,48 +349,82 @@ fn emit_of(wg: vec3<u32>, index: u32) {
         wg_row.bin = info.bin;
         wg_row.bin_rank = info.bin_rank;
         wg_row.bin_count = info.bin_count;
-        atomicStore(&wg_count, 0u);
         wg_row.threshold = info.threshold;
         wg_row.num_ties = info.num_ties;
         wg_found = Found(0u, 0u, 0u);
     }
     var s = workgroupUniformLoad(&wg_row);
-    let first = mask_quad(raw, select(0u, s.row.len, s.row.active_row), first_quad + index);
     if params.from_sorted == 0u {
         let found = threshold_aside(index, s, wg.y);
         s.threshold = found.digit;
         s.num_ties = found.rank + 1u;
         if wg.x == 0u && index == 0u {
-            write_row_info(wg.y, s, s.threshold, s.num_ties, s.num_protected);
+            write_row_info(wg.y, s);
         }
     }
-    emit_tile(wg, index, s, first, before_tile(wg, index, s.threshold));
+    let before = before_tile(wg, index, s);
+    let first_slot = wg.x * WG_SIZE * 8u;
+    let scanned = emit_tile(index, wg.y, s, mask_keys(raw, s.row.len, eight), first_slot, before.x, before.y);
 
-    // Nothing reads the bins in this dispatch.
+    // Nothing reads these in this dispatch.
     if wg.x == 0u && params.from_sorted == 0u {
-        for (var b = index; b <= PROTECTED_COUNT_IX; b += WG_SIZE) {
+        for (var b = index; b <= ASIDE_COUNT_IX; b += WG_SIZE) {
             atomicStore(&histogram[wg.y * params.histogram_stride + b], 0u);
         }
     }
 }
 
-// Keys below and equal to the threshold in the tiles before this one.
-fn before_tile(wg: vec3<u32>, index: u32, threshold: u32) -> vec2<u32> {
+// The threshold among the keys set aside, eight bits at a time; a few are ranked at once.
+fn threshold_aside(index: u32, s: SelectRow, local_row: u32) -> Found {
+    let held_ix = select(HELD_IX, 0u, s.bin_count <= FEW);
+    if s.bin_count <= MAX_HELD {
+        for (var i = index; i < s.bin_count; i += WG_SIZE) {
+            atomicStore(&bins[held_ix + i], key_aside(local_row, i));
+        }
+    }
+    workgroupBarrier();
+    if s.bin_count <= FEW {
+        return rank_few(index, s.bin_count, s.bin_rank);
+    }
+    var n = narrowing_of(s.bin);
+    var rank = s.bin_rank;
+    for (var left = 4u; left > 0u; left--) {
+        let shift = (left - 1u) * 8u;
+        if ((n.above >> shift) & (SMALL_BINS - 1u)) == SMALL_BINS - 1u {
+            continue; // the bin tells this digit; the same for the whole workgroup
+        }
+        clear_bins(index, SMALL_BINS);
+        workgroupBarrier();
+        for (var i = index; i < s.bin_count; i += WG_SIZE) {
+            if s.bin_count <= MAX_HELD {
+                add_digit(atomicLoad(&bins[HELD_IX + i]), n, shift);
+            } else {
+                add_digit(key_aside(local_row, i), n, shift);
+            }
+        }
+        workgroupBarrier();
+        let next = narrow(index, SMALL_BINS, rank);
+        n = narrowed(n, next.digit, shift);
+        rank = next.rank;
+    }
+    return Found(n.threshold, rank, 0u);
+}
+
+// Keys below and equal to the threshold in the tiles before this one. Ends at a barrier.
+fn before_tile(wg: vec3<u32>, index: u32, s: SelectRow) -> vec2<u32> {
     var below = 0u;
     var equal = 0u;
-    for (var t = index / ASIDE_GROUP; t < wg.x; t += WG_SIZE / ASIDE_GROUP) {
-        let ix = tile_counts_ix(wg.y, t);
-        let num = atomicLoad(&histogram[ix + 1u]);
-        if index % ASIDE_GROUP == 0u {
-            below += atomicLoad(&histogram[ix]);
-            equal += select(0u, num, params.from_sorted == 1u);
-        }
-        if params.from_sorted == 0u {
-            for (var c = index % ASIDE_GROUP; c < num; c += ASIDE_GROUP) {
-                let key = lists[aside_ix(wg.y, t) + c];
-                below += u32(key < threshold);
-                equal += u32(key == threshold);
-            }
+    for (var t = index; t < wg.x; t += WG_SIZE) {
+        below += atomicLoad(&histogram[tile_counts_ix(wg.y, t)]);
+        equal += atomicLoad(&histogram[tile_counts_ix(wg.y, t) + 1u]);
+    }
+    if params.from_sorted == 0u {
+        for (var i = index; i < s.bin_count; i += WG_SIZE) {
+            let slot = lists[aside_ix(wg.y, i)];
+            let key = key_at(wg.y, slot);
+            let is_before = slot < wg.x * WG_SIZE * 8u;
+            below += u32(is_before && key < s.threshold);
+            equal += u32(is_before && key == s.threshold);
         }
     }
     let below_total = exclusive_scan(index, below).total;
@@ -400,25 +432,4 @@ fn before_tile(wg: vec3<u32>, index: u32, threshold: u32) -> vec2<u32> {
     let equal_total = exclusive_scan(index, equal).total;
     workgroupBarrier();
     return vec2<u32>(below_total, equal_total);
-}
-
-fn emit_tile(wg: vec3<u32>, index: u32, s: SelectRow, first: vec4<u32>, before: vec2<u32>) {
-    let first_quad = wg.x * (TILE / 4u);
-    let len = select(0u, s.row.len, s.row.active_row);
-    var next = first;
-    var below = before.x;
-    var equal = before.y;
-    for (var base = 0u; base < TILE / 4u; base += WG_SIZE) {
-        let quad = first_quad + base + index;
-        let keys = next;
-        next = load_quad(wg.y, len, quad + WG_SIZE);
-        let scanned = exclusive_scan(index, count_quad(keys, s.threshold));
-        if s.row.active_row {
-            let at = vec2<u32>(below + (scanned.before & 0xffffu), equal + (scanned.before >> 16u));
-            emit_quad(wg.y, s, s.threshold, s.num_ties, quad, keys, at.x, at.y);
-        }
-        below += scanned.total & 0xffffu;
-        equal += scanned.total >> 16u;
-        workgroupBarrier(); // between two scans
-    }
 }

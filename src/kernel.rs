@@ -47,10 +47,7 @@ pub enum Module {
         subgroups: bool,
     },
     /// Radix selector, and the emission for long rows.
-    Radix {
-        /// Subgroup sums, else workgroup memory.
-        subgroups: bool,
-    },
+    Radix,
     /// Bitonic selector.
     Bitonic,
     /// Cache state after a compression.
@@ -70,13 +67,7 @@ impl Module {
     /// Every module there is, for tests of the shaders themselves.
     #[must_use]
     pub fn all() -> Vec<Self> {
-        let mut all = vec![
-            Self::Radix { subgroups: true },
-            Self::Radix { subgroups: false },
-            Self::Bitonic,
-            Self::State,
-            Self::Append,
-        ];
+        let mut all = vec![Self::Radix, Self::Bitonic, Self::State, Self::Append];
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for (vec4, subgroups) in [(true, true), (true, false), (false, true), (false, false)] {
                 all.push(Self::KeyNorm { dtype, vec4, subgroups });
@@ -95,7 +86,7 @@ impl Module {
     pub fn label(&self) -> &'static str {
         match self {
             Self::KeyNorm { .. } => "keynorm.key_norm",
-            Self::Radix { .. } => "keynorm.radix",
+            Self::Radix => "keynorm.radix",
             Self::Bitonic => "keynorm.bitonic",
             Self::State => "keynorm.state",
             Self::Append => "keynorm.append",
@@ -115,7 +106,7 @@ impl Module {
         let rows = [params, shader!("shared/top_k_rows.wgsl")].concat();
         let rows = rows.as_str();
         let info = shader!("shared/row_info.wgsl");
-        let scan = shader!("shared/scan_workgroup.wgsl");
+        let scan = shader!("shared/scan.wgsl");
         let emit = shader!("shared/top_k_emit.wgsl");
         match *self {
             Self::KeyNorm { dtype, vec4, subgroups } => [
@@ -135,14 +126,7 @@ impl Module {
                 },
             ]
             .concat(),
-            Self::Radix { subgroups: false } => {
-                [shader!("radix.wgsl"), digits, rows, info, state, emit, scan, shader!("shared/radix_workgroup.wgsl")]
-                    .concat()
-            }
-            Self::Radix { subgroups: true } => {
-                let (scan, entries) = (shader!("shared/scan_subgroup.wgsl"), shader!("shared/radix_subgroup.wgsl"));
-                [shader!("radix.wgsl"), digits, rows, info, state, emit, scan, entries].concat()
-            }
+            Self::Radix => [shader!("radix.wgsl"), digits, rows, info, state, emit, scan].concat(),
             Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
             Self::State => [shader!("state.wgsl"), params, info, layout].concat(),
             Self::Append => [shader!("append.wgsl"), layout].concat(),
@@ -163,7 +147,7 @@ impl Module {
     fn layout(&self) -> LayoutKind {
         match self {
             Self::KeyNorm { .. } => LayoutKind::KeyNorm,
-            Self::Radix { .. } => LayoutKind::TopK,
+            Self::Radix => LayoutKind::TopK,
             Self::State => LayoutKind::State,
             Self::Bitonic => LayoutKind::Bitonic,
             Self::Append => LayoutKind::Append,

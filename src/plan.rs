@@ -14,10 +14,10 @@ use crate::workspace::{ScratchLayout, Workspace};
 /// Invocations of a workgroup, unless it owns a whole row.
 pub(crate) const WORKGROUP: u32 = 256;
 /// Tokens that a workgroup of the long-row dispatches covers.
-pub(crate) const SELECT_TILE: u32 = 4096;
+pub(crate) const SELECT_TILE: u32 = ROW_TOKENS * WORKGROUP;
 /// Words of a row's histogram of first digits (2048), its protected count and padding.
 const HISTOGRAM_WORDS: u32 = 2112;
-/// Tokens that a workgroup selecting a whole row holds in registers, an invocation.
+/// Tokens whose keys an invocation of the radix selector holds in registers.
 pub(crate) const ROW_TOKENS: u32 = 8;
 
 /// Geometry, policy and pipelines. Cheap to clone; `Send + Sync`.
@@ -206,9 +206,9 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
     let tile_counts_base = if counts_digits { HISTOGRAM_WORDS } else { 0 };
     let tile_counts = 2 * shape.capacity.div_ceil(SELECT_TILE);
     let staged_offset = if positional { order_stride } else { 0 };
-    // A tile sets aside at most its own size.
+    // At worst every slot is set aside.
     let aside_offset = order_stride + staged_offset;
-    let aside_len = if counts_digits { shape.capacity.next_multiple_of(SELECT_TILE) } else { 0 };
+    let aside_len = if counts_digits { order_stride } else { 0 };
     ScratchLayout {
         num_rows,
         order_stride,
@@ -249,14 +249,16 @@ fn select_pipelines(kernels: &Kernels, policy: &Policy, checks: &mut Checks) -> 
     let wide = f64::from(kernels.capabilities.row_workgroup);
     let narrow = f64::from(WORKGROUP);
     let sort_len = f64::from(kernels.capabilities.sort_len);
-    let module = Module::Radix { subgroups: kernels.capabilities.shuffle_lanes > 0 };
+    // The scan takes two levels of about the root of the workgroup.
+    let scan_group = |workgroup: f64| if workgroup > 512.0 { 32.0 } else { 16.0 };
     let mut radix = |entry, workgroup| {
-        kernels.pipeline(module, entry, &[("WG_SIZE", workgroup), ("TILE", f64::from(SELECT_TILE))], checks)
+        let constants = [("WG_SIZE", workgroup), ("SCAN_GROUP", scan_group(workgroup))];
+        kernels.pipeline(Module::Radix, entry, &constants, checks)
     };
     let radix_rows = [narrow, wide.min(512.0), wide].map(|workgroup| radix("radix_row", workgroup));
-    let count_digits = radix("count_digits", wide);
-    let collect = radix("collect", wide);
-    let emit = radix("emit", wide);
+    let count_digits = radix("count_digits", narrow);
+    let collect = radix("collect", narrow);
+    let emit = radix("emit", narrow);
     let bitonic = (policy.selector != Selector::Radix).then(|| {
         let mut bitonic = |entry, workgroup| {
             kernels.pipeline(Module::Bitonic, entry, &[("WG_SIZE", workgroup), ("SORT_LEN", sort_len)], checks)

@@ -33,13 +33,6 @@ struct SelectRow {
     num_ties: u32,
 }
 
-struct Scanned {
-    before: u32, // sum of the values of lower invocations
-    total: u32,  // sum of all
-}
-
-var<workgroup> scan_sums: array<u32, WG_SIZE>;
-
 fn select_row_of(local_row: u32) -> SelectRow {
     let global_row = params.first_row + local_row;
     let compressed = global_row / params.state.rows_per_layer;
@@ -81,20 +74,4 @@ fn row_budget(entry: LayerEntry, row: Row, num_protected: u32) -> u32 {
 
 fn key_at(local_row: u32, slot: u32) -> u32 {
     return order_keys[local_row * (params.order_stride / 4u) + slot / 4u][slot % 4u];
-}
-
-// Four keys of slots 4 * quad …, whatever the row's length, so that the load need not wait for it.
-fn load_raw(local_row: u32, quad: u32) -> vec4<u32> {
-    return order_keys[local_row * (params.order_stride / 4u) + min(quad, params.order_stride / 4u - 1u)];
-}
-
-// Pads where the row has ended.
-fn mask_quad(q: vec4<u32>, len: u32, quad: u32) -> vec4<u32> {
-    let slot = quad * 4u;
-    let slots = vec4<u32>(slot, slot + 1u, slot + 2u, slot + 3u);
-    return select(vec4<u32>(PAD_KEY), q, slots < vec4<u32>(len));
-}
-
-fn load_quad(local_row: u32, len: u32, quad: u32) -> vec4<u32> {
-    return mask_quad(load_raw(local_row, quad), len, quad);
 }
