@@ -99,10 +99,27 @@ struct LayerWindow {
     score: wgpu::ComputePipeline,
     score_fused: wgpu::ComputePipeline,
     score_group: wgpu::BindGroup,
-    compact: wgpu::ComputePipeline,
     compact_group: wgpu::BindGroup,
-    /// Rows moved by a workgroup of `fill`, or workgroups a row of `positional`.
-    compact_unit: u32,
+    /// Offset of the parameters of `fill`, or of the walk that takes all; those of [`WALK_LEN`] and its ranges follow.
+    compact_params: u32,
+    moves: Moves,
+}
+
+#[derive(Debug)]
+enum Moves {
+    Fill {
+        fill: wgpu::ComputePipeline,
+        /// Rows that a workgroup moves.
+        unit: u32,
+    },
+    Positional {
+        walk: wgpu::ComputePipeline,
+        range: wgpu::ComputePipeline,
+        /// Workgroups a row.
+        slices: u32,
+        /// Ranks that a workgroup of `range` moves at a time.
+        unit: u32,
+    },
 }
 
 #[derive(Debug)]
@@ -330,15 +347,69 @@ impl Bound {
             pass.dispatch_workgroups(finished.div_ceil(WORKGROUP).max(1), window.num_rows, 1);
         }
         for window in &self.layers {
-            pass.set_pipeline(&window.compact);
-            pass.set_bind_group(0, &window.compact_group, &[]);
-            if positional {
-                pass.dispatch_workgroups(window.compact_unit, window.num_rows, 1);
-            } else {
-                pass.dispatch_workgroups(max_moved.div_ceil(window.compact_unit), window.num_rows, 2);
+            match &window.moves {
+                Moves::Fill { fill, unit } => {
+                    pass.set_pipeline(fill);
+                    pass.set_bind_group(0, &window.compact_group, &[window.compact_params]);
+                    pass.dispatch_workgroups(max_moved.div_ceil(*unit), window.num_rows, 2);
+                }
+                Moves::Positional { walk, range, slices, unit } => {
+                    let ranges = ranges(max_len, self.plan.max_budget(max_len), slices * window.num_rows);
+                    let mut params = window.compact_params + if ranges.is_some() { PARAMS_STRIDE } else { 0 };
+                    pass.set_pipeline(walk);
+                    pass.set_bind_group(0, &window.compact_group, &[params]);
+                    pass.dispatch_workgroups(*slices, window.num_rows, 1);
+                    let Some(ranges) = ranges else { continue };
+                    pass.set_pipeline(range);
+                    for ix in 0..ranges.count {
+                        params += PARAMS_STRIDE;
+                        pass.set_bind_group(0, &window.compact_group, &[params]);
+                        pass.dispatch_workgroups(ranges.len(ix).div_ceil(*unit), window.num_rows, 2);
+                    }
+                    pass.set_pipeline(walk);
+                    pass.set_bind_group(0, &window.compact_group, &[params + PARAMS_STRIDE]);
+                    pass.dispatch_workgroups(*slices, window.num_rows, 1);
+                }
             }
         }
     }
+}
+
+/// Ranks that the first walk takes where ranges follow.
+const WALK_LEN: u32 = 8192;
+/// Most ranges of a row.
+const MAX_RANGES: u32 = 5;
+/// Workgroups from which on a walk alone fills the card.
+const FULL_WALK: u32 = 128;
+
+/// The ranges by which a positional compaction goes on after its first walk.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Ranges {
+    count: u32,
+    /// Expected ratio of a range's end to its start: rows are thinned by the keep ratio.
+    growth: f64,
+}
+
+impl Ranges {
+    /// Expected ranks of a range; its dispatch goes round for more.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a saturating estimate of a grid")]
+    fn len(self, ix: u32) -> u32 {
+        let start = f64::from(WALK_LEN) * self.growth.powi(ix.cast_signed());
+        (start * (self.growth - 1.0)).clamp(1.0, f64::from(crate::MAX_CAPACITY)) as u32
+    }
+}
+
+/// Ranges pay where a walk has few workgroups, rows are long and few ranges reach the budget.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
+fn ranges(max_len: u32, max_budget: u32, walk_workgroups: u32) -> Option<Ranges> {
+    if walk_workgroups >= FULL_WALK || max_budget <= WALK_LEN || max_budget >= max_len {
+        return None;
+    }
+    let growth = f64::from(max_len) / f64::from(max_budget);
+    // A little more than expected: the last walk should find nothing.
+    let count = (f64::from(max_budget) / f64::from(WALK_LEN) * 1.02).ln() / growth.ln();
+    let count = count.ceil().max(1.0) as u32;
+    (count <= MAX_RANGES).then_some(Ranges { count, growth })
 }
 
 /// The (size, distance) of each dispatch that merges tiles of `sort_len` into rows of `total`, in order. The last
@@ -527,7 +598,7 @@ impl Builder<'_> {
                 pad1: 0,
                 pad2: 0,
             });
-            let compact_params = params.push(&CompactParams {
+            let compact = CompactParams {
                 keys,
                 values,
                 num_rows: window.num_rows,
@@ -536,9 +607,16 @@ impl Builder<'_> {
                 num_kv_heads: shape.num_kv_heads,
                 lists_stride: scratch.lists_stride,
                 first_info: word(first_scratch_row % INFOS_A_SLOT),
-                pad0: 0,
-                pad1: 0,
-            });
+                walk_len: u32::MAX,
+                range_ix: u32::MAX,
+            };
+            let compact_params = params.push(&compact);
+            if policy.order == Order::Positional {
+                params.push(&CompactParams { walk_len: WALK_LEN, ..compact });
+                for range_ix in 0..=MAX_RANGES {
+                    params.push(&CompactParams { walk_len: WALK_LEN, range_ix, ..compact });
+                }
+            }
             LayerDraft {
                 layer: layer.layer,
                 window: *window,
@@ -677,7 +755,7 @@ impl Builder<'_> {
             ],
             checks,
         );
-        let compact_params = params_binding::<CompactParams>(params, draft.compact_params);
+        let compact_params = params_binding::<CompactParams>(params, 0);
         let lists = rows(&self.workspace.lists, scratch.lists_stride);
         let infos = info_binding(&self.workspace.row_infos, draft.first_scratch_row, w.num_rows);
         let compact_group = if draft.values_access == Access::Joined {
@@ -686,15 +764,14 @@ impl Builder<'_> {
             let values = range_binding(view.values.buffer, w.values);
             self.group(LayoutKind::Compact, &[compact_params, keys, values, lists, infos], checks)
         };
-        let (compact, compact_unit) = self.compact_pipeline(draft, checks);
         LayerWindow {
             num_rows: w.num_rows,
             score: self.score_pipeline(draft.keys_access, false, checks),
             score_fused: self.score_pipeline(draft.keys_access, true, checks),
             score_group,
-            compact,
             compact_group,
-            compact_unit,
+            compact_params: draft.compact_params,
+            moves: self.moves(draft, checks),
         }
     }
 
@@ -717,31 +794,36 @@ impl Builder<'_> {
         self.kernels().pipeline(module, "score", &constants, checks)
     }
 
-    fn compact_pipeline(&self, draft: &LayerDraft, checks: &mut Checks) -> (wgpu::ComputePipeline, u32) {
+    fn moves(&self, draft: &LayerDraft, checks: &mut Checks) -> Moves {
         let shape = &self.plan.shape;
-        let positional = self.plan.policy.order == Order::Positional;
-        let slice = slice_chunks(shape);
+        let wide = self.kernels().capabilities.row_workgroup;
+        let slice = slice_chunks(shape, wide);
         let (keys, values) = (&shape.keys, &shape.values);
-        let workgroup = if positional { self.kernels().capabilities.row_workgroup } else { WORKGROUP };
         let module = Module::Compact {
             keys_vec4: draft.keys_access == Access::Vec4,
             values_vec4: (draft.values_access != Access::Joined).then_some(draft.values_access == Access::Vec4),
         };
-        let constants = [
-            ("WG_SIZE", f64::from(workgroup)),
-            ("KEY_CHUNKS", f64::from(keys.chunks())),
-            ("KEY_LANES", f64::from(keys.lanes())),
-            ("VALUE_CHUNKS", f64::from(values.chunks())),
-            ("VALUE_LANES", f64::from(values.lanes())),
-            ("SLICE_CHUNKS", f64::from(slice)),
-        ];
-        let entry = if positional { "positional" } else { "fill" };
-        let unit = if positional {
-            keys.chunks().div_ceil(slice) + values.chunks().div_ceil(slice)
-        } else {
-            WORKGROUP / keys.lanes().max(values.lanes()) * 4
+        let mut pipeline = |entry, workgroup: u32| {
+            let constants = [
+                ("WG_SIZE", f64::from(workgroup)),
+                ("KEY_CHUNKS", f64::from(keys.chunks())),
+                ("KEY_LANES", f64::from(keys.lanes())),
+                ("VALUE_CHUNKS", f64::from(values.chunks())),
+                ("VALUE_LANES", f64::from(values.lanes())),
+                ("SLICE_CHUNKS", f64::from(slice)),
+            ];
+            self.kernels().pipeline(module, entry, &constants, checks)
         };
-        (self.kernels().pipeline(module, entry, &constants, checks), unit)
+        let unit = WORKGROUP / keys.lanes().max(values.lanes()) * 4;
+        match self.plan.policy.order {
+            Order::Fill => Moves::Fill { fill: pipeline("fill", WORKGROUP), unit },
+            Order::Positional => Moves::Positional {
+                walk: pipeline("walk", wide),
+                range: pipeline("range", WORKGROUP),
+                slices: keys.chunks().div_ceil(slice) + values.chunks().div_ceil(slice),
+                unit,
+            },
+        }
     }
 
     fn select_window(
@@ -823,10 +905,11 @@ impl Builder<'_> {
     }
 }
 
-/// Column slices of the positional walk, 16-byte chunks: narrow ones where there are few rows to fill the card with.
-fn slice_chunks(shape: &KvShape) -> u32 {
-    let chunks = shape.keys.chunks() + shape.values.chunks();
-    if shape.rows_per_layer() * chunks >= 4 * 256 { 4 } else { 2 }
+/// Column slices of the walk, 16-byte chunks: as wide as leaves enough workgroups to fill the card.
+fn slice_chunks(shape: &KvShape, workgroup: u32) -> u32 {
+    let chunks = shape.rows_per_layer() * (shape.keys.chunks() + shape.values.chunks());
+    let wanted = 64 * 1024 / workgroup;
+    [16, 8, 4].into_iter().find(|slice| chunks / slice >= wanted).unwrap_or(if workgroup == 1024 { 4 } else { 2 })
 }
 
 /// (shift, base) of the window of first digits: 128 bins an octave over squared norms from 2^-1 to 2^15, or their

@@ -87,8 +87,6 @@ pub(crate) struct Capabilities {
     /// Keys that a bitonic sort holds in workgroup memory.
     pub sort_len: u32,
     pub max_workgroups: u32,
-    /// Lanes run on a CPU.
-    pub is_cpu: bool,
 }
 
 impl Capabilities {
@@ -128,10 +126,9 @@ impl Capabilities {
             max_binding_bytes: max_binding_bytes / 256 * 256,
             max_buffer_bytes: limits.max_buffer_size,
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment).max(16),
-            row_workgroup: if large && !is_cpu { 1024 } else { 256 },
+            row_workgroup: if large { 1024 } else { 256 },
             sort_len: if limits.max_compute_workgroup_storage_size >= 24 * 1024 { 4096 } else { 2048 },
             max_workgroups: limits.max_compute_workgroups_per_dimension,
-            is_cpu,
         })
     }
 }

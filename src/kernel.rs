@@ -189,7 +189,7 @@ impl LayoutKind {
     }
 
     fn has_dynamic_params(self) -> bool {
-        matches!(self, Self::TopK | Self::State | Self::Bitonic | Self::Append)
+        matches!(self, Self::TopK | Self::State | Self::Bitonic | Self::Append | Self::Compact | Self::CompactJoined)
     }
 }
 

@@ -135,8 +135,8 @@ pub struct CompactParams {
     pub num_kv_heads: u32,
     pub lists_stride: u32,
     pub first_info: u32,
-    pub pad0: u32,
-    pub pad1: u32,
+    pub walk_len: u32,
+    pub range_ix: u32,
 }
 
 /// Mirror of `Params` in append.wgsl.
