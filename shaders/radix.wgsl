@@ -9,9 +9,9 @@
 //! Algorithm: a first digit of eleven bits leaves about a hundredth of the keys in the bin of the threshold. radix_row
 //!   holds a row's keys in registers and ranks those of the bin against each other.
 //!   Long rows: the score stage has counted first digits. `collect` finds the bin, counts the keys below it in each tile
-//!   and sets the slots of the bin aside. `emit` finds the threshold among them, each workgroup for itself, sums the
+//!   and sets the keys of the bin aside. `emit` finds the threshold among them, each workgroup for itself, sums the
 //!   counts of the tiles before its own and emits.
-//! Invariants: counts are integers, so atomics commute and the result is the same in every run; the order in which slots
+//! Invariants: counts are integers, so atomics commute and the result is the same in every run; the order in which keys
 //!   are set aside is not, but they are only counted. `emit` leaves the histogram zero for the next call. Any
 //!   distribution of keys is exact; one that puts most keys into one bin only makes more of them be narrowed digit by
 //!   digit.
@@ -28,6 +28,8 @@ var<workgroup> wg_found: Found;
 var<workgroup> wg_count: atomic<u32>;
 var<workgroup> wg_threshold: atomic<u32>;
 var<workgroup> wg_tie: atomic<u32>;
+var<workgroup> wg_below: atomic<u32>;
+var<workgroup> wg_equal: atomic<u32>;
 var<workgroup> wg_row: SelectRow;
 
 struct Found {
@@ -93,16 +95,13 @@ fn first_digit_of(key: u32) -> u32 {
     return first_digit(key, params.digit_shift, params.digit_base);
 }
 
-fn add_first_digits(keys: vec4<u32>) {
-    add_first_digit(keys.x);
-    add_first_digit(keys.y);
-    add_first_digit(keys.z);
-    add_first_digit(keys.w);
-}
-
-fn add_first_digit(key: u32) {
-    if key != PAD_KEY {
-        atomicAdd(&bins[first_digit_of(key)], 1u);
+fn add_first_digits(keys: Keys) {
+    var k = keys;
+    for (var i = 0u; i < params.keys_held; i++) {
+        if k.low.x != PAD_KEY {
+            atomicAdd(&bins[first_digit_of(k.low.x)], 1u);
+        }
+        k = rotated(k);
     }
 }
 
@@ -136,8 +135,7 @@ fn radix_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_ind
     }
     var s = workgroupUniformLoad(&wg_row);
     let k = mask_keys(raw, s.row.len, index);
-    add_first_digits(k.low);
-    add_first_digits(k.high);
+    add_first_digits(k);
     let zeros = count_zeros(k);
     if zeros > 0u {
         atomicAdd(&wg_count, zeros);
@@ -152,8 +150,7 @@ fn radix_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_ind
             atomicStore(&wg_count, 0u);
         }
         workgroupBarrier();
-        hold_quad(k.low, bin);
-        hold_quad(k.high, bin);
+        hold_keys(k, bin);
         workgroupBarrier();
         found = rank_few(index, found.count, found.rank);
     } else {
@@ -168,16 +165,13 @@ fn radix_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_ind
 }
 
 // Puts the keys of a bin into `bins`, whose counts are no longer needed. Their order does not matter.
-fn hold_quad(keys: vec4<u32>, bin: u32) {
-    hold_key(keys.x, bin);
-    hold_key(keys.y, bin);
-    hold_key(keys.z, bin);
-    hold_key(keys.w, bin);
-}
-
-fn hold_key(key: u32, bin: u32) {
-    if key != PAD_KEY && first_digit_of(key) == bin {
-        atomicStore(&bins[atomicAdd(&wg_count, 1u)], key);
+fn hold_keys(keys: Keys, bin: u32) {
+    var k = keys;
+    for (var i = 0u; i < params.keys_held; i++) {
+        if k.low.x != PAD_KEY && first_digit_of(k.low.x) == bin {
+            atomicStore(&bins[atomicAdd(&wg_count, 1u)], k.low.x);
+        }
+        k = rotated(k);
     }
 }
 
@@ -189,8 +183,7 @@ fn narrow_row(index: u32, k: Keys, bin: u32, wanted: u32) -> Found {
         let shift = (left - 1u) * 8u;
         clear_bins(index, SMALL_BINS);
         workgroupBarrier();
-        add_digits(k.low, bin, n, shift);
-        add_digits(k.high, bin, n, shift);
+        add_digits(k, bin, n, shift);
         workgroupBarrier();
         let next = narrow(index, SMALL_BINS, rank);
         n = narrowed(n, next.digit, shift);
@@ -199,16 +192,13 @@ fn narrow_row(index: u32, k: Keys, bin: u32, wanted: u32) -> Found {
     return Found(n.threshold, rank, 0u);
 }
 
-fn add_digits(keys: vec4<u32>, bin: u32, n: Narrowing, shift: u32) {
-    add_digit_of_bin(keys.x, bin, n, shift);
-    add_digit_of_bin(keys.y, bin, n, shift);
-    add_digit_of_bin(keys.z, bin, n, shift);
-    add_digit_of_bin(keys.w, bin, n, shift);
-}
-
-fn add_digit_of_bin(key: u32, bin: u32, n: Narrowing, shift: u32) {
-    if key != PAD_KEY && first_digit_of(key) == bin {
-        add_digit(key, n, shift);
+fn add_digits(keys: Keys, bin: u32, n: Narrowing, shift: u32) {
+    var k = keys;
+    for (var i = 0u; i < params.keys_held; i++) {
+        if k.low.x != PAD_KEY && first_digit_of(k.low.x) == bin {
+            add_digit(k.low.x, n, shift);
+        }
+        k = rotated(k);
     }
 }
 
@@ -223,8 +213,7 @@ fn count_digits(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_
         atomicStore(&wg_count, 0u);
     }
     let k = mask_keys(raw, workgroupUniformLoad(&wg_row).row.len, eight);
-    add_first_digits(k.low);
-    add_first_digits(k.high);
+    add_first_digits(k);
     let zeros = count_zeros(k);
     if zeros > 0u {
         atomicAdd(&wg_count, zeros);
@@ -283,7 +272,7 @@ fn collect(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index
             row_infos[ix].bin_count = found.count;
         }
         bin = found.digit;
-        counts = count_bin(k.low, bin) + count_bin(k.high, bin);
+        counts = count_bin(k, bin);
     }
     let scanned = exclusive_scan(index, counts);
     if index == 0u {
@@ -297,44 +286,42 @@ fn collect(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index
     }
     workgroupBarrier();
     if !from_sorted {
-        let place = aside_ix(wg.y, atomicLoad(&wg_count) + (scanned.before >> 16u));
-        let next = set_aside_quad(k.low, bin, eight * 8u, place);
-        let last = set_aside_quad(k.high, bin, eight * 8u + 4u, next);
+        set_aside(k, bin, eight * 8u, aside_ix(wg.y, atomicLoad(&wg_count) + (scanned.before >> 16u)));
     }
 }
 
 // Keys below the bin in the low half, keys of it in the high half. Pads count in neither: their digit is the last.
-fn count_bin(keys: vec4<u32>, bin: u32) -> u32 {
-    return count_bin_key(keys.x, bin) + count_bin_key(keys.y, bin) + count_bin_key(keys.z, bin) + count_bin_key(keys.w, bin);
-}
-
-fn count_bin_key(key: u32, bin: u32) -> u32 {
-    let digit = first_digit_of(key);
-    return u32(digit < bin) | (u32(digit == bin && key != PAD_KEY) << 16u);
-}
-
-// Writes the slots of the bin from a place on; returns the next place.
-fn set_aside_quad(keys: vec4<u32>, bin: u32, slot: u32, place: u32) -> u32 {
-    let y = set_aside(keys.x, bin, slot, place);
-    let z = set_aside(keys.y, bin, slot + 1u, y);
-    let w = set_aside(keys.z, bin, slot + 2u, z);
-    return set_aside(keys.w, bin, slot + 3u, w);
-}
-
-fn set_aside(key: u32, bin: u32, slot: u32, place: u32) -> u32 {
-    if key != PAD_KEY && first_digit_of(key) == bin {
-        lists[place] = slot;
-        return place + 1u;
+fn count_bin(keys: Keys, bin: u32) -> u32 {
+    var k = keys;
+    var counts = 0u;
+    for (var i = 0u; i < params.keys_held; i++) {
+        let digit = first_digit_of(k.low.x);
+        counts += u32(digit < bin) | (u32(digit == bin && k.low.x != PAD_KEY) << 16u);
+        k = rotated(k);
     }
-    return place;
+    return counts;
+}
+
+// Writes the (key, slot) pairs of the bin from a place on.
+fn set_aside(keys: Keys, bin: u32, first_slot: u32, first_place: u32) {
+    var k = keys;
+    var place = first_place;
+    for (var i = 0u; i < params.keys_held; i++) {
+        if k.low.x != PAD_KEY && first_digit_of(k.low.x) == bin {
+            lists[place] = k.low.x;
+            lists[place + 1u] = first_slot + i;
+            place += 2u;
+        }
+        k = rotated(k);
+    }
 }
 
 fn aside_ix(local_row: u32, place: u32) -> u32 {
-    return local_row * params.lists_stride + params.aside_offset + place;
+    return local_row * params.lists_stride + params.aside_offset + 2u * place;
 }
 
 fn key_aside(local_row: u32, place: u32) -> u32 {
-    return key_at(local_row, lists[aside_ix(local_row, place)]);
+    return lists[aside_ix(local_row, place)];
 }
 
 @compute @workgroup_size(WG_SIZE)
@@ -352,6 +339,8 @@ fn emit(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
         wg_row.threshold = info.threshold;
         wg_row.num_ties = info.num_ties;
         wg_found = Found(0u, 0u, 0u);
+        atomicStore(&wg_below, 0u);
+        atomicStore(&wg_equal, 0u);
     }
     var s = workgroupUniformLoad(&wg_row);
     if params.from_sorted == 0u {
@@ -420,16 +409,19 @@ fn before_tile(wg: vec3<u32>, index: u32, s: SelectRow) -> vec2<u32> {
     }
     if params.from_sorted == 0u {
         for (var i = index; i < s.bin_count; i += WG_SIZE) {
-            let slot = lists[aside_ix(wg.y, i)];
-            let key = key_at(wg.y, slot);
+            let key = lists[aside_ix(wg.y, i)];
+            let slot = lists[aside_ix(wg.y, i) + 1u];
             let is_before = slot < wg.x * WG_SIZE * 8u;
             below += u32(is_before && key < s.threshold);
             equal += u32(is_before && key == s.threshold);
         }
     }
-    let below_total = exclusive_scan(index, below).total;
+    if below > 0u {
+        atomicAdd(&wg_below, below);
+    }
+    if equal > 0u {
+        atomicAdd(&wg_equal, equal);
+    }
     workgroupBarrier();
-    let equal_total = exclusive_scan(index, equal).total;
-    workgroupBarrier();
-    return vec2<u32>(below_total, equal_total);
+    return vec2<u32>(atomicLoad(&wg_below), atomicLoad(&wg_equal));
 }

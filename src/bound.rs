@@ -691,7 +691,7 @@ impl Builder<'_> {
             tile_counts_base: scratch.tile_counts_base,
             digit_shift,
             digit_base,
-            pad0: 0,
+            keys_held: ROW_TOKENS,
             pad1: 0,
             pad2: 0,
         };

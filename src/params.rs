@@ -94,7 +94,7 @@ pub struct TopKParams {
     pub tile_counts_base: u32,
     pub digit_shift: u32,
     pub digit_base: u32,
-    pub pad0: u32,
+    pub keys_held: u32,
     pub pad1: u32,
     pub pad2: u32,
 }

@@ -13,12 +13,12 @@ use crate::workspace::{ScratchLayout, Workspace};
 
 /// Invocations of a workgroup, unless it owns a whole row.
 pub(crate) const WORKGROUP: u32 = 256;
-/// Tokens that a workgroup of the long-row dispatches covers.
-pub(crate) const SELECT_TILE: u32 = ROW_TOKENS * WORKGROUP;
 /// Words of a row's histogram of first digits (2048), its protected count and padding.
 const HISTOGRAM_WORDS: u32 = 2112;
 /// Tokens whose keys an invocation of the radix selector holds in registers.
 pub(crate) const ROW_TOKENS: u32 = 8;
+/// Tokens that a workgroup of the long-row dispatches covers.
+pub(crate) const SELECT_TILE: u32 = ROW_TOKENS * WORKGROUP;
 
 /// Geometry, policy and pipelines. Cheap to clone; `Send + Sync`.
 #[derive(Debug, Clone)]
@@ -206,9 +206,9 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
     let tile_counts_base = if counts_digits { HISTOGRAM_WORDS } else { 0 };
     let tile_counts = 2 * shape.capacity.div_ceil(SELECT_TILE);
     let staged_offset = if positional { order_stride } else { 0 };
-    // At worst every slot is set aside.
+    // At worst every key is set aside, with its slot.
     let aside_offset = order_stride + staged_offset;
-    let aside_len = if counts_digits { order_stride } else { 0 };
+    let aside_len = if counts_digits { 2 * order_stride } else { 0 };
     ScratchLayout {
         num_rows,
         order_stride,
@@ -242,7 +242,7 @@ fn check_grid(shape: &KvShape, tiles: &ScoreTiles, available: u32) -> Result<(),
 fn score_tiles(shape: &KvShape) -> ScoreTiles {
     let round = WORKGROUP / shape.keys.lanes() * 4;
     let tokens = |wanted: u32| round * wanted.div_ceil(round);
-    ScoreTiles { plain: tokens(128), fused: tokens(1024) }
+    ScoreTiles { plain: tokens(128), fused: tokens(512) }
 }
 
 fn select_pipelines(kernels: &Kernels, policy: &Policy, checks: &mut Checks) -> SelectPipelines {

@@ -37,52 +37,46 @@ fn count_keys(k: Keys, threshold: u32) -> u32 {
     return (ones(k.low < t) + ones(k.high < t)) | ((ones(k.low == t) + ones(k.high == t)) << 16u);
 }
 
-struct Emission {
-    local_row: u32,
-    slot: u32,       // next slot
-    below: u32,      // keys below the threshold before it
-    equal: u32,      // keys equal to the threshold before it
+// The next key comes to low.x. Loops over the eight keys stay rolled, their bound being a parameter: unrolled they are
+// code that each workgroup runs once, and fetching it takes longer than running it.
+fn rotated(k: Keys) -> Keys {
+    return Keys(vec4<u32>(k.low.yzw, k.high.x), vec4<u32>(k.high.yzw, k.low.x));
 }
 
-// Writes what eight slots contribute.
-fn emit_keys(e: Emission, s: SelectRow, k: Keys) {
-    let next = emit_quad(e, s, k.low);
-    let last = emit_quad(next, s, k.high);
-}
-
-// Components are named rather than indexed: a vector indexed by a variable goes to local memory.
-fn emit_quad(e: Emission, s: SelectRow, keys: vec4<u32>) -> Emission {
-    return emit_key(emit_key(emit_key(emit_key(e, s, keys.x), s, keys.y), s, keys.z), s, keys.w);
-}
-
-fn emit_key(e: Emission, s: SelectRow, key: u32) -> Emission {
-    let is_below = key < s.threshold;
-    let is_equal = key == s.threshold;
-    let kept = is_below || (is_equal && e.equal < s.num_ties);
-    let rank = e.below + min(e.equal, s.num_ties);
-    let list_base = e.local_row * params.lists_stride;
-    if e.slot < s.row.len {
-        if e.slot == s.budget {
-            row_infos[params.first_info + e.local_row].num_moved = s.budget - rank;
-        }
-        if params.order == POSITIONAL {
-            if kept {
-                lists[list_base + rank] = e.slot;
-                lists[list_base + params.staged_offset + rank] = position_of(s.row, e.slot);
-            } else if e.slot == rank {
-                row_infos[params.first_info + e.local_row].first_moved = e.slot;
+// Writes what eight slots contribute, given the keys below and equal to the threshold before them.
+fn emit_keys(local_row: u32, s: SelectRow, keys: Keys, first_slot: u32, below: u32, equal: u32) {
+    let list_base = local_row * params.lists_stride;
+    var k = keys;
+    var num_below = below;
+    var num_equal = equal;
+    for (var i = 0u; i < params.keys_held; i++) {
+        let slot = first_slot + i;
+        let is_below = k.low.x < s.threshold;
+        let is_equal = k.low.x == s.threshold;
+        let kept = is_below || (is_equal && num_equal < s.num_ties);
+        let rank = num_below + min(num_equal, s.num_ties);
+        num_below += u32(is_below);
+        num_equal += u32(is_equal);
+        k = rotated(k);
+        if slot < s.row.len {
+            if slot == s.budget {
+                row_infos[params.first_info + local_row].num_moved = s.budget - rank;
             }
-        } else if e.slot >= s.budget {
-            if kept {
-                lists[list_base + s.row.len - s.budget + rank] = e.slot;
+            if params.order == POSITIONAL {
+                if kept {
+                    lists[list_base + rank] = slot;
+                    lists[list_base + params.staged_offset + rank] = position_of(s.row, slot);
+                } else if slot == rank {
+                    row_infos[params.first_info + local_row].first_moved = slot;
+                }
+            } else if kept == (slot >= s.budget) {
+                // A mover goes to the end of the list, a hole to its front.
+                lists[list_base + select(slot - rank, s.row.len - s.budget + rank, kept)] = slot;
+            } else if kept && slot >= s.row.compacted {
+                positions[s.row.positions_base + slot] = position_of(s.row, slot);
             }
-        } else if !kept {
-            lists[list_base + e.slot - rank] = e.slot;
-        } else if e.slot >= s.row.compacted {
-            positions[s.row.positions_base + e.slot] = position_of(s.row, e.slot);
         }
     }
-    return Emission(e.local_row, e.slot + 1u, e.below + u32(is_below), e.equal + u32(is_equal));
 }
 
 // One invocation a row writes what the emission does not: all of RowInfo but the fields that a slot decides.
@@ -114,7 +108,7 @@ fn emit_tile(index: u32, local_row: u32, s: SelectRow, k: Keys, first_slot: u32,
     let scanned = exclusive_scan(index, count_keys(k, s.threshold));
     if s.row.active_row {
         let before = vec2<u32>(below + (scanned.before & 0xffffu), equal + (scanned.before >> 16u));
-        emit_keys(Emission(local_row, first_slot + index * 8u, before.x, before.y), s, k);
+        emit_keys(local_row, s, k, first_slot + index * 8u, before.x, before.y);
     }
     return scanned;
 }

@@ -19,7 +19,7 @@ struct Params {
     tile_counts_base: u32,  // words from a row's histogram to its tile counts
     digit_shift: u32,       // the window of first digits
     digit_base: u32,
-    pad0: u32,
+    keys_held: u32,         // 8: keys that an invocation holds
     pad1: u32,
     pad2: u32,
 }
