@@ -15,7 +15,7 @@ const BUNDLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/smollm2_k
 /// Reads tensors `layers.{i}.keys` and `layers.{i}.values`, [batch, num_kv_heads, seq_len, head_dim] in F16, BF16 or F32,
 /// from a safetensors file; writes the same names with fewer tokens, and `layers.{i}.positions` (U32).
 #[derive(Debug, Parser)]
-#[command(name = "compress", version, max_term_width = 100)]
+#[command(name = "compress", version, max_term_width = 100, allow_negative_numbers = true)]
 pub struct Args {
     /// Cache to read; without it, a bundled real one
     #[arg(long, value_name = "F", default_value = BUNDLED, hide_default_value = true)]
@@ -24,10 +24,10 @@ pub struct Args {
     #[arg(long, value_name = "F")]
     pub output: Option<PathBuf>,
     /// Share of tokens kept, 0 to 1 [default: 0.5]
-    #[arg(long, value_name = "R", allow_negative_numbers = true, conflicts_with = "keep_tokens")]
+    #[arg(long, value_name = "R", conflicts_with = "keep_tokens")]
     keep_ratio: Option<f64>,
     /// Tokens kept in each row
-    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    #[arg(long, value_name = "K")]
     keep_tokens: Option<u32>,
     /// Where kept tokens go: into the holes of dropped ones, or packed in their order [default: fill]
     #[arg(long)]
