@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype as FileDtype, TensorView};
 
 const BUNDLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/smollm2_kv_512_f16.safetensors");
 
-/// The example's executable, which `cargo test` builds beside the tests.
+/// The example's executable, which `cargo test` builds beside the tests (but `cargo test --test compress_cli` does not).
 fn executable() -> PathBuf {
     let test = std::env::current_exe().expect("a path");
     let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps");

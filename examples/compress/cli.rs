@@ -15,7 +15,7 @@ const BUNDLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/smollm2_k
 /// Reads tensors `layers.{i}.keys` and `layers.{i}.values`, [batch, num_kv_heads, seq_len, head_dim] in F16, BF16 or F32,
 /// from a safetensors file; writes the same names with fewer tokens, and `layers.{i}.positions` (U32).
 #[derive(Debug, Parser)]
-#[command(name = "compress", version, max_term_width = 100, allow_negative_numbers = true)]
+#[command(name = "compress", version, max_term_width = 100)]
 pub struct Args {
     /// Cache to read; without it, a bundled real one
     #[arg(long, value_name = "F", default_value = BUNDLED, hide_default_value = true)]
@@ -24,10 +24,10 @@ pub struct Args {
     #[arg(long, value_name = "F")]
     pub output: Option<PathBuf>,
     /// Share of tokens kept, 0 to 1 [default: 0.5]
-    #[arg(long, value_name = "R", conflicts_with = "keep_tokens")]
+    #[arg(long, value_name = "R", allow_negative_numbers = true, conflicts_with = "keep_tokens")]
     keep_ratio: Option<f64>,
     /// Tokens kept in each row
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
     keep_tokens: Option<u32>,
     /// Where kept tokens go: into the holes of dropped ones, or packed in their order [default: fill]
     #[arg(long)]
@@ -39,13 +39,13 @@ pub struct Args {
     #[arg(long)]
     direction: Option<DirectionArg>,
     /// Seed of `--direction random`
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 0)]
     seed: u64,
     /// First tokens that are always kept [default: by preset]
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
     sinks: Option<u32>,
     /// Last tokens that are always kept [default: by preset]
-    #[arg(long, value_name = "W")]
+    #[arg(long, value_name = "W", allow_negative_numbers = true)]
     recent: Option<u32>,
     /// Layers left whole, by their index in the tensor names, e.g. 0,1; '' for none [default: by preset]
     #[arg(long, value_name = "LIST", value_parser = parse_layers)]
