@@ -21,7 +21,7 @@ mod timer;
 use std::process::ExitCode;
 
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use safetensors::tensor::{Dtype, TensorInfo};
 
 use cli::{Args, Task};
@@ -191,7 +191,7 @@ fn progress_bar(layers: &[Layer]) -> ProgressBar {
     if total < LONG_INPUT_BYTES {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(total);
+    let bar = ProgressBar::new(total).with_finish(ProgressFinish::AndClear);
     let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes} of {total_bytes}, {eta} left");
     if let Ok(style) = style {
         bar.set_style(style);
