@@ -451,7 +451,7 @@ impl Builder<'_> {
         for (buffer, argument) in [
             (self.state.meta(), "state.meta"),
             (self.state.positions(), "state.positions"),
-            (self.state.append_counts(), "state.append_counts"),
+            (self.workspace.order_keys(), "workspace.order_keys"),
         ] {
             placed.push((buffer, range_lattice(argument, 0, buffer.size())));
         }
