@@ -71,7 +71,7 @@ fn key_of(norm: u16) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn norm_is_within_rounding_of_the_exact_sum((head_dim, tokens) in tokens(4), dtype in dtype()) {
@@ -170,7 +170,10 @@ proptest! {
         let policy = Policy { direction, sinks, recent, order, ..Policy::new(Budget::keep_ratio(keep_ratio)) };
         let (mut row, mut keys, mut values) = (CacheRow::default(), Vec::new(), Vec::new());
         let mut naive: Vec<(u32, u16)> = Vec::new();
-        for norms in rounds {
+        for (round, norms) in rounds.into_iter().enumerate() {
+            // From the second round on, so that the first tokens may be gone and slots no longer be positions.
+            let sinks = if round == 0 { 0 } else { sinks };
+            let policy = Policy { sinks, ..policy.clone() };
             for norm in norms {
                 naive.push((row.num_seen, norm));
                 row.append(1);
