@@ -75,10 +75,7 @@ fn bitonic_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_i
         }
     }
     workgroupBarrier();
-    s.budget = row_budget(s.entry, len, wg_protected);
-    if !s.row.active_row {
-        s.budget = len;
-    }
+    s.budget = row_budget(s.entry, s.row, wg_protected);
     let rank = max(s.budget, 1u) - 1u;
     let threshold = tile[rank];
     for (var i = index; i < rank; i += WG_SIZE) {
@@ -170,10 +167,7 @@ fn bitonic_pick(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_
         let base = wg.y * params.sorted_stride;
         var s = select_row_of(wg.y);
         let num_protected = num_below(base, s.row.len, 1u);
-        s.budget = row_budget(s.entry, s.row.len, num_protected);
-        if !s.row.active_row {
-            s.budget = s.row.len;
-        }
+        s.budget = row_budget(s.entry, s.row, num_protected);
         let rank = max(s.budget, 1u) - 1u;
         let threshold = sorted[base + rank];
         write_row_info(wg.y, s, threshold, rank + 1u - num_below(base, s.row.len, threshold), num_protected);

@@ -150,21 +150,33 @@ fn walk_keys(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
     let list_base = row * params.lists_stride;
     let row_base = row_base_of(params.keys, row);
     let valid = c < KEY_CHUNKS;
-    for (var base = first; base < budget; base += 4u * pieces) {
+    let last = max(budget, 1u) - 1u;
+    for (var base = first; base < budget; base += 8u * pieces) {
         let r0 = base + index / SLICE_CHUNKS;
-        let r1 = r0 + pieces;
-        let r2 = r1 + pieces;
-        let r3 = r2 + pieces;
+        let r1 = r0 + 1u * pieces;
+        let r2 = r0 + 2u * pieces;
+        let r3 = r0 + 3u * pieces;
+        let r4 = r0 + 4u * pieces;
+        let r5 = r0 + 5u * pieces;
+        let r6 = r0 + 6u * pieces;
+        let r7 = r0 + 7u * pieces;
         var c0 = vec4<u32>(0u);
         var c1 = vec4<u32>(0u);
         var c2 = vec4<u32>(0u);
         var c3 = vec4<u32>(0u);
+        var c4 = vec4<u32>(0u);
+        var c5 = vec4<u32>(0u);
+        var c6 = vec4<u32>(0u);
+        var c7 = vec4<u32>(0u);
         if valid {
-            let last = budget - 1u;
             c0 = load_key_chunk(row_base + lists[list_base + min(r0, last)] * params.keys.token_stride, c);
             c1 = load_key_chunk(row_base + lists[list_base + min(r1, last)] * params.keys.token_stride, c);
             c2 = load_key_chunk(row_base + lists[list_base + min(r2, last)] * params.keys.token_stride, c);
             c3 = load_key_chunk(row_base + lists[list_base + min(r3, last)] * params.keys.token_stride, c);
+            c4 = load_key_chunk(row_base + lists[list_base + min(r4, last)] * params.keys.token_stride, c);
+            c5 = load_key_chunk(row_base + lists[list_base + min(r5, last)] * params.keys.token_stride, c);
+            c6 = load_key_chunk(row_base + lists[list_base + min(r6, last)] * params.keys.token_stride, c);
+            c7 = load_key_chunk(row_base + lists[list_base + min(r7, last)] * params.keys.token_stride, c);
         }
         // Every load of this tile comes before any of its stores, which may land on its own sources.
         storageBarrier();
@@ -181,6 +193,18 @@ fn walk_keys(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
         if valid && r3 < budget {
             store_key_chunk(row_base + r3 * params.keys.token_stride, c, c3);
         }
+        if valid && r4 < budget {
+            store_key_chunk(row_base + r4 * params.keys.token_stride, c, c4);
+        }
+        if valid && r5 < budget {
+            store_key_chunk(row_base + r5 * params.keys.token_stride, c, c5);
+        }
+        if valid && r6 < budget {
+            store_key_chunk(row_base + r6 * params.keys.token_stride, c, c6);
+        }
+        if valid && r7 < budget {
+            store_key_chunk(row_base + r7 * params.keys.token_stride, c, c7);
+        }
     }
 }
 
@@ -190,21 +214,33 @@ fn walk_values(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
     let list_base = row * params.lists_stride;
     let row_base = row_base_of(params.values, row);
     let valid = c < VALUE_CHUNKS;
-    for (var base = first; base < budget; base += 4u * pieces) {
+    let last = max(budget, 1u) - 1u;
+    for (var base = first; base < budget; base += 8u * pieces) {
         let r0 = base + index / SLICE_CHUNKS;
-        let r1 = r0 + pieces;
-        let r2 = r1 + pieces;
-        let r3 = r2 + pieces;
+        let r1 = r0 + 1u * pieces;
+        let r2 = r0 + 2u * pieces;
+        let r3 = r0 + 3u * pieces;
+        let r4 = r0 + 4u * pieces;
+        let r5 = r0 + 5u * pieces;
+        let r6 = r0 + 6u * pieces;
+        let r7 = r0 + 7u * pieces;
         var c0 = vec4<u32>(0u);
         var c1 = vec4<u32>(0u);
         var c2 = vec4<u32>(0u);
         var c3 = vec4<u32>(0u);
+        var c4 = vec4<u32>(0u);
+        var c5 = vec4<u32>(0u);
+        var c6 = vec4<u32>(0u);
+        var c7 = vec4<u32>(0u);
         if valid {
-            let last = budget - 1u;
             c0 = load_value_chunk(row_base + lists[list_base + min(r0, last)] * params.values.token_stride, c);
             c1 = load_value_chunk(row_base + lists[list_base + min(r1, last)] * params.values.token_stride, c);
             c2 = load_value_chunk(row_base + lists[list_base + min(r2, last)] * params.values.token_stride, c);
             c3 = load_value_chunk(row_base + lists[list_base + min(r3, last)] * params.values.token_stride, c);
+            c4 = load_value_chunk(row_base + lists[list_base + min(r4, last)] * params.values.token_stride, c);
+            c5 = load_value_chunk(row_base + lists[list_base + min(r5, last)] * params.values.token_stride, c);
+            c6 = load_value_chunk(row_base + lists[list_base + min(r6, last)] * params.values.token_stride, c);
+            c7 = load_value_chunk(row_base + lists[list_base + min(r7, last)] * params.values.token_stride, c);
         }
         // Every load of this tile comes before any of its stores, which may land on its own sources.
         storageBarrier();
@@ -220,6 +256,18 @@ fn walk_values(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
         }
         if valid && r3 < budget {
             store_value_chunk(row_base + r3 * params.values.token_stride, c, c3);
+        }
+        if valid && r4 < budget {
+            store_value_chunk(row_base + r4 * params.values.token_stride, c, c4);
+        }
+        if valid && r5 < budget {
+            store_value_chunk(row_base + r5 * params.values.token_stride, c, c5);
+        }
+        if valid && r6 < budget {
+            store_value_chunk(row_base + r6 * params.values.token_stride, c, c6);
+        }
+        if valid && r7 < budget {
+            store_value_chunk(row_base + r7 * params.values.token_stride, c, c7);
         }
     }
 }

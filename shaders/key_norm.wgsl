@@ -4,10 +4,11 @@
 //! Bindings:
 //!   0 params uniform Params
 //!   1 keys read_write u32 words of f32|f16|bf16, by strides (shared/keys_*.wgsl)
-//!   2 state_meta read_write atomic u32, by StateLayout
+//!   2 state_meta read_write u32, by StateLayout
 //!   3 positions read_write u32 [row, capacity] original position
 //!   4 order_keys read_write u32 [row, order_stride]
 //!   5 histogram read_write atomic u32 [row, histogram_stride] counts of first digits
+//!   6 status read_write atomic u32 [layer] sticky bits
 //! Entry points: score · dispatch (ceil(max_len / TILE), num_rows, 1) · needs none | subgroups
 //! Overrides: WG_SIZE = 256; LANES = 16, a power of two in 2..=32; CHUNKS = 16, in 2..=128; TILE = 64, a multiple
 //!   of WG_SIZE / LANES * 4; HISTOGRAM = false
@@ -37,14 +38,19 @@ struct Params {
     sinks: u32,             // tokens
     recent: u32,            // tokens
     histogram_stride: u32,  // words
+    digit_shift: u32,       // the window of first digits
+    digit_base: u32,
     pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(2) var<storage, read_write> state_meta: array<atomic<u32>>;
+@group(0) @binding(2) var<storage, read_write> state_meta: array<u32>;
 @group(0) @binding(3) var<storage, read_write> positions: array<u32>;
 @group(0) @binding(4) var<storage, read_write> order_keys: array<u32>;
 @group(0) @binding(5) var<storage, read_write> histogram: array<atomic<u32>>;
+@group(0) @binding(6) var<storage, read_write> status: array<atomic<u32>>;
 
 override WG_SIZE: u32 = 256u;
 override LANES: u32 = 16u;
@@ -52,9 +58,6 @@ override CHUNKS: u32 = 16u;
 override TILE: u32 = 64u;
 override HISTOGRAM: bool = false;
 
-const NUM_BINS: u32 = 2048u;
-const DIGIT_SHIFT: u32 = 21u;
-const PROTECTED_COUNT_IX: u32 = 5120u; // after the three digit histograms
 const INFINITY_BITS: u32 = 0x7f800000u;
 const NAN_ORDER_KEY: u32 = 0xfffffffeu;
 
@@ -87,7 +90,7 @@ fn mix(value: u32) -> u32 {
 fn order_key(r: Row, row: u32, slot: u32, sum: f32, nan: bool) -> u32 {
     let bits = min(bitcast<u32>(sum) & 0x7fffffffu, INFINITY_BITS);
     if nan || bits == INFINITY_BITS {
-        atomicOr(&state_meta[params.state.status_base + params.layer], STATUS_NON_FINITE_KEY);
+        atomicOr(&status[params.layer], STATUS_NON_FINITE_KEY);
     }
     var key = bits + 1u;
     if params.direction == 1u {
@@ -160,7 +163,7 @@ fn score_tile(wg: vec3<u32>, index: u32) {
                 let key = order_key(r, row, slot + j, reduced.sums[j], ((reduced.nan >> j) & 1u) != 0u);
                 order_keys[out_base + slot + j] = key;
                 if HISTOGRAM {
-                    atomicAdd(&bins[key >> DIGIT_SHIFT], 1u);
+                    atomicAdd(&bins[first_digit(key, params.digit_shift, params.digit_base)], 1u);
                     if key == 0u {
                         atomicAdd(&num_protected, 1u);
                     }

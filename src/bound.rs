@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Access, Checks, Kernels, LayoutKind, Module};
 use crate::params::{AppendParams, CompactParams, KeyNormParams, LayerEntry, StateLayout, TensorLayout, TopKParams};
-use crate::plan::{MANY_ROWS, Plan, PlanInner, SELECT_TILE, SHORT_ROW, WORKGROUP};
+use crate::plan::{Plan, PlanInner, ROW_TOKENS, SELECT_TILE, WORKGROUP};
 use crate::policy::{Direction, Order, Selector};
 use crate::shape::{KvShape, Lattice, Strides, TensorSpec, range_lattice};
 use crate::state::{CacheState, NUM_APPEND_SLOTS, append_slot_words, check_slot};
@@ -109,6 +109,7 @@ struct LayerWindow {
 struct SelectWindow {
     num_rows: u32,
     group: wgpu::BindGroup,
+    state_group: wgpu::BindGroup,
     bitonic_group: Option<wgpu::BindGroup>,
     /// Offset of the window's parameters; those of sorted rows and of the sort's steps follow.
     params_offset: u32,
@@ -226,7 +227,7 @@ impl Bound {
             Selector::Bitonic if max_len <= sort_len => Path::BitonicRow,
             Selector::Bitonic => Path::BitonicLong,
             Selector::Auto | Selector::Radix => {
-                if max_len <= SHORT_ROW || self.plan.scratch.num_rows >= MANY_ROWS {
+                if max_len <= ROW_TOKENS * self.plan.kernels.capabilities.row_workgroup {
                     Path::RadixRow
                 } else {
                     Path::RadixLong
@@ -260,16 +261,16 @@ impl Bound {
         match path {
             Path::RadixRow => {
                 pass.set_bind_group(0, &window.group, &[window.params_offset]);
-                pass.set_pipeline(&select.radix_row);
+                pass.set_pipeline(&select.radix_rows[usize::from(max_len > ROW_TOKENS * WORKGROUP)]);
                 pass.dispatch_workgroups(1, rows, 1);
             }
             Path::RadixLong => {
                 pass.set_bind_group(0, &window.group, &[window.params_offset]);
-                for histogram in &select.histograms[usize::from(fused)..] {
-                    pass.set_pipeline(histogram);
+                if !fused {
+                    pass.set_pipeline(&select.count_digits);
                     pass.dispatch_workgroups(tiles, rows, 1);
                 }
-                for pipeline in [&select.count, &select.emit] {
+                for pipeline in [&select.collect, &select.emit] {
                     pass.set_pipeline(pipeline);
                     pass.dispatch_workgroups(tiles, rows, 1);
                 }
@@ -311,7 +312,7 @@ impl Bound {
         pass.dispatch_workgroups(1, rows, 1);
         let sorted_params = window.params_offset + PARAMS_STRIDE;
         pass.set_bind_group(0, &window.group, &[sorted_params]);
-        for pipeline in [&select.count, &select.emit] {
+        for pipeline in [&select.collect, &select.emit] {
             pass.set_pipeline(pipeline);
             pass.dispatch_workgroups(max_len.div_ceil(SELECT_TILE), rows, 1);
         }
@@ -323,7 +324,7 @@ impl Bound {
         let finished = if positional { self.plan.max_budget(max_len) } else { max_moved };
         pass.set_pipeline(&self.plan.select.finish);
         for window in &self.selects {
-            pass.set_bind_group(0, &window.group, &[window.params_offset]);
+            pass.set_bind_group(0, &window.state_group, &[window.params_offset]);
             pass.dispatch_workgroups(finished.div_ceil(WORKGROUP).max(1), window.num_rows, 1);
         }
         for window in &self.layers {
@@ -451,6 +452,7 @@ impl Builder<'_> {
         for (buffer, argument) in [
             (self.state.meta(), "state.meta"),
             (self.state.positions(), "state.positions"),
+            (self.state.status(), "state.status"),
             (self.workspace.order_keys(), "workspace.order_keys"),
         ] {
             placed.push((buffer, range_lattice(argument, 0, buffer.size())));
@@ -499,6 +501,7 @@ impl Builder<'_> {
                 Direction::Highest => (1, 0),
                 Direction::Random { seed } => (2, seed),
             };
+            let (digit_shift, digit_base) = digit_window(policy.direction);
             let score_params = params.push(&KeyNormParams {
                 state: StateLayout::new(shape, first_position),
                 num_rows: window.num_rows,
@@ -516,7 +519,11 @@ impl Builder<'_> {
                 sinks: policy.sinks,
                 recent: policy.recent,
                 histogram_stride: scratch.histogram_stride,
+                digit_shift,
+                digit_base,
                 pad0: 0,
+                pad1: 0,
+                pad2: 0,
             });
             let compact_params = params.push(&CompactParams {
                 keys,
@@ -576,6 +583,7 @@ impl Builder<'_> {
 
     fn push_select_params(&self, first_row: u64, num_rows: u32, first_position: u64, params: &mut ParamsBlock) -> u32 {
         let scratch = &self.plan.scratch;
+        let (digit_shift, digit_base) = digit_window(self.plan.policy.direction);
         let mut p = TopKParams {
             state: StateLayout::new(&self.plan.shape, first_position),
             num_rows,
@@ -583,6 +591,7 @@ impl Builder<'_> {
             order_stride: scratch.order_stride,
             lists_stride: scratch.lists_stride,
             staged_offset: scratch.staged_offset,
+            aside_offset: scratch.aside_offset,
             histogram_stride: scratch.histogram_stride,
             order: u32::from(self.plan.policy.order == Order::Positional),
             sorted_stride: scratch.sorted_stride,
@@ -591,9 +600,8 @@ impl Builder<'_> {
             from_sorted: 0,
             first_info: word(first_row % INFOS_A_SLOT),
             tile_counts_base: scratch.tile_counts_base,
-            pad0: 0,
-            pad1: 0,
-            pad2: 0,
+            digit_shift,
+            digit_base,
         };
         let offset = params.push(&p);
         if scratch.sorted_stride > 0 {
@@ -651,6 +659,7 @@ impl Builder<'_> {
                 words_binding(self.state.positions(), draft.first_position, position_words),
                 rows(&self.workspace.order_keys, scratch.order_stride),
                 rows(&self.workspace.histogram, scratch.histogram_stride),
+                self.state.status().as_entire_binding(),
             ],
             checks,
         );
@@ -741,6 +750,10 @@ impl Builder<'_> {
             table.as_entire_binding(),
         ];
         let group = self.group(LayoutKind::TopK, &bindings, checks);
+        let state_bindings = [&bindings[0], &bindings[2], &bindings[3], &bindings[4], &bindings[5], &bindings[7]];
+        let mut state_bindings: Vec<_> = state_bindings.into_iter().cloned().collect();
+        state_bindings.push(self.state.status().as_entire_binding());
+        let state_group = self.group(LayoutKind::State, &state_bindings, checks);
         let bitonic_group = self.plan.select.bitonic.is_some().then(|| {
             bindings.push(if scratch.sorted_stride > 0 {
                 rows(&self.workspace.sorted, scratch.sorted_stride)
@@ -749,7 +762,7 @@ impl Builder<'_> {
             });
             self.group(LayoutKind::Bitonic, &bindings, checks)
         });
-        SelectWindow { num_rows: draft.num_rows, group, bitonic_group, params_offset: draft.params_offset }
+        SelectWindow { num_rows: draft.num_rows, group, state_group, bitonic_group, params_offset: draft.params_offset }
     }
 
     fn push_append_params(&self, params: &mut ParamsBlock) -> u32 {
@@ -800,6 +813,18 @@ impl Builder<'_> {
 fn slice_chunks(shape: &KvShape) -> u32 {
     let chunks = shape.keys.chunks() + shape.values.chunks();
     if shape.rows_per_layer() * chunks >= 4 * 256 { 4 } else { 2 }
+}
+
+/// (shift, base) of the window of first digits: 128 bins an octave over squared norms from 2^-1 to 2^15, or their
+/// complements; random keys are uniform over 31 bits.
+const fn digit_window(direction: Direction) -> (u32, u32) {
+    const LOWEST: u32 = (127 - 1) << 7;
+    const INFINITY: u32 = 255 << 7;
+    match direction {
+        Direction::Lowest => (16, LOWEST),
+        Direction::Highest => (16, INFINITY - LOWEST - 2048),
+        Direction::Random { .. } => (20, 0),
+    }
 }
 
 fn access_of(vec4: bool) -> Access {

@@ -47,7 +47,10 @@ pub enum Module {
         subgroups: bool,
     },
     /// Radix selector, and the emission for long rows.
-    Radix,
+    Radix {
+        /// Subgroup sums, else workgroup memory.
+        subgroups: bool,
+    },
     /// Bitonic selector.
     Bitonic,
     /// Cache state after a compression.
@@ -67,7 +70,13 @@ impl Module {
     /// Every module there is, for tests of the shaders themselves.
     #[must_use]
     pub fn all() -> Vec<Self> {
-        let mut all = vec![Self::Radix, Self::Bitonic, Self::State, Self::Append];
+        let mut all = vec![
+            Self::Radix { subgroups: true },
+            Self::Radix { subgroups: false },
+            Self::Bitonic,
+            Self::State,
+            Self::Append,
+        ];
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for (vec4, subgroups) in [(true, true), (true, false), (false, true), (false, false)] {
                 all.push(Self::KeyNorm { dtype, vec4, subgroups });
@@ -86,7 +95,7 @@ impl Module {
     pub fn label(&self) -> &'static str {
         match self {
             Self::KeyNorm { .. } => "keynorm.key_norm",
-            Self::Radix => "keynorm.radix",
+            Self::Radix { .. } => "keynorm.radix",
             Self::Bitonic => "keynorm.bitonic",
             Self::State => "keynorm.state",
             Self::Append => "keynorm.append",
@@ -101,13 +110,17 @@ impl Module {
         let layout = shader!("shared/state_layout.wgsl");
         let state = [layout, shader!("shared/state_rows.wgsl")].concat();
         let state = state.as_str();
-        let rows = shader!("shared/top_k_rows.wgsl");
+        let params = shader!("shared/top_k_params.wgsl");
+        let digits = shader!("shared/first_digit.wgsl");
+        let rows = [params, shader!("shared/top_k_rows.wgsl")].concat();
+        let rows = rows.as_str();
         let info = shader!("shared/row_info.wgsl");
         let scan = shader!("shared/scan_workgroup.wgsl");
         let emit = shader!("shared/top_k_emit.wgsl");
         match *self {
             Self::KeyNorm { dtype, vec4, subgroups } => [
                 shader!("key_norm.wgsl"),
+                digits,
                 state,
                 keys(vec4),
                 match dtype {
@@ -122,9 +135,16 @@ impl Module {
                 },
             ]
             .concat(),
-            Self::Radix => [shader!("radix.wgsl"), rows, info, state, scan, emit].concat(),
+            Self::Radix { subgroups: false } => {
+                [shader!("radix.wgsl"), digits, rows, info, state, emit, scan, shader!("shared/radix_workgroup.wgsl")]
+                    .concat()
+            }
+            Self::Radix { subgroups: true } => {
+                let (scan, entries) = (shader!("shared/scan_subgroup.wgsl"), shader!("shared/radix_subgroup.wgsl"));
+                [shader!("radix.wgsl"), digits, rows, info, state, emit, scan, entries].concat()
+            }
             Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
-            Self::State => [shader!("state.wgsl"), rows, info, state].concat(),
+            Self::State => [shader!("state.wgsl"), params, info, layout].concat(),
             Self::Append => [shader!("append.wgsl"), layout].concat(),
             Self::Compact { keys_vec4, values_vec4 } => [
                 shader!("compact.wgsl"),
@@ -143,7 +163,8 @@ impl Module {
     fn layout(&self) -> LayoutKind {
         match self {
             Self::KeyNorm { .. } => LayoutKind::KeyNorm,
-            Self::Radix | Self::State => LayoutKind::TopK,
+            Self::Radix { .. } => LayoutKind::TopK,
+            Self::State => LayoutKind::State,
             Self::Bitonic => LayoutKind::Bitonic,
             Self::Append => LayoutKind::Append,
             Self::Compact { values_vec4: Some(_), .. } => LayoutKind::Compact,
@@ -157,6 +178,7 @@ impl Module {
 pub(crate) enum LayoutKind {
     KeyNorm,
     TopK,
+    State,
     Bitonic,
     Append,
     Compact,
@@ -164,13 +186,15 @@ pub(crate) enum LayoutKind {
 }
 
 impl LayoutKind {
-    const ALL: [Self; 6] = [Self::KeyNorm, Self::TopK, Self::Bitonic, Self::Append, Self::Compact, Self::CompactJoined];
+    const ALL: [Self; 7] =
+        [Self::KeyNorm, Self::TopK, Self::State, Self::Bitonic, Self::Append, Self::Compact, Self::CompactJoined];
 
     /// (binding, read-only) of the storage buffers. Binding 0 is always the uniform parameters.
     fn storage(self) -> &'static [(u32, bool)] {
         match self {
-            Self::KeyNorm => &[(1, false), (2, false), (3, false), (4, false), (5, false)],
+            Self::KeyNorm => &[(1, false), (2, false), (3, false), (4, false), (5, false), (6, false)],
             Self::TopK => &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true)],
+            Self::State => &[(1, false), (2, false), (3, true), (4, true), (5, true), (6, false)],
             Self::Bitonic => {
                 &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true), (8, false)]
             }
@@ -181,7 +205,7 @@ impl LayoutKind {
     }
 
     fn has_dynamic_params(self) -> bool {
-        matches!(self, Self::TopK | Self::Bitonic | Self::Append)
+        matches!(self, Self::TopK | Self::State | Self::Bitonic | Self::Append)
     }
 }
 
@@ -278,14 +302,24 @@ impl Kernels {
                 let source = module.source();
                 let source = self.shader_patch.as_ref().map_or(source.clone(), |patch| patch.0(&source));
                 checks.guard(&self.device, module.label(), || {
-                    self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                    let descriptor = wgpu::ShaderModuleDescriptor {
                         label: Some(module.label()),
                         source: wgpu::ShaderSource::Wgsl(source.into()),
-                    })
+                    };
+                    create_module(&self.device, descriptor)
                 })
             })
             .clone()
     }
+}
+
+/// Bounds checks stay on; only the counters that wgpu adds to every loop are left out (8 % of a select stage).
+#[expect(unsafe_code, reason = "loop bounding can be left out only through an unsafe function")]
+fn create_module(device: &wgpu::Device, descriptor: wgpu::ShaderModuleDescriptor<'_>) -> wgpu::ShaderModule {
+    let checks = wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() };
+    // SAFETY: without loop bounding a shader's loops must end. Every loop of ours counts towards a bound that it does not
+    // change: constants, overrides, row lengths clamped to the capacity, or halved intervals.
+    unsafe { device.create_shader_module_trusted(descriptor, checks) }
 }
 
 fn create_layout(device: &wgpu::Device, kind: LayoutKind) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {

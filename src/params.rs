@@ -9,7 +9,6 @@ use crate::state::StateOffsets;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct StateLayout {
-    pub status_base: u32,
     pub num_seen_base: u32,
     pub inactive_base: u32,
     pub lengths_base: u32,
@@ -21,6 +20,7 @@ pub struct StateLayout {
     pub batch_size: u32,
     pub pad0: u32,
     pub pad1: u32,
+    pub pad2: u32,
 }
 
 impl StateLayout {
@@ -29,7 +29,6 @@ impl StateLayout {
     pub fn new(shape: &KvShape, first_position: u64) -> Self {
         let o = StateOffsets::of(shape);
         Self {
-            status_base: o.status,
             num_seen_base: o.num_seen,
             inactive_base: o.inactive,
             lengths_base: o.lengths,
@@ -41,6 +40,7 @@ impl StateLayout {
             batch_size: shape.batch_size,
             pad0: 0,
             pad1: 0,
+            pad2: 0,
         }
     }
 }
@@ -65,7 +65,11 @@ pub struct KeyNormParams {
     pub sinks: u32,
     pub recent: u32,
     pub histogram_stride: u32,
+    pub digit_shift: u32,
+    pub digit_base: u32,
     pub pad0: u32,
+    pub pad1: u32,
+    pub pad2: u32,
 }
 
 /// Mirror of `Params` in shared/top_k_rows.wgsl.
@@ -78,6 +82,7 @@ pub struct TopKParams {
     pub order_stride: u32,
     pub lists_stride: u32,
     pub staged_offset: u32,
+    pub aside_offset: u32,
     pub histogram_stride: u32,
     pub order: u32,
     pub sorted_stride: u32,
@@ -86,9 +91,8 @@ pub struct TopKParams {
     pub from_sorted: u32,
     pub first_info: u32,
     pub tile_counts_base: u32,
-    pub pad0: u32,
-    pub pad1: u32,
-    pub pad2: u32,
+    pub digit_shift: u32,
+    pub digit_base: u32,
 }
 
 /// Mirror of `LayerEntry` in shared/top_k_rows.wgsl.

@@ -1,21 +1,28 @@
-// Exclusive prefix sum over a workgroup through workgroup memory; the last slot of scan_sums keeps the total.
+// Exclusive prefix sum over a workgroup through workgroup memory in two levels.
 
-fn exclusive_scan(index: u32, value: u32) -> u32 {
+const SCAN_GROUP: u32 = 16u;
+
+var<workgroup> group_sums: array<u32, WG_SIZE / SCAN_GROUP>;
+
+// Two scans need a barrier between them.
+fn exclusive_scan(index: u32, value: u32) -> Scanned {
     scan_sums[index] = value;
     workgroupBarrier();
-    for (var d = 1u; d < WG_SIZE; d <<= 1u) {
-        var other = 0u;
-        if index >= d {
-            other = scan_sums[index - d];
-        }
-        workgroupBarrier();
-        scan_sums[index] += other;
-        workgroupBarrier();
+    let group = index / SCAN_GROUP;
+    var before = 0u;
+    for (var i = group * SCAN_GROUP; i < index; i++) {
+        before += scan_sums[i];
     }
-    return scan_sums[index] - value;
-}
-
-// The sum of the last scan. All invocations must have passed a barrier before the next scan starts.
-fn scan_total() -> u32 {
-    return scan_sums[WG_SIZE - 1u];
+    if index % SCAN_GROUP == SCAN_GROUP - 1u {
+        group_sums[group] = before + value;
+    }
+    workgroupBarrier();
+    var total = 0u;
+    for (var g = 0u; g < WG_SIZE / SCAN_GROUP; g++) {
+        if g == group {
+            before += total;
+        }
+        total += group_sums[g];
+    }
+    return Scanned(before, total);
 }

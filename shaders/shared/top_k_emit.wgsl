@@ -61,18 +61,14 @@ fn write_row_info(local_row: u32, s: SelectRow, threshold: u32, num_ties: u32, n
         row_infos[params.first_info + local_row].num_moved = 0u;
         row_infos[params.first_info + local_row].first_moved = s.budget;
     }
-    if s.row.active_row {
-        var bits = 0u;
-        if s.row.over_capacity {
-            bits |= STATUS_LENGTH_OVER_CAPACITY;
-        }
-        if asked_budget(s.entry, s.row.len) < min(s.row.len, max(num_protected, 1u)) {
-            bits |= STATUS_BUDGET_RAISED;
-        }
-        if bits != 0u {
-            atomicOr(&state_meta[params.state.status_base + s.entry.layer], bits);
-        }
+    var bits = 0u;
+    if s.row.over_capacity {
+        bits |= STATUS_LENGTH_OVER_CAPACITY;
     }
+    if asked_budget(s.entry, s.row.len) < min(s.row.len, max(num_protected, 1u)) {
+        bits |= STATUS_BUDGET_RAISED;
+    }
+    row_infos[params.first_info + local_row].status = bits;
 }
 
 // A workgroup emits a whole row. `first` holds the quad of each invocation in the first tile.
@@ -81,20 +77,18 @@ fn emit_row(index: u32, local_row: u32, s: SelectRow, first: vec4<u32>, threshol
         write_row_info(local_row, s, threshold, num_ties, num_protected);
     }
     let num_quads = select(0u, (s.row.len + 3u) / 4u, s.row.active_row);
+    var next = first;
     var below = 0u;
     var equal = 0u;
     for (var base = 0u; base < num_quads; base += WG_SIZE) {
         let quad = base + index;
-        var keys = first;
-        if base > 0u {
-            keys = load_quad(local_row, s.row.len, quad);
-        }
-        let counts = count_quad(keys, threshold);
-        let before = exclusive_scan(index, counts);
-        let total = scan_total();
-        emit_quad(local_row, s, threshold, num_ties, quad, keys, below + (before & 0xffffu), equal + (before >> 16u));
-        below += total & 0xffffu;
-        equal += total >> 16u;
-        workgroupBarrier(); // the total has been read
+        let keys = next;
+        next = load_quad(local_row, s.row.len, quad + WG_SIZE); // in flight while this tile is scanned
+        let scanned = exclusive_scan(index, count_quad(keys, threshold));
+        let before = vec2<u32>(below + (scanned.before & 0xffffu), equal + (scanned.before >> 16u));
+        emit_quad(local_row, s, threshold, num_ties, quad, keys, before.x, before.y);
+        below += scanned.total & 0xffffu;
+        equal += scanned.total >> 16u;
+        workgroupBarrier(); // between two scans
     }
 }
