@@ -251,8 +251,8 @@ fn check_header(stem: &str, text: &str, modules: &[(naga::Module, Resolved)]) ->
         return Err(format!("header says {stated:#?}\nnaga says {reflected:#?}"));
     }
     let stated_bytes = stated_bytes(&items[6], &stated.overrides)?;
-    // Headers leave out scalars and row descriptions.
-    if stated_bytes.abs_diff(bytes) > 256 {
+    // Headers leave out scalars and row descriptions, and may round up where variants differ.
+    if bytes > stated_bytes + 256 || stated_bytes > bytes + 1024 {
         return Err(format!("header says {stated_bytes} workgroup bytes, naga says {bytes}"));
     }
     let reference = items[2].split([' ', ',', '\n']).find(|w| w.starts_with("src/reference/"));
@@ -454,7 +454,7 @@ mod rejects {
             ("WG_SIZE = 256", "WG_SIZE = 128"),
             ("WG_SIZE = 256", "WG_LEN = 256"),
             ("append · dispatch", "appends · dispatch"),
-            ("Workgroup bytes: 0", "Workgroup bytes: 1024"),
+            ("Workgroup bytes: 0", "Workgroup bytes: 4096"),
             ("reference/compact.rs", "reference/absent.rs"),
         ] {
             assert!(text.contains(item), "the sample no longer holds {item}");
