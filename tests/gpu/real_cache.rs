@@ -6,7 +6,7 @@ use half::f16;
 use keynorm::{Budget, Direction, Dtype, KvShape, Order, Policy, Selector, TensorSpec};
 use safetensors::SafeTensors;
 
-use crate::support::{Case, Fixture, HostLayer, Rng, gpu};
+use crate::support::{BUILT, Case, Fixture, HostLayer, Rng, gpu};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/smollm2_kv_512_f16.safetensors");
 
@@ -58,7 +58,7 @@ fn every_layer_is_compressed_as_the_reference_and_double_precision_say() {
                 layer
             });
             let host = host.collect();
-            let mut fixture = Fixture::of(gpu, &case, host, rng);
+            let mut fixture = Fixture::of(gpu, &case, host, rng, &BUILT);
             fixture.compress_and_compare(gpu, &case, "real cache");
             let kept = pollster::block_on(fixture.state.read(&gpu.device, &gpu.queue)).expect("a read-back");
             for (layer, kept) in layers.iter().zip(&kept.layers) {

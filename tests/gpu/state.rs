@@ -3,7 +3,7 @@
 use keynorm::reference::key_norm::Scored;
 use keynorm::{Budget, Dtype, Order, Policy, Selector, Stages, Status};
 
-use crate::support::{Case, Data, Fixture, bind, compressor, gpu, row_offset, run, shape, submit, upload};
+use crate::support::{BUILT, Case, Data, Fixture, bind, gpu, row_offset, run, shape, submit, upload};
 
 fn variants() -> impl Iterator<Item = Policy> {
     [Selector::Radix, Selector::Bitonic].into_iter().flat_map(|selector| {
@@ -228,7 +228,7 @@ fn two_plans_share_a_state() {
         fixture.append(gpu, &case);
         (case.policy.sinks, case.policy.recent) = (40, 30);
         case.policy.order = if case.policy.order == Order::Fill { Order::Positional } else { Order::Fill };
-        let plan = compressor(gpu, &case.options).plan(&case.shape, &case.policy).expect("a plan");
+        let plan = BUILT.compressor(gpu, &case.options).plan(&case.shape, &case.policy).expect("a plan");
         fixture.workspace = plan.create_workspace().expect("a workspace");
         fixture.bound = bind(gpu, &plan, &fixture.host, &fixture.buffers, &fixture.state, &fixture.workspace);
         fixture.compress_and_compare(gpu, &case, "second plan");

@@ -42,21 +42,30 @@ pub fn gpu() -> &'static Gpu {
     })
 }
 
-/// A compressor with these options. Cases share them, so that a pipeline is compiled once.
-pub fn compressor(gpu: &Gpu, options: &Options) -> Compressor {
-    static BUILT: Mutex<Vec<(Switch, Option<u64>, Compressor)>> = Mutex::new(Vec::new());
-    let build = || Compressor::new(&gpu.device, options.clone()).expect("a compressor");
-    if options.shader_patch.is_some() {
-        return build();
+/// Compressors by their options. Cases share them, so that a pipeline is compiled once.
+#[derive(Default)]
+pub struct Built(Mutex<Vec<(Switch, Option<u64>, Compressor)>>);
+
+impl Built {
+    pub const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
     }
-    let key = (options.subgroups, options.max_binding_bytes);
-    let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some(found) = built.iter().find(|b| (b.0, b.1) == key) {
-        return found.2.clone();
+
+    pub fn compressor(&self, gpu: &Gpu, options: &Options) -> Compressor {
+        let mut built = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let same =
+            |b: &&(Switch, Option<u64>, Compressor)| (b.0, b.1) == (options.subgroups, options.max_binding_bytes);
+        if let Some(found) = built.iter().find(same) {
+            return found.2.clone();
+        }
+        let new = Compressor::new(&gpu.device, options.clone()).expect("a compressor");
+        built.push((options.subgroups, options.max_binding_bytes, new.clone()));
+        new
     }
-    built.push((key.0, key.1, build()));
-    built[built.len() - 1].2.clone()
 }
+
+/// The compressors of all cases of this process.
+pub static BUILT: Built = Built::new();
 
 /// Where the tensors lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -373,15 +382,19 @@ pub struct Fixture {
 
 impl Fixture {
     pub fn new(gpu: &Gpu, case: &Case) -> Self {
-        let mut rng = Rng(case.seed);
-        let host = (0..case.shape.num_layers).map(|_| HostLayer::new(case, &mut rng)).collect();
-        Self::of(gpu, case, host, rng)
+        Self::built(gpu, case, &BUILT)
     }
 
-    pub fn of(gpu: &Gpu, case: &Case, host: Vec<HostLayer>, rng: Rng) -> Self {
+    pub fn built(gpu: &Gpu, case: &Case, built: &Built) -> Self {
+        let mut rng = Rng(case.seed);
+        let host = (0..case.shape.num_layers).map(|_| HostLayer::new(case, &mut rng)).collect();
+        Self::of(gpu, case, host, rng, built)
+    }
+
+    pub fn of(gpu: &Gpu, case: &Case, host: Vec<HostLayer>, rng: Rng, built: &Built) -> Self {
         let buffers: Vec<Vec<wgpu::Buffer>> =
             host.iter().map(|layer| layer.buffers.iter().map(|b| upload(gpu, b)).collect()).collect();
-        let plan = compressor(gpu, &case.options).plan(&case.shape, &case.policy).expect("a plan");
+        let plan = built.compressor(gpu, &case.options).plan(&case.shape, &case.policy).expect("a plan");
         let state = plan.create_state().expect("a state");
         let workspace = plan.create_workspace().expect("a workspace");
         let bound = bind(gpu, &plan, &host, &buffers, &state, &workspace);

@@ -95,8 +95,13 @@ fn more_rows_than_a_binding_of_the_state_holds() {
     let noop = noop_with(&limits, wgpu::Features::empty(), 4);
     let shape = KvShape { batch_size: 1 << 17, num_kv_heads: 1, capacity: 1, ..shape() };
     let plan = noop.compressor().plan(&shape, &policy()).expect("a sound plan");
-    let expected = r#"Limit { limit: "max_storage_buffer_binding_size", needed: 2097156, available: 1048576 }"#;
-    assert_error("state", plan.create_state(), expected);
+    match plan.create_state() {
+        Err(error @ BuildError::Limit { limit: "max_storage_buffer_binding_size", needed, available: 1_048_576 }) => {
+            assert!(needed > 1 << 20, "{needed} would fit");
+            assert_message("state", &error);
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -340,7 +345,7 @@ fn out_of_memory() {
     if std::env::var_os("KEYNORM_LITTLE_MEMORY").is_some() {
         let noop = noop_with(&limits, wgpu::Features::empty(), 4);
         let compressor = noop.compressor();
-        let shape = KvShape { batch_size: 1020, num_kv_heads: 1, capacity: 1 << 20, ..shape() };
+        let shape = KvShape { batch_size: 500, num_kv_heads: 1, capacity: 1 << 20, ..shape() };
         let plan = compressor.plan(&shape, &policy()).expect("a sound plan");
         match plan.create_workspace() {
             Err(error @ BuildError::OutOfMemory { .. }) => assert_message("memory", &error),
@@ -351,7 +356,7 @@ fn out_of_memory() {
         return;
     }
     let child = std::process::Command::new("sh")
-        .args(["-c", "ulimit -v 4000000; exec \"$0\" \"$@\""])
+        .args(["-c", "ulimit -v 1500000; exec \"$0\" \"$@\""])
         .arg(std::env::current_exe().expect("this program"))
         .args([NAME, "--exact", "--nocapture"])
         .env("KEYNORM_LITTLE_MEMORY", "1")

@@ -1,0 +1,32 @@
+//! Faults by hand, and faults that are excused.
+
+/// (file below `shaders`, what occurs once in it, replacement).
+pub const BY_HAND: &[(&str, &str, &str)] = &[
+    ("append.wgsl", "row % s.num_kv_heads == 0u", "row % s.num_kv_heads == 1u"),
+    ("append.wgsl", "state_meta[s.lengths_base + id.x] +=", "state_meta[s.lengths_base + id.x] ="),
+    ("append.wgsl", "let sequence = row / s.num_kv_heads", "let sequence = id.x / s.num_kv_heads"),
+    ("bitonic.wgsl", "var key = PAD_KEY;\n        if i < len", "var key = 0u;\n        if i < len"),
+    ("bitonic.wgsl", "wg_protected = i + 1u;", "wg_protected = i;"),
+    ("bitonic.wgsl", "wg_below = i + 1u;", "wg_below = i;"),
+    ("key_norm.wgsl", "nan_bits(c1) != 0u", "nan_bits(c0) != 0u"),
+    ("key_norm.wgsl", "var key = bits + 1u;", "var key = bits;"),
+    ("key_norm.wgsl", "key = INFINITY_BITS - bits + 1u;", "key = INFINITY_BITS - bits;"),
+    ("key_norm.wgsl", "key = NAN_ORDER_KEY;", "key = NAN_ORDER_KEY - 1u;"),
+    ("key_norm.wgsl", "mix(h ^ params.seed_high)", "mix(h ^ params.seed_low)"),
+    ("key_norm.wgsl", "(params.layer * 0x85ebca6bu)", "(params.layer * 0x85ebca6du)"),
+    ("key_norm.wgsl", "min(slot + 3u, last)", "min(slot + 2u, last)"),
+    ("shared/element_bf16.wgsl", "0x20000000u", "0x20800000u"),
+    ("shared/element_bf16.wgsl", "0x007f007fu", "0x007e007fu"),
+    ("shared/element_f16.wgsl", "0x03ff03ffu", "0x03fe03ffu"),
+    ("shared/keys_word.wgsl", "keys[w + 3u] = chunk.w", "keys[w + 3u] = chunk.z"),
+    ("shared/values_word.wgsl", "values[w + 3u] = chunk.w", "values[w + 3u] = chunk.z"),
+    ("shared/keys_vec4.wgsl", "return keys[base + chunk_ix];", "return keys[base + chunk_ix + 1u];"),
+    ("shared/values_vec4.wgsl", "return values[base + chunk_ix];", "return values[base + chunk_ix + 1u];"),
+    ("shared/state_rows.wgsl", "return r.num_seen - (r.len - slot);", "return slot;"),
+    ("shared/top_k_rows.wgsl", "(middle >> 16u) + (middle2 >> 16u)", "(middle >> 16u)"),
+    ("shared/top_k_rows.wgsl", "max(num_protected, 1u)));", "num_protected));"),
+    ("state.wgsl", "info.num_seen - (info.len - mover)", "info.num_seen - (info.len - hole)"),
+];
+
+/// (file below `shaders`, the line with the fault, why it is not caught).
+pub const EXCUSED: &[(&str, &str, &str)] = &[];
