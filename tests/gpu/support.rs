@@ -170,7 +170,8 @@ fn encode(dtype: Dtype, value: f32, out: &mut Vec<u8>) {
 pub fn make_row(spec: &TensorSpec, data: Data, rng: &mut Rng) -> Vec<u8> {
     let mut row = Vec::new();
     let scale = 0.2 + rng.below(1000) as f32 / 500.0;
-    let special = if data == Data::Special { rng.below(8) } else { 99 };
+    let special = if data == Data::Special { rng.below(12) } else { 99 };
+    let tiny = 2.0_f32.powi(if spec.dtype == Dtype::F16 { -24 } else { -63 });
     for i in 0..spec.head_dim {
         let value = match (data, special) {
             (Data::AllEqual, _) => 0.5,
@@ -182,9 +183,21 @@ pub fn make_row(spec: &TensorSpec, data: Data, rng: &mut Rng) -> Vec<u8> {
             (_, 4) => 6.0e4 * if spec.dtype == Dtype::F16 { 1.0 } else { 1e30 },
             (_, 5) => -0.0,
             (_, 6) if spec.dtype == Dtype::Bf16 => 1e-25,
+            // At the smallest magnitude that counts, and just below.
+            (_, 7) => -tiny,
+            (_, 8) => tiny * 0.99,
             _ => rng.normal() * scale,
         };
         encode(spec.dtype, value, &mut row);
+    }
+    if special == 9 {
+        // The NaN next to infinity, in the high half of a word.
+        let bits = match spec.dtype {
+            Dtype::F32 => 0x7f80_0001_u32.to_le_bytes(),
+            Dtype::F16 => 0x7c01_0000_u32.to_le_bytes(),
+            Dtype::Bf16 => 0x7f81_0000_u32.to_le_bytes(),
+        };
+        row[8..12].copy_from_slice(&bits);
     }
     row
 }
