@@ -526,7 +526,7 @@ impl Builder<'_> {
             (self.state.meta(), "state.meta"),
             (self.state.positions(), "state.positions"),
             (self.state.status(), "state.status"),
-            (self.state.append_counts(), "state.append_counts"),
+            (self.workspace.order_keys(), "workspace.order_keys"),
         ] {
             placed.push((buffer, range_lattice(argument, 0, buffer.size())));
         }

@@ -27,6 +27,20 @@ pub struct Options {
     /// Largest storage binding that is used, bytes; caches beyond it go in windows of whole rows. `None`: the device's
     /// `max_storage_buffer_binding_size`. A lower value serves tests.
     pub max_binding_bytes: Option<u64>,
+    /// Applied to the text of every shader module, for tests that plant faults.
+    #[doc(hidden)]
+    pub shader_patch: Option<ShaderPatch>,
+}
+
+/// See [`Options::shader_patch`].
+#[doc(hidden)]
+#[derive(Clone)]
+pub struct ShaderPatch(pub std::sync::Arc<dyn Fn(&str) -> String + Send + Sync>);
+
+impl std::fmt::Debug for ShaderPatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ShaderPatch")
+    }
 }
 
 impl Options {

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use crate::device::{Capabilities, Options};
+use crate::device::{Capabilities, Options, ShaderPatch};
 use crate::error::BuildError;
 use crate::shape::Dtype;
 
@@ -207,6 +207,7 @@ pub(crate) struct Kernels {
     pub device: wgpu::Device,
     pub capabilities: Capabilities,
     pipeline_cache: Option<wgpu::PipelineCache>,
+    shader_patch: Option<ShaderPatch>,
     layouts: HashMap<LayoutKind, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
     modules: Mutex<HashMap<Module, wgpu::ShaderModule>>,
     pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
@@ -223,6 +224,7 @@ impl Kernels {
             device: device.clone(),
             capabilities,
             pipeline_cache: options.pipeline_cache.clone(),
+            shader_patch: options.shader_patch.clone(),
             layouts,
             modules: Mutex::default(),
             pipelines: Mutex::default(),
@@ -270,15 +272,23 @@ impl Kernels {
         pipeline
     }
 
+    /// Drops what has been built, so that an object that the device refused is not handed out later.
+    pub fn forget(&self) {
+        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.modules.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn module(&self, module: Module, checks: &mut Checks) -> wgpu::ShaderModule {
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
         modules
             .entry(module)
             .or_insert_with(|| {
+                let source = module.source();
+                let source = self.shader_patch.as_ref().map_or(source.clone(), |patch| patch.0(&source));
                 checks.guard(&self.device, module.label(), || {
                     let descriptor = wgpu::ShaderModuleDescriptor {
                         label: Some(module.label()),
-                        source: wgpu::ShaderSource::Wgsl(module.source().into()),
+                        source: wgpu::ShaderSource::Wgsl(source.into()),
                     };
                     create_module(&self.device, descriptor)
                 })

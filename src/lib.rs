@@ -20,6 +20,8 @@ pub use wgpu;
 
 pub use bound::{Bound, KvView, Stages, TensorView};
 pub use compressor::Compressor;
+#[doc(hidden)]
+pub use device::ShaderPatch;
 pub use device::{Options, Switch, optional_features, recommended_limits};
 pub use error::{ArgumentError, BuildError, ReadError};
 #[doc(hidden)]

@@ -154,7 +154,7 @@ impl Plan {
     ) -> Result<Bound, BuildError> {
         let mut checks = Checks::default();
         let bound = Bound::new(self, device, views, state, workspace, &mut checks)?;
-        checks.finish()?;
+        checks.finish().inspect_err(|_| self.inner.kernels.forget())?;
         Ok(bound)
     }
 
@@ -171,7 +171,7 @@ impl Plan {
     ) -> Result<Bound, BuildError> {
         let mut checks = Checks::default();
         let bound = Bound::new(self, device, views, state, workspace, &mut checks)?;
-        checks.finish_async().await?;
+        checks.finish_async().await.inspect_err(|_| self.inner.kernels.forget())?;
         Ok(bound)
     }
 }

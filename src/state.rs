@@ -73,6 +73,12 @@ impl CacheState {
     pub(crate) fn new(kernels: &Kernels, shape: &KvShape, checks: &mut Checks) -> Result<Self, BuildError> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let rows = u64::from(shape.num_layers) * u64::from(shape.rows_per_layer());
+        // The counters are bound whole, the positions in windows.
+        let meta_bytes = u64::from(StateOffsets::of(shape).len) * 4;
+        let available = kernels.capabilities.max_binding_bytes;
+        if meta_bytes > available {
+            return Err(BuildError::Limit { limit: "max_storage_buffer_binding_size", needed: meta_bytes, available });
+        }
         let mut buffer = |label, words: u64| {
             let size = (words * 4).next_multiple_of(256);
             let available = kernels.capabilities.max_buffer_bytes;
