@@ -782,7 +782,7 @@ impl Builder<'_> {
         let module = Module::KeyNorm {
             dtype: keys.dtype,
             vec4: access == Access::Vec4,
-            subgroups: lanes <= self.kernels().capabilities.shuffle_lanes,
+            reduction: self.kernels().capabilities.reduction(lanes),
         };
         let constants = [
             ("WG_SIZE", f64::from(WORKGROUP)),
@@ -796,9 +796,13 @@ impl Builder<'_> {
 
     fn moves(&self, draft: &LayerDraft, checks: &mut Checks) -> Moves {
         let shape = &self.plan.shape;
-        let wide = self.kernels().capabilities.row_workgroup;
+        // Short rows have no work for a wide workgroup.
+        let wide = if shape.capacity > 1024 { self.kernels().capabilities.row_workgroup } else { WORKGROUP };
         let slice = slice_chunks(shape, wide);
         let (keys, values) = (&shape.keys, &shape.values);
+        // On a CPU an invocation moves whole rows.
+        let lanes = |spec: &TensorSpec| if self.kernels().capabilities.is_cpu { 1 } else { spec.lanes() };
+        let (key_lanes, value_lanes) = (lanes(keys), lanes(values));
         let module = Module::Compact {
             keys_vec4: draft.keys_access == Access::Vec4,
             values_vec4: (draft.values_access != Access::Joined).then_some(draft.values_access == Access::Vec4),
@@ -807,14 +811,14 @@ impl Builder<'_> {
             let constants = [
                 ("WG_SIZE", f64::from(workgroup)),
                 ("KEY_CHUNKS", f64::from(keys.chunks())),
-                ("KEY_LANES", f64::from(keys.lanes())),
+                ("KEY_LANES", f64::from(key_lanes)),
                 ("VALUE_CHUNKS", f64::from(values.chunks())),
-                ("VALUE_LANES", f64::from(values.lanes())),
+                ("VALUE_LANES", f64::from(value_lanes)),
                 ("SLICE_CHUNKS", f64::from(slice)),
             ];
             self.kernels().pipeline(module, entry, &constants, checks)
         };
-        let unit = WORKGROUP / keys.lanes().max(values.lanes()) * 4;
+        let unit = WORKGROUP / key_lanes.max(value_lanes) * 4;
         match self.plan.policy.order {
             Order::Fill => Moves::Fill { fill: pipeline("fill", WORKGROUP), unit },
             Order::Positional => Moves::Positional {

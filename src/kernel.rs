@@ -34,6 +34,17 @@ impl Access {
     }
 }
 
+/// How the lanes of a token are added in the norm. The bits are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reduction {
+    /// By subgroup shuffles.
+    Subgroup,
+    /// Through workgroup memory.
+    Workgroup,
+    /// By one invocation.
+    Serial,
+}
+
 /// A shader module: which files it is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Module {
@@ -43,8 +54,8 @@ pub enum Module {
         dtype: Dtype,
         /// 16-byte accesses, else 4-byte ones.
         vec4: bool,
-        /// Subgroup shuffles, else workgroup memory.
-        subgroups: bool,
+        /// How the lanes of a token are added.
+        reduction: Reduction,
     },
     /// Radix selector, and the emission for long rows.
     Radix,
@@ -69,8 +80,8 @@ impl Module {
     pub fn all() -> Vec<Self> {
         let mut all = vec![Self::Radix, Self::Bitonic, Self::State, Self::Append];
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-            for (vec4, subgroups) in [(true, true), (true, false), (false, true), (false, false)] {
-                all.push(Self::KeyNorm { dtype, vec4, subgroups });
+            for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
+                all.extend([true, false].map(|vec4| Self::KeyNorm { dtype, vec4, reduction }));
             }
         }
         for keys_vec4 in [true, false] {
@@ -109,7 +120,7 @@ impl Module {
         let scan = shader!("shared/scan.wgsl");
         let emit = shader!("shared/top_k_emit.wgsl");
         match *self {
-            Self::KeyNorm { dtype, vec4, subgroups } => [
+            Self::KeyNorm { dtype, vec4, reduction } => [
                 shader!("key_norm.wgsl"),
                 digits,
                 state,
@@ -119,10 +130,14 @@ impl Module {
                     Dtype::F16 => shader!("shared/element_f16.wgsl"),
                     Dtype::Bf16 => shader!("shared/element_bf16.wgsl"),
                 },
-                if subgroups {
-                    shader!("shared/reduce_subgroup.wgsl")
-                } else {
-                    shader!("shared/reduce_workgroup.wgsl")
+                match reduction {
+                    Reduction::Subgroup => {
+                        concat!(shader!("shared/score_tile.wgsl"), shader!("shared/reduce_subgroup.wgsl"))
+                    }
+                    Reduction::Workgroup => {
+                        concat!(shader!("shared/score_tile.wgsl"), shader!("shared/reduce_workgroup.wgsl"))
+                    }
+                    Reduction::Serial => shader!("shared/reduce_serial.wgsl"),
                 },
             ]
             .concat(),

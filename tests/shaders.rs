@@ -34,7 +34,7 @@ fn resolve(source: &str, capabilities: Capabilities) -> Check<Resolved> {
 }
 
 fn uses_subgroups(module: Module) -> bool {
-    format!("{module:?}").contains("subgroups: true")
+    format!("{module:?}").contains("reduction: Subgroup")
 }
 
 /// WebGPU without any optional feature; `unpack2x16float` is part of it.
