@@ -384,7 +384,6 @@ pub fn download(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<u8> {
 
 /// Everything that a case keeps on the GPU.
 pub struct Fixture {
-    pub plan: Plan,
     pub state: CacheState,
     pub workspace: Workspace,
     pub bound: Bound,
@@ -415,7 +414,7 @@ impl Fixture {
         if !case.active.is_empty() {
             state.set_active(&gpu.queue, &case.active).expect("a mask");
         }
-        Self { plan, state, workspace, bound, buffers, host, rng }
+        Self { state, workspace, bound, buffers, host, rng }
     }
 
     /// Starts anew with fresh tokens in the same buffers, state and workspace.
