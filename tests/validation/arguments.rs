@@ -296,7 +296,8 @@ fn bindings_over_the_crates_own_buffers() {
     let small = TensorSpec::new(Dtype::F16, 16);
     let shape = KvShape { batch_size: 1, num_kv_heads: 1, capacity: 2, keys: small, values: small, ..shape() };
     let plan = noop.compressor().plan(&shape, &policy()).expect("a sound plan");
-    let own: [(&str, fn(&Draft) -> wgpu::Buffer); 4] = [
+    type Own = fn(&Draft) -> wgpu::Buffer;
+    let own: [(&str, Own); 4] = [
         ("state.status", |d| d.state.status().clone()),
         ("state.meta", |d| d.state.meta().clone()),
         ("state.positions", |d| d.state.positions().clone()),

@@ -299,7 +299,8 @@ fn buffers_of_another_device() {
     let plans = [&one, &two].map(|n| n.compressor().plan(&shape(), &policy()).expect("a sound plan"));
     let draft = Draft { device: two.device.clone(), ..Draft::new(&one, &plans[0]) };
     assert_error("device", draft.bind(&plans[0]), r#"Argument(WrongDevice { argument: "device" })"#);
-    let parts: [(&str, fn(&mut Draft, Draft)); 4] = [
+    type Mix = fn(&mut Draft, Draft);
+    let parts: [(&str, Mix); 4] = [
         ("keys", |d, other| d.layers[0].0 = other.layers[0].0.clone()),
         ("values", |d, other| d.layers[0].1 = other.layers[0].1.clone()),
         ("state", |d, other| d.state = other.state),
