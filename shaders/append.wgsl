@@ -20,7 +20,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read_write> state_meta: array<atomic<u32>>;
+@group(0) @binding(1) var<storage, read_write> state_meta: array<u32>;
 @group(0) @binding(2) var<storage, read> counts: array<u32>;
 
 override WG_SIZE: u32 = 256u;
@@ -34,11 +34,11 @@ fn append(@builtin(global_invocation_id) id: vec3<u32>) {
     let layer = id.x / s.rows_per_layer;
     let row = id.x % s.rows_per_layer;
     let sequence = row / s.num_kv_heads;
-    if atomicLoad(&state_meta[s.inactive_base + sequence]) != 0u {
+    if state_meta[s.inactive_base + sequence] != 0u {
         return;
     }
-    atomicAdd(&state_meta[s.lengths_base + id.x], counts[params.counts_base + sequence]);
+    state_meta[s.lengths_base + id.x] += counts[params.counts_base + sequence];
     if row % s.num_kv_heads == 0u {
-        atomicAdd(&state_meta[s.num_seen_base + layer * s.batch_size + sequence], counts[params.counts_base + sequence]);
+        state_meta[s.num_seen_base + layer * s.batch_size + sequence] += counts[params.counts_base + sequence];
     }
 }

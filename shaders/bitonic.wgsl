@@ -75,10 +75,7 @@ fn bitonic_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_i
         }
     }
     workgroupBarrier();
-    s.budget = row_budget(s.entry, len, wg_protected);
-    if !s.row.active_row {
-        s.budget = len;
-    }
+    s.budget = row_budget(s.entry, s.row, wg_protected);
     let rank = max(s.budget, 1u) - 1u;
     let threshold = tile[rank];
     for (var i = index; i < rank; i += WG_SIZE) {
@@ -87,7 +84,22 @@ fn bitonic_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_i
         }
     }
     workgroupBarrier();
-    emit_row(index, local_row, s, load_quad(local_row, len, index), threshold, rank + 1u - wg_below, wg_protected);
+    s.threshold = threshold;
+    s.num_ties = rank + 1u - wg_below;
+    s.num_protected = wg_protected;
+    if index == 0u {
+        write_row_info(local_row, s);
+    }
+    var below = 0u;
+    var equal = 0u;
+    for (var base = 0u; base < len; base += 8u * WG_SIZE) {
+        let eight = base / 8u + index;
+        let keys = mask_keys(load_raw(local_row, eight), len, eight);
+        let scanned = emit_tile(index, local_row, s, keys, base, below, equal);
+        below += scanned.total & 0xffffu;
+        equal += scanned.total >> 16u;
+        workgroupBarrier(); // between two scans
+    }
 }
 
 // Merges the workgroup's tile at distances below SORT_LEN, for sequences of `size` in the row's own indices.
@@ -170,12 +182,12 @@ fn bitonic_pick(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_
         let base = wg.y * params.sorted_stride;
         var s = select_row_of(wg.y);
         let num_protected = num_below(base, s.row.len, 1u);
-        s.budget = row_budget(s.entry, s.row.len, num_protected);
-        if !s.row.active_row {
-            s.budget = s.row.len;
-        }
+        s.budget = row_budget(s.entry, s.row, num_protected);
         let rank = max(s.budget, 1u) - 1u;
         let threshold = sorted[base + rank];
-        write_row_info(wg.y, s, threshold, rank + 1u - num_below(base, s.row.len, threshold), num_protected);
+        s.threshold = threshold;
+        s.num_ties = rank + 1u - num_below(base, s.row.len, threshold);
+        s.num_protected = num_protected;
+        write_row_info(wg.y, s);
     }
 }

@@ -8,13 +8,16 @@
 //!   3 lists read u32 [row, lists_stride]
 //!   4 row_infos read RowInfo [row]
 //! Entry points: fill · dispatch (ceil(max_moved / (WG_SIZE / LANES * 4)), num_rows, 2) · none
-//!   positional · dispatch (key slices + value slices, num_rows, 1) · none
+//!   walk · dispatch (key slices + value slices, num_rows, 1) · none
+//!   range · dispatch (any, num_rows, 2) · none: walks on by its grid
 //! Overrides: WG_SIZE = 256; KEY_CHUNKS, VALUE_CHUNKS = 16, in 2..=128; KEY_LANES, VALUE_LANES = 16, a power of two in
 //!   2..=32; SLICE_CHUNKS = 4, a power of two
 //! Workgroup bytes: 0
 //! Algorithm: fill: the j-th kept slot at or beyond the budget goes to the j-th hole below it; sources and destinations
-//!   are disjoint, so the order of workgroups does not matter. Positional: a workgroup owns a column slice of a row and
-//!   walks the kept slots upwards, a tile of loads, a barrier, the stores.
+//!   are disjoint, so the order of workgroups does not matter. Positional: `walk`, a workgroup to a column slice of a row,
+//!   takes the kept slots upwards, a tile of loads, a barrier, the stores. Where that leaves the card idle, it takes only
+//!   the first walk_len ranks; then each `range` moves as many ranks at once as have their sources beyond all of their
+//!   destinations, [a, src(a)), and a last `walk` takes what a fixed number of ranges has left.
 //! Invariants: dst(j) <= src(j) < src(j + 1), so a tile's stores never land on a later tile's sources, and no other
 //!   workgroup touches the slice. Rows move as u32, never through floats.
 
@@ -34,8 +37,8 @@ struct Params {
     num_kv_heads: u32,
     lists_stride: u32,   // words
     first_info: u32,     // index of row 0 in row_infos
-    pad0: u32,
-    pad1: u32,
+    walk_len: u32,       // ranks that the first walk takes
+    range_ix: u32,       // ranges before this dispatch; of a first walk 0xffffffff
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -150,21 +153,33 @@ fn walk_keys(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
     let list_base = row * params.lists_stride;
     let row_base = row_base_of(params.keys, row);
     let valid = c < KEY_CHUNKS;
-    for (var base = first; base < budget; base += 4u * pieces) {
+    let last = max(budget, 1u) - 1u;
+    for (var base = first; base < budget; base += 8u * pieces) {
         let r0 = base + index / SLICE_CHUNKS;
-        let r1 = r0 + pieces;
-        let r2 = r1 + pieces;
-        let r3 = r2 + pieces;
+        let r1 = r0 + 1u * pieces;
+        let r2 = r0 + 2u * pieces;
+        let r3 = r0 + 3u * pieces;
+        let r4 = r0 + 4u * pieces;
+        let r5 = r0 + 5u * pieces;
+        let r6 = r0 + 6u * pieces;
+        let r7 = r0 + 7u * pieces;
         var c0 = vec4<u32>(0u);
         var c1 = vec4<u32>(0u);
         var c2 = vec4<u32>(0u);
         var c3 = vec4<u32>(0u);
+        var c4 = vec4<u32>(0u);
+        var c5 = vec4<u32>(0u);
+        var c6 = vec4<u32>(0u);
+        var c7 = vec4<u32>(0u);
         if valid {
-            let last = budget - 1u;
             c0 = load_key_chunk(row_base + lists[list_base + min(r0, last)] * params.keys.token_stride, c);
             c1 = load_key_chunk(row_base + lists[list_base + min(r1, last)] * params.keys.token_stride, c);
             c2 = load_key_chunk(row_base + lists[list_base + min(r2, last)] * params.keys.token_stride, c);
             c3 = load_key_chunk(row_base + lists[list_base + min(r3, last)] * params.keys.token_stride, c);
+            c4 = load_key_chunk(row_base + lists[list_base + min(r4, last)] * params.keys.token_stride, c);
+            c5 = load_key_chunk(row_base + lists[list_base + min(r5, last)] * params.keys.token_stride, c);
+            c6 = load_key_chunk(row_base + lists[list_base + min(r6, last)] * params.keys.token_stride, c);
+            c7 = load_key_chunk(row_base + lists[list_base + min(r7, last)] * params.keys.token_stride, c);
         }
         // Every load of this tile comes before any of its stores, which may land on its own sources.
         storageBarrier();
@@ -181,6 +196,18 @@ fn walk_keys(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
         if valid && r3 < budget {
             store_key_chunk(row_base + r3 * params.keys.token_stride, c, c3);
         }
+        if valid && r4 < budget {
+            store_key_chunk(row_base + r4 * params.keys.token_stride, c, c4);
+        }
+        if valid && r5 < budget {
+            store_key_chunk(row_base + r5 * params.keys.token_stride, c, c5);
+        }
+        if valid && r6 < budget {
+            store_key_chunk(row_base + r6 * params.keys.token_stride, c, c6);
+        }
+        if valid && r7 < budget {
+            store_key_chunk(row_base + r7 * params.keys.token_stride, c, c7);
+        }
     }
 }
 
@@ -190,21 +217,33 @@ fn walk_values(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
     let list_base = row * params.lists_stride;
     let row_base = row_base_of(params.values, row);
     let valid = c < VALUE_CHUNKS;
-    for (var base = first; base < budget; base += 4u * pieces) {
+    let last = max(budget, 1u) - 1u;
+    for (var base = first; base < budget; base += 8u * pieces) {
         let r0 = base + index / SLICE_CHUNKS;
-        let r1 = r0 + pieces;
-        let r2 = r1 + pieces;
-        let r3 = r2 + pieces;
+        let r1 = r0 + 1u * pieces;
+        let r2 = r0 + 2u * pieces;
+        let r3 = r0 + 3u * pieces;
+        let r4 = r0 + 4u * pieces;
+        let r5 = r0 + 5u * pieces;
+        let r6 = r0 + 6u * pieces;
+        let r7 = r0 + 7u * pieces;
         var c0 = vec4<u32>(0u);
         var c1 = vec4<u32>(0u);
         var c2 = vec4<u32>(0u);
         var c3 = vec4<u32>(0u);
+        var c4 = vec4<u32>(0u);
+        var c5 = vec4<u32>(0u);
+        var c6 = vec4<u32>(0u);
+        var c7 = vec4<u32>(0u);
         if valid {
-            let last = budget - 1u;
             c0 = load_value_chunk(row_base + lists[list_base + min(r0, last)] * params.values.token_stride, c);
             c1 = load_value_chunk(row_base + lists[list_base + min(r1, last)] * params.values.token_stride, c);
             c2 = load_value_chunk(row_base + lists[list_base + min(r2, last)] * params.values.token_stride, c);
             c3 = load_value_chunk(row_base + lists[list_base + min(r3, last)] * params.values.token_stride, c);
+            c4 = load_value_chunk(row_base + lists[list_base + min(r4, last)] * params.values.token_stride, c);
+            c5 = load_value_chunk(row_base + lists[list_base + min(r5, last)] * params.values.token_stride, c);
+            c6 = load_value_chunk(row_base + lists[list_base + min(r6, last)] * params.values.token_stride, c);
+            c7 = load_value_chunk(row_base + lists[list_base + min(r7, last)] * params.values.token_stride, c);
         }
         // Every load of this tile comes before any of its stores, which may land on its own sources.
         storageBarrier();
@@ -221,22 +260,141 @@ fn walk_values(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
         if valid && r3 < budget {
             store_value_chunk(row_base + r3 * params.values.token_stride, c, c3);
         }
+        if valid && r4 < budget {
+            store_value_chunk(row_base + r4 * params.values.token_stride, c, c4);
+        }
+        if valid && r5 < budget {
+            store_value_chunk(row_base + r5 * params.values.token_stride, c, c5);
+        }
+        if valid && r6 < budget {
+            store_value_chunk(row_base + r6 * params.values.token_stride, c, c6);
+        }
+        if valid && r7 < budget {
+            store_value_chunk(row_base + r7 * params.values.token_stride, c, c7);
+        }
     }
 }
 
-var<workgroup> wg_info: RowInfo;
+struct Ranks {
+    first: u32,
+    end: u32,
+}
+
+var<workgroup> wg_ranks: Ranks;
+
+// The ranks of a dispatch: of the first walk, of a range, or what the ranges have left.
+fn ranks_of(local_row: u32, is_range: bool) -> Ranks {
+    let info = row_infos[params.first_info + local_row];
+    let budget = select(0u, info.budget, info.active_row != 0u);
+    let walked = min(max(info.first_moved, params.walk_len), budget);
+    if params.range_ix == 0xffffffffu {
+        return Ranks(info.first_moved, walked);
+    }
+    var first = walked;
+    for (var i = 0u; i < params.range_ix && first < budget; i++) {
+        first = min(lists[local_row * params.lists_stride + first], budget);
+    }
+    if is_range && first < budget {
+        return Ranks(first, min(lists[local_row * params.lists_stride + first], budget));
+    }
+    return Ranks(first, budget);
+}
 
 @compute @workgroup_size(WG_SIZE)
-fn positional(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn walk(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     if index == 0u {
-        wg_info = row_infos[params.first_info + wg.y];
+        wg_ranks = ranks_of(wg.y, false);
     }
-    let info = workgroupUniformLoad(&wg_info);
-    let budget = select(0u, info.budget, info.active_row != 0u);
+    let ranks = workgroupUniformLoad(&wg_ranks);
     let key_slices = (KEY_CHUNKS + SLICE_CHUNKS - 1u) / SLICE_CHUNKS;
     if wg.x < key_slices {
-        walk_keys(wg.y, wg.x, index, budget, info.first_moved);
+        walk_keys(wg.y, wg.x, index, ranks.end, ranks.first);
     } else {
-        walk_values(wg.y, wg.x - key_slices, index, budget, info.first_moved);
+        walk_values(wg.y, wg.x - key_slices, index, ranks.end, ranks.first);
+    }
+}
+
+fn range_keys(wg: vec3<u32>, num_workgroups: u32, index: u32, from_rank: u32, to_rank: u32) {
+    let groups = WG_SIZE / KEY_LANES;
+    let lane = index % KEY_LANES;
+    let list_base = wg.y * params.lists_stride;
+    let row_base = row_base_of(params.keys, wg.y);
+    let stride = params.keys.token_stride;
+    for (var j = from_rank + wg.x * groups * 4u + index / KEY_LANES; j < to_rank; j += num_workgroups * groups * 4u) {
+        let last = to_rank - 1u;
+        let j1 = j + groups;
+        let j2 = j1 + groups;
+        let j3 = j2 + groups;
+        let s0 = row_base + lists[list_base + j] * stride;
+        let s1 = row_base + lists[list_base + min(j1, last)] * stride;
+        let s2 = row_base + lists[list_base + min(j2, last)] * stride;
+        let s3 = row_base + lists[list_base + min(j3, last)] * stride;
+        for (var c = lane; c < KEY_CHUNKS; c += KEY_LANES) {
+            let c0 = load_key_chunk(s0, c);
+            let c1 = load_key_chunk(s1, c);
+            let c2 = load_key_chunk(s2, c);
+            let c3 = load_key_chunk(s3, c);
+            store_key_chunk(row_base + j * stride, c, c0);
+            if j1 <= last {
+                store_key_chunk(row_base + j1 * stride, c, c1);
+            }
+            if j2 <= last {
+                store_key_chunk(row_base + j2 * stride, c, c2);
+            }
+            if j3 <= last {
+                store_key_chunk(row_base + j3 * stride, c, c3);
+            }
+        }
+    }
+}
+
+fn range_values(wg: vec3<u32>, num_workgroups: u32, index: u32, from_rank: u32, to_rank: u32) {
+    let groups = WG_SIZE / VALUE_LANES;
+    let lane = index % VALUE_LANES;
+    let list_base = wg.y * params.lists_stride;
+    let row_base = row_base_of(params.values, wg.y);
+    let stride = params.values.token_stride;
+    for (var j = from_rank + wg.x * groups * 4u + index / VALUE_LANES; j < to_rank; j += num_workgroups * groups * 4u) {
+        let last = to_rank - 1u;
+        let j1 = j + groups;
+        let j2 = j1 + groups;
+        let j3 = j2 + groups;
+        let s0 = row_base + lists[list_base + j] * stride;
+        let s1 = row_base + lists[list_base + min(j1, last)] * stride;
+        let s2 = row_base + lists[list_base + min(j2, last)] * stride;
+        let s3 = row_base + lists[list_base + min(j3, last)] * stride;
+        for (var c = lane; c < VALUE_CHUNKS; c += VALUE_LANES) {
+            let c0 = load_value_chunk(s0, c);
+            let c1 = load_value_chunk(s1, c);
+            let c2 = load_value_chunk(s2, c);
+            let c3 = load_value_chunk(s3, c);
+            store_value_chunk(row_base + j * stride, c, c0);
+            if j1 <= last {
+                store_value_chunk(row_base + j1 * stride, c, c1);
+            }
+            if j2 <= last {
+                store_value_chunk(row_base + j2 * stride, c, c2);
+            }
+            if j3 <= last {
+                store_value_chunk(row_base + j3 * stride, c, c3);
+            }
+        }
+    }
+}
+
+@compute @workgroup_size(WG_SIZE)
+fn range(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) num_workgroups: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
+    if index == 0u {
+        wg_ranks = ranks_of(wg.y, true);
+    }
+    let ranks = workgroupUniformLoad(&wg_ranks);
+    if wg.z == 0u {
+        range_keys(wg, num_workgroups.x, index, ranks.first, ranks.end);
+    } else {
+        range_values(wg, num_workgroups.x, index, ranks.first, ranks.end);
     }
 }

@@ -4,15 +4,16 @@
 //! Bindings:
 //!   0 params uniform Params
 //!   1 keys read_write u32 words of f32|f16|bf16, by strides (shared/keys_*.wgsl)
-//!   2 state_meta read_write atomic u32, by StateLayout
+//!   2 state_meta read_write u32, by StateLayout
 //!   3 positions read_write u32 [row, capacity] original position
 //!   4 order_keys read_write u32 [row, order_stride]
 //!   5 histogram read_write atomic u32 [row, histogram_stride] counts of first digits
+//!   6 status read_write atomic u32 [layer] sticky bits
 //! Entry points: score · dispatch (ceil(max_len / TILE), num_rows, 1) · needs none | subgroups
 //! Overrides: WG_SIZE = 256; LANES = 16, a power of two in 2..=32; CHUNKS = 16, in 2..=128; TILE = 64, a multiple
 //!   of WG_SIZE / LANES * 4; HISTOGRAM = false
 //! Workgroup bytes: 8192 with HISTOGRAM, + 20 * WG_SIZE in the workgroup variant
-//! Algorithm: LANES invocations share a token; invocation j sums the squares of its 16-byte chunks j, j + LANES, …
+//! Algorithm: LANES invocations share a token (shared/score_tile.wgsl); invocation j sums the squares of its 16-byte chunks j, j + LANES, …
 //!   from left to right, then a butterfly at distances LANES / 2 … 1 adds the lanes. Four tokens are in flight an
 //!   invocation: four named loads, since a private array here costs two thirds of the bandwidth.
 //!   The fused histogram counts the first radix digit, so that the radix selector starts one pass ahead.
@@ -37,14 +38,19 @@ struct Params {
     sinks: u32,             // tokens
     recent: u32,            // tokens
     histogram_stride: u32,  // words
+    digit_shift: u32,       // the window of first digits
+    digit_base: u32,
     pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(2) var<storage, read_write> state_meta: array<atomic<u32>>;
+@group(0) @binding(2) var<storage, read_write> state_meta: array<u32>;
 @group(0) @binding(3) var<storage, read_write> positions: array<u32>;
 @group(0) @binding(4) var<storage, read_write> order_keys: array<u32>;
 @group(0) @binding(5) var<storage, read_write> histogram: array<atomic<u32>>;
+@group(0) @binding(6) var<storage, read_write> status: array<atomic<u32>>;
 
 override WG_SIZE: u32 = 256u;
 override LANES: u32 = 16u;
@@ -52,19 +58,11 @@ override CHUNKS: u32 = 16u;
 override TILE: u32 = 64u;
 override HISTOGRAM: bool = false;
 
-const NUM_BINS: u32 = 2048u;
-const DIGIT_SHIFT: u32 = 21u;
-const PROTECTED_COUNT_IX: u32 = 5120u; // after the three digit histograms
 const INFINITY_BITS: u32 = 0x7f800000u;
 const NAN_ORDER_KEY: u32 = 0xfffffffeu;
 
 var<workgroup> bins: array<atomic<u32>, NUM_BINS>;
 var<workgroup> num_protected: atomic<u32>;
-
-struct Reduced {
-    sums: vec4<f32>, // squared norm of each of the invocation's four tokens
-    nan: u32,        // bit i: token i has a NaN
-}
 
 // 31 bits of (seed, layer, row, position) by four rounds of the murmur3 finaliser.
 fn random_bits(row: u32, position: u32) -> u32 {
@@ -87,7 +85,7 @@ fn mix(value: u32) -> u32 {
 fn order_key(r: Row, row: u32, slot: u32, sum: f32, nan: bool) -> u32 {
     let bits = min(bitcast<u32>(sum) & 0x7fffffffu, INFINITY_BITS);
     if nan || bits == INFINITY_BITS {
-        atomicOr(&state_meta[params.state.status_base + params.layer], STATUS_NON_FINITE_KEY);
+        atomicOr(&status[params.layer], STATUS_NON_FINITE_KEY);
     }
     var key = bits + 1u;
     if params.direction == 1u {
@@ -108,17 +106,32 @@ fn order_key(r: Row, row: u32, slot: u32, sum: f32, nan: bool) -> u32 {
     return key;
 }
 
-fn score_tile(wg: vec3<u32>, index: u32) {
-    let row = params.first_row + wg.y;
+// The row as this stage sees it: an inactive sequence is not read.
+fn scored_row(row: u32) -> Row {
     var r = load_row(params.state, params.layer, row);
     if !r.active_row {
-        r.len = 0u; // an inactive sequence is not read
+        r.len = 0u;
     }
-    let lane = index % LANES;
-    let sequence = row / params.state.num_kv_heads;
-    let head = row % params.state.num_kv_heads;
-    let row_base = params.base + (sequence - params.first_sequence) * params.batch_stride + head * params.head_stride;
-    let out_base = wg.y * params.order_stride;
+    return r;
+}
+
+fn row_base_of(row: u32) -> u32 {
+    let sequence = row / params.state.num_kv_heads - params.first_sequence;
+    return params.base + sequence * params.batch_stride + row % params.state.num_kv_heads * params.head_stride;
+}
+
+fn write_score(wg: vec3<u32>, r: Row, row: u32, slot: u32, sum: f32, nan: bool) {
+    let key = order_key(r, row, slot, sum, nan);
+    order_keys[wg.y * params.order_stride + slot] = key;
+    if HISTOGRAM {
+        atomicAdd(&bins[first_digit(key, params.digit_shift, params.digit_base)], 1u);
+        if key == 0u {
+            atomicAdd(&num_protected, 1u);
+        }
+    }
+}
+
+fn start_histogram(index: u32) {
     if HISTOGRAM {
         for (var b = index; b < NUM_BINS; b += WG_SIZE) {
             atomicStore(&bins[b], 0u);
@@ -128,60 +141,21 @@ fn score_tile(wg: vec3<u32>, index: u32) {
         }
         workgroupBarrier();
     }
-    let tile_base = wg.x * TILE + index / LANES * 4u;
-    let last = max(r.len, 1u) - 1u;
-    for (var offset = 0u; offset < TILE; offset += WG_SIZE / LANES * 4u) {
-        let slot = tile_base + offset;
-        var sums = vec4<f32>(0.0);
-        var nan = 0u;
-        if slot < r.len {
-            let b0 = row_base + slot * params.token_stride;
-            let b1 = row_base + min(slot + 1u, last) * params.token_stride;
-            let b2 = row_base + min(slot + 2u, last) * params.token_stride;
-            let b3 = row_base + min(slot + 3u, last) * params.token_stride;
-            for (var c = lane; c < CHUNKS; c += LANES) {
-                let c0 = load_key_chunk(b0, c);
-                let c1 = load_key_chunk(b1, c);
-                let c2 = load_key_chunk(b2, c);
-                let c3 = load_key_chunk(b3, c);
-                sums = vec4<f32>(
-                    add_squares(c0, sums.x),
-                    add_squares(c1, sums.y),
-                    add_squares(c2, sums.z),
-                    add_squares(c3, sums.w),
-                );
-                nan |= select(0u, 1u, nan_bits(c0) != 0u) | select(0u, 2u, nan_bits(c1) != 0u)
-                    | select(0u, 4u, nan_bits(c2) != 0u) | select(0u, 8u, nan_bits(c3) != 0u);
-            }
-        }
-        let reduced = reduce(sums, nan, index);
-        for (var j = lane; j < 4u; j += LANES) {
-            if slot + j < r.len {
-                let key = order_key(r, row, slot + j, reduced.sums[j], ((reduced.nan >> j) & 1u) != 0u);
-                order_keys[out_base + slot + j] = key;
-                if HISTOGRAM {
-                    atomicAdd(&bins[key >> DIGIT_SHIFT], 1u);
-                    if key == 0u {
-                        atomicAdd(&num_protected, 1u);
-                    }
-                }
-            }
-        }
-    }
+}
+
+// Adds the workgroup's counts to the row's.
+fn flush_histogram(wg: vec3<u32>, index: u32) {
     if HISTOGRAM {
         workgroupBarrier();
-        let histogram_base = wg.y * params.histogram_stride;
+        let base = wg.y * params.histogram_stride;
         for (var b = index; b < NUM_BINS; b += WG_SIZE) {
             let count = atomicLoad(&bins[b]);
             if count > 0u {
-                atomicAdd(&histogram[histogram_base + b], count);
+                atomicAdd(&histogram[base + b], count);
             }
         }
-        if index == 0u {
-            let count = atomicLoad(&num_protected);
-            if count > 0u {
-                atomicAdd(&histogram[histogram_base + PROTECTED_COUNT_IX], count);
-            }
+        if index == 0u && atomicLoad(&num_protected) > 0u {
+            atomicAdd(&histogram[base + PROTECTED_COUNT_IX], atomicLoad(&num_protected));
         }
     }
 }

@@ -1,304 +1,427 @@
-//! radix: the threshold of each row by histograms of 11, 11 and 10 bits of its order keys, then the kept slots.
-//! Source: T. Ribizel, H. Anzt, "Parallel selection on GPUs", Parallel Computing 91 (2020), the histogram scheme; the
-//!   deterministic emission by tile counts is our own. Reference: src/reference/top_k.rs, exact.
+//! radix: the threshold of each row by histograms of its order keys' digits, then the kept slots.
+//! Source: histogram selection as in J. Zhang et al., "Parallel Top-K Algorithms on GPU", SC '23; setting aside the bin of
+//!   the threshold and the deterministic emission are our own. Reference: src/reference/top_k.rs, exact.
 //! Bindings: shared/top_k_rows.wgsl
-//! Entry points: radix_row · dispatch (1, num_rows, 1) · none: a workgroup a row, all in one dispatch
-//!   histogram_0, histogram_1, histogram_2, count, emit · dispatch (ceil(max_len / TILE), num_rows, 1) · none
-//! Overrides: WG_SIZE = 256; TILE = 4096, a multiple of 4 * WG_SIZE, at most 65532
-//! Workgroup bytes: 8192 + 4 * WG_SIZE + 16
-//! Algorithm: the digit in which the wanted rank falls is found by a prefix over the bins; its bin becomes the prefix
-//!   that the next pass filters by. After three passes the key is known and how many of its equals are kept.
-//!   Long rows: a dispatch a pass, each workgroup finds the digits again from the row's global bins (8 KiB, in cache)
-//!   rather than pay a dispatch for it; `count` leaves counts a tile, `emit` sums those before its own.
-//! Invariants: counts are integers, so atomics commute and the result is the same in every run. `emit` leaves the
-//!   histogram zero for the next call. A tile counts at most 65535 keys, so two counts share a word.
+//! Entry points: radix_row · dispatch (1, num_rows, 1) · none: rows up to 8 * WG_SIZE tokens
+//!   count_digits, collect, emit · dispatch (ceil(max_len / (8 * WG_SIZE)), num_rows, 1) · none: rows of any length
+//! Overrides: WG_SIZE = 256; SCAN_GROUP = 16
+//! Workgroup bytes: 8192 + 4 * WG_SIZE + 4 * WG_SIZE / SCAN_GROUP + 160
+//! Algorithm: a first digit of eleven bits leaves about a hundredth of the keys in the bin of the threshold. radix_row
+//!   holds a row's keys in registers and ranks those of the bin against each other.
+//!   Long rows: the score stage has counted first digits. `collect` finds the bin, counts the keys below it in each tile
+//!   and sets the keys of the bin aside. `emit` finds the threshold among them, each workgroup for itself, sums the
+//!   counts of the tiles before its own and emits.
+//! Invariants: counts are integers, so atomics commute and the result is the same in every run; the order in which keys
+//!   are set aside is not, but they are only counted. `emit` leaves the histogram zero for the next call. Any
+//!   distribution of keys is exact; one that puts most keys into one bin only makes more of them be narrowed digit by
+//!   digit.
 
-override TILE: u32 = 4096u;
-
-const NUM_BINS: u32 = 2048u;
-const PROTECTED_COUNT_IX: u32 = 5120u;  // words from the row's first bin
+const SMALL_BINS: u32 = 256u;
+// Keys of a bin that are ranked against each other rather than narrowed further.
+const FEW: u32 = 128u;
+// Where keys are held in `bins`, after the bins of one digit, and how many.
+const HELD_IX: u32 = SMALL_BINS;
+const MAX_HELD: u32 = NUM_BINS - SMALL_BINS;
 
 var<workgroup> bins: array<atomic<u32>, NUM_BINS>;
-var<workgroup> wg_digit: u32;
-var<workgroup> wg_rank: u32;
-var<workgroup> wg_sum: atomic<u32>;
-var<workgroup> wg_sum_equal: atomic<u32>;
+var<workgroup> wg_found: Found;
+var<workgroup> wg_count: atomic<u32>;
+var<workgroup> wg_threshold: atomic<u32>;
+var<workgroup> wg_tie: atomic<u32>;
+var<workgroup> wg_below: atomic<u32>;
+var<workgroup> wg_equal: atomic<u32>;
 var<workgroup> wg_row: SelectRow;
 
 struct Found {
-    prefix: u32, // digits found so far, in place
-    rank: u32,   // rank of the wanted key among those with this prefix
+    digit: u32, // bin in which the wanted rank falls, or the threshold itself
+    rank: u32,  // rank among the bin's keys
+    count: u32, // keys in the bin
 }
 
-fn shift_of(digit: u32) -> u32 {
-    return select(select(0u, 10u, digit == 1u), 21u, digit == 0u);
+struct Narrowing {
+    threshold: u32, // bits found so far
+    above: u32,     // mask of the bits found so far
 }
 
-fn bin_of(key: u32, digit: u32) -> u32 {
-    return (key >> shift_of(digit)) & (NUM_BINS - 1u) & select(0x3ffu, 0x7ffu, digit < 2u);
-}
-
-fn matches(key: u32, digit: u32, prefix: u32) -> bool {
-    if digit == 0u {
-        return true;
-    }
-    let shift = shift_of(digit - 1u);
-    return (key >> shift) == (prefix >> shift);
-}
-
-fn clear_bins(index: u32) {
-    for (var b = index; b < NUM_BINS; b += WG_SIZE) {
+fn clear_bins(index: u32, num_bins: u32) {
+    for (var b = index; b < num_bins; b += WG_SIZE) {
         atomicStore(&bins[b], 0u);
     }
 }
 
-fn add_quad(keys: vec4<u32>, digit: u32, prefix: u32) {
-    for (var i = 0u; i < 4u; i++) {
-        let key = keys[i];
-        if key != PAD_KEY && matches(key, digit, prefix) {
-            atomicAdd(&bins[bin_of(key, digit)], 1u);
-        }
-    }
-}
-
-// Finds the bin of `found.rank` among the workgroup's bins and narrows the prefix by it. Starts and ends at a barrier.
-fn narrow(index: u32, digit: u32, found: Found) -> Found {
-    let per = NUM_BINS / WG_SIZE;
+// Finds the bin of a rank among the workgroup's bins. The caller has passed a barrier; ends at one.
+fn narrow(index: u32, num_bins: u32, rank: u32) -> Found {
+    let per = max(num_bins / WG_SIZE, 1u);
+    let first = index * per;
     var sum = 0u;
-    for (var i = 0u; i < per; i++) {
-        sum += atomicLoad(&bins[index * per + i]);
+    for (var b = 0u; b < per; b++) {
+        sum += select(0u, atomicLoad(&bins[min(first + b, NUM_BINS - 1u)]), first + b < num_bins);
     }
-    let before = exclusive_scan(index, sum);
-    if found.rank >= before && found.rank - before < sum {
-        var running = before;
-        for (var i = 0u; i < per; i++) {
-            let count = atomicLoad(&bins[index * per + i]);
-            if found.rank >= running && found.rank - running < count {
-                wg_digit = index * per + i;
-                wg_rank = found.rank - running;
+    var running = exclusive_scan(index, sum).before;
+    if rank >= running && rank - running < sum {
+        for (var b = 0u; b < per; b++) {
+            let count = atomicLoad(&bins[first + b]);
+            if rank >= running && rank - running < count {
+                wg_found = Found(first + b, rank - running, count);
             }
             running += count;
         }
     }
+    return workgroupUniformLoad(&wg_found);
+}
+
+// The threshold among num keys in `bins`. Starts and ends at a barrier.
+fn rank_few(index: u32, num: u32, rank: u32) -> Found {
+    for (var k = index; k < num; k += WG_SIZE) {
+        let key = atomicLoad(&bins[k]);
+        var below = 0u;
+        var equal = 0u;
+        for (var i = 0u; i < num; i++) {
+            let other = atomicLoad(&bins[i]);
+            below += u32(other < key);
+            equal += u32(other == key);
+        }
+        if rank >= below && rank - below < equal {
+            // Invocations with the same key store the same.
+            atomicStore(&wg_threshold, key);
+            atomicStore(&wg_tie, rank - below);
+        }
+    }
     workgroupBarrier();
-    let next = Found(found.prefix | (wg_digit << shift_of(digit)), wg_rank);
-    workgroupBarrier();
-    return next;
+    return Found(atomicLoad(&wg_threshold), atomicLoad(&wg_tie), 0u);
+}
+
+fn first_digit_of(key: u32) -> u32 {
+    return first_digit(key, params.digit_shift, params.digit_base);
+}
+
+fn add_first_digits(keys: Keys) {
+    var k = keys;
+    for (var i = 0u; i < params.keys_held; i++) {
+        if k.low.x != PAD_KEY {
+            atomicAdd(&bins[first_digit_of(k.low.x)], 1u);
+        }
+        k = rotated(k);
+    }
+}
+
+fn add_digit(key: u32, n: Narrowing, shift: u32) {
+    if ((key ^ n.threshold) & n.above) == 0u {
+        atomicAdd(&bins[(key >> shift) & (SMALL_BINS - 1u)], 1u);
+    }
+}
+
+// The bits of the threshold that its bin tells: those above the shift, but none in the first and last bin.
+fn narrowing_of(bin: u32) -> Narrowing {
+    if bin == 0u || bin == NUM_BINS - 1u {
+        return Narrowing(0u, 0u);
+    }
+    return Narrowing((bin + params.digit_base) << params.digit_shift, 0xffffffffu << params.digit_shift);
+}
+
+fn narrowed(n: Narrowing, digit: u32, shift: u32) -> Narrowing {
+    let mask = (SMALL_BINS - 1u) << shift;
+    return Narrowing((n.threshold & ~mask) | (digit << shift), n.above | mask);
 }
 
 @compute @workgroup_size(WG_SIZE)
 fn radix_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let local_row = wg.y;
+    let raw = load_raw(wg.y, index);
+    clear_bins(index, NUM_BINS);
     if index == 0u {
-        wg_row = select_row_of(local_row);
-        atomicStore(&wg_sum, 0u);
+        wg_row = select_row_of(wg.y);
+        wg_found = Found(0u, 0u, 0u); // an empty row finds nothing
+        atomicStore(&wg_count, 0u);
     }
-    clear_bins(index);
     var s = workgroupUniformLoad(&wg_row);
-    let len = s.row.len;
-    let num_quads = (len + 3u) / 4u;
-    let first = load_quad(local_row, len, index);
-
-    // First digit, and the protected tokens beside it.
-    var num_zero = 0u;
-    for (var quad = index; quad < num_quads; quad += WG_SIZE) {
-        var keys = first;
-        if quad != index {
-            keys = load_quad(local_row, len, quad);
-        }
-        num_zero += ones(keys == vec4<u32>(0u));
-        add_quad(keys, 0u, 0u);
-    }
-    if num_zero > 0u {
-        atomicAdd(&wg_sum, num_zero);
+    let k = mask_keys(raw, s.row.len, index);
+    add_first_digits(k);
+    let zeros = count_zeros(k);
+    if zeros > 0u {
+        atomicAdd(&wg_count, zeros);
     }
     workgroupBarrier();
-    let num_protected = atomicLoad(&wg_sum);
-    s.budget = row_budget(s.entry, len, num_protected);
-    if !s.row.active_row {
-        s.budget = len;
-    }
-    var found = narrow(index, 0u, Found(0u, max(s.budget, 1u) - 1u));
-    for (var digit = 1u; digit < 3u; digit++) {
-        clear_bins(index);
-        workgroupBarrier();
-        for (var quad = index; quad < num_quads; quad += WG_SIZE) {
-            var keys = first;
-            if quad != index {
-                keys = load_quad(local_row, len, quad);
-            }
-            add_quad(keys, digit, found.prefix);
+    s.num_protected = atomicLoad(&wg_count);
+    s.budget = row_budget(s.entry, s.row, s.num_protected);
+    var found = narrow(index, NUM_BINS, max(s.budget, 1u) - 1u);
+    let bin = found.digit;
+    if found.count <= FEW {
+        if index == 0u {
+            atomicStore(&wg_count, 0u);
         }
         workgroupBarrier();
-        found = narrow(index, digit, found);
+        hold_keys(k, bin);
+        workgroupBarrier();
+        found = rank_few(index, found.count, found.rank);
+    } else {
+        found = narrow_row(index, k, bin, found.rank);
     }
-    emit_row(index, local_row, s, first, found.prefix, found.rank + 1u, num_protected);
+    s.threshold = found.digit;
+    s.num_ties = found.rank + 1u;
+    if index == 0u {
+        write_row_info(wg.y, s);
+    }
+    let scanned = emit_tile(index, wg.y, s, k, 0u, 0u, 0u);
 }
 
-// Loads the row's global bins of one digit into the workgroup's.
-fn load_bins(index: u32, local_row: u32, digit: u32) {
-    let base = local_row * params.histogram_stride + digit * NUM_BINS;
-    let num = select(1024u, NUM_BINS, digit < 2u);
-    for (var b = index; b < NUM_BINS; b += WG_SIZE) {
-        var count = 0u;
-        if b < num {
-            count = atomicLoad(&histogram[base + b]);
+// Puts the keys of a bin into `bins`, whose counts are no longer needed. Their order does not matter.
+fn hold_keys(keys: Keys, bin: u32) {
+    var k = keys;
+    for (var i = 0u; i < params.keys_held; i++) {
+        if k.low.x != PAD_KEY && first_digit_of(k.low.x) == bin {
+            atomicStore(&bins[atomicAdd(&wg_count, 1u)], k.low.x);
         }
-        atomicStore(&bins[b], count);
+        k = rotated(k);
     }
 }
 
-// Narrows by one digit of the row's global histogram.
-fn narrow_global(index: u32, local_row: u32, digit: u32, found: Found) -> Found {
-    load_bins(index, local_row, digit);
-    workgroupBarrier();
-    return narrow(index, digit, found);
-}
-
-fn long_row(local_row: u32) -> SelectRow {
-    var s = select_row_of(local_row);
-    let num_protected = atomicLoad(&histogram[local_row * params.histogram_stride + PROTECTED_COUNT_IX]);
-    s.budget = row_budget(s.entry, s.row.len, num_protected);
-    if !s.row.active_row {
-        s.budget = s.row.len;
+// The threshold among the many keys of a bin that the row's invocations hold, eight bits at a time.
+fn narrow_row(index: u32, k: Keys, bin: u32, wanted: u32) -> Found {
+    var n = narrowing_of(bin);
+    var rank = wanted;
+    for (var left = 4u; left > 0u; left--) {
+        let shift = (left - 1u) * 8u;
+        clear_bins(index, SMALL_BINS);
+        workgroupBarrier();
+        add_digits(k, bin, n, shift);
+        workgroupBarrier();
+        let next = narrow(index, SMALL_BINS, rank);
+        n = narrowed(n, next.digit, shift);
+        rank = next.rank;
     }
-    return s;
+    return Found(n.threshold, rank, 0u);
 }
 
-// Adds one tile's keys with this prefix to the row's global histogram of a digit.
-fn count_tile(wg: vec3<u32>, index: u32, len: u32, digit: u32, prefix: u32) {
-    clear_bins(index);
-    workgroupBarrier();
-    let first_quad = wg.x * (TILE / 4u);
-    var num_zero = 0u;
-    for (var q = index; q < TILE / 4u; q += WG_SIZE) {
-        let keys = load_quad(wg.y, len, first_quad + q);
-        num_zero += ones(keys == vec4<u32>(0u));
-        add_quad(keys, digit, prefix);
+fn add_digits(keys: Keys, bin: u32, n: Narrowing, shift: u32) {
+    var k = keys;
+    for (var i = 0u; i < params.keys_held; i++) {
+        if k.low.x != PAD_KEY && first_digit_of(k.low.x) == bin {
+            add_digit(k.low.x, n, shift);
+        }
+        k = rotated(k);
+    }
+}
+
+// Counts first digits where the score stage has not: the keys may be the caller's.
+@compute @workgroup_size(WG_SIZE)
+fn count_digits(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let eight = wg.x * WG_SIZE + index;
+    let raw = load_raw(wg.y, eight);
+    clear_bins(index, NUM_BINS);
+    if index == 0u {
+        wg_row = select_row_of(wg.y);
+        atomicStore(&wg_count, 0u);
+    }
+    let k = mask_keys(raw, workgroupUniformLoad(&wg_row).row.len, eight);
+    add_first_digits(k);
+    let zeros = count_zeros(k);
+    if zeros > 0u {
+        atomicAdd(&wg_count, zeros);
     }
     workgroupBarrier();
     let base = wg.y * params.histogram_stride;
     for (var b = index; b < NUM_BINS; b += WG_SIZE) {
         let count = atomicLoad(&bins[b]);
         if count > 0u {
-            atomicAdd(&histogram[base + digit * NUM_BINS + b], count);
+            atomicAdd(&histogram[base + b], count);
         }
     }
-    if digit == 0u && num_zero > 0u {
-        atomicAdd(&histogram[base + PROTECTED_COUNT_IX], num_zero);
+    if index == 0u && atomicLoad(&wg_count) > 0u {
+        atomicAdd(&histogram[base + PROTECTED_COUNT_IX], atomicLoad(&wg_count));
     }
 }
 
-@compute @workgroup_size(WG_SIZE)
-fn histogram_0(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    count_tile(wg, index, select_row_of(wg.y).row.len, 0u, 0u);
+// Where a tile's counts are: keys below the bin; from sorted rows, keys below and equal to the threshold.
+fn tile_counts_ix(local_row: u32, tile: u32) -> u32 {
+    return local_row * params.histogram_stride + params.tile_counts_base + 2u * tile;
 }
 
 @compute @workgroup_size(WG_SIZE)
-fn histogram_1(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let s = long_row(wg.y);
-    let found = narrow_global(index, wg.y, 0u, Found(0u, max(s.budget, 1u) - 1u));
-    if wg.x == 0u && index == 0u {
-        row_infos[params.first_info + wg.y].prefix_0 = found.prefix;
-        row_infos[params.first_info + wg.y].rank_0 = found.rank;
-    }
-    count_tile(wg, index, s.row.len, 1u, found.prefix);
-}
-
-@compute @workgroup_size(WG_SIZE)
-fn histogram_2(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let s = select_row_of(wg.y);
-    let before = Found(row_infos[params.first_info + wg.y].prefix_0, row_infos[params.first_info + wg.y].rank_0);
-    let found = narrow_global(index, wg.y, 1u, before);
-    if wg.x == 0u && index == 0u {
-        row_infos[params.first_info + wg.y].prefix_1 = found.prefix;
-        row_infos[params.first_info + wg.y].rank_1 = found.rank;
-    }
-    count_tile(wg, index, s.row.len, 2u, found.prefix);
-}
-
-@compute @workgroup_size(WG_SIZE)
-fn count(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    var s = select_row_of(wg.y);
-    var threshold = 0u;
-    if params.from_sorted == 0u {
-        s = long_row(wg.y);
-        let before = Found(row_infos[params.first_info + wg.y].prefix_1, row_infos[params.first_info + wg.y].rank_1);
-        let found = narrow_global(index, wg.y, 2u, before);
-        threshold = found.prefix;
-        if wg.x == 0u && index == 0u {
-            let num_protected = atomicLoad(&histogram[wg.y * params.histogram_stride + PROTECTED_COUNT_IX]);
-            write_row_info(wg.y, s, threshold, found.rank + 1u, num_protected);
+fn collect(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let base = wg.y * params.histogram_stride;
+    let eight = wg.x * WG_SIZE + index;
+    let raw = load_raw(wg.y, eight);
+    let from_sorted = params.from_sorted == 1u;
+    if !from_sorted {
+        for (var b = index; b < NUM_BINS; b += WG_SIZE) {
+            atomicStore(&bins[b], atomicLoad(&histogram[base + b]));
         }
+    }
+    if index == 0u {
+        let num_protected = atomicLoad(&histogram[base + select(PROTECTED_COUNT_IX, 0u, from_sorted)]);
+        wg_row = select_row_of(wg.y);
+        wg_row.num_protected = num_protected;
+        wg_row.budget = row_budget(wg_row.entry, wg_row.row, num_protected);
+        wg_row.threshold = row_infos[params.first_info + wg.y].threshold;
+        wg_found = Found(0u, 0u, 0u); // an empty row finds nothing
+    }
+    let s = workgroupUniformLoad(&wg_row);
+    let k = mask_keys(raw, s.row.len, eight);
+    var counts = 0u;
+    var bin = 0u;
+    if from_sorted {
+        counts = count_keys(k, s.threshold);
     } else {
-        threshold = row_infos[params.first_info + wg.y].threshold;
+        let found = narrow(index, NUM_BINS, max(s.budget, 1u) - 1u);
+        if wg.x == 0u && index == 0u {
+            let ix = params.first_info + wg.y;
+            row_infos[ix].budget = s.budget;
+            row_infos[ix].num_protected = s.num_protected;
+            row_infos[ix].bin = found.digit;
+            row_infos[ix].bin_rank = found.rank;
+            row_infos[ix].bin_count = found.count;
+        }
+        bin = found.digit;
+        counts = count_bin(k, bin);
     }
+    let scanned = exclusive_scan(index, counts);
     if index == 0u {
-        atomicStore(&wg_sum, 0u);
+        let num_equal = scanned.total >> 16u;
+        let ix = tile_counts_ix(wg.y, wg.x);
+        atomicStore(&histogram[ix], scanned.total & 0xffffu);
+        atomicStore(&histogram[ix + 1u], select(0u, num_equal, from_sorted));
+        if !from_sorted && num_equal > 0u {
+            atomicStore(&wg_count, atomicAdd(&histogram[base + ASIDE_COUNT_IX], num_equal));
+        }
     }
     workgroupBarrier();
-    let first_quad = wg.x * (TILE / 4u);
-    var sum = 0u;
-    for (var q = index; q < TILE / 4u; q += WG_SIZE) {
-        sum += count_quad(load_quad(wg.y, s.row.len, first_quad + q), threshold);
+    if !from_sorted {
+        set_aside(k, bin, eight * 8u, aside_ix(wg.y, atomicLoad(&wg_count) + (scanned.before >> 16u)));
     }
-    atomicAdd(&wg_sum, sum);
-    workgroupBarrier();
-    if index == 0u {
-        atomicStore(&histogram[wg.y * params.histogram_stride + params.tile_counts_base + wg.x], atomicLoad(&wg_sum));
+}
+
+// Keys below the bin in the low half, keys of it in the high half. Pads count in neither: their digit is the last.
+fn count_bin(keys: Keys, bin: u32) -> u32 {
+    var k = keys;
+    var counts = 0u;
+    for (var i = 0u; i < params.keys_held; i++) {
+        let digit = first_digit_of(k.low.x);
+        counts += u32(digit < bin) | (u32(digit == bin && k.low.x != PAD_KEY) << 16u);
+        k = rotated(k);
     }
+    return counts;
+}
+
+// Writes the (key, slot) pairs of the bin from a place on.
+fn set_aside(keys: Keys, bin: u32, first_slot: u32, first_place: u32) {
+    var k = keys;
+    var place = first_place;
+    for (var i = 0u; i < params.keys_held; i++) {
+        if k.low.x != PAD_KEY && first_digit_of(k.low.x) == bin {
+            lists[place] = k.low.x;
+            lists[place + 1u] = first_slot + i;
+            place += 2u;
+        }
+        k = rotated(k);
+    }
+}
+
+fn aside_ix(local_row: u32, place: u32) -> u32 {
+    return local_row * params.lists_stride + params.aside_offset + 2u * place;
+}
+
+fn key_aside(local_row: u32, place: u32) -> u32 {
+    return lists[aside_ix(local_row, place)];
 }
 
 @compute @workgroup_size(WG_SIZE)
 fn emit(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    var s = select_row_of(wg.y);
-    s.budget = row_infos[params.first_info + wg.y].budget;
-    let threshold = row_infos[params.first_info + wg.y].threshold;
-    let num_ties = row_infos[params.first_info + wg.y].num_ties;
-    let histogram_base = wg.y * params.histogram_stride;
+    let eight = wg.x * WG_SIZE + index;
+    let raw = load_raw(wg.y, eight);
+    if index == 0u {
+        let info = row_infos[params.first_info + wg.y];
+        wg_row = select_row_of(wg.y);
+        wg_row.budget = info.budget;
+        wg_row.num_protected = info.num_protected;
+        wg_row.bin = info.bin;
+        wg_row.bin_rank = info.bin_rank;
+        wg_row.bin_count = info.bin_count;
+        wg_row.threshold = info.threshold;
+        wg_row.num_ties = info.num_ties;
+        wg_found = Found(0u, 0u, 0u);
+        atomicStore(&wg_below, 0u);
+        atomicStore(&wg_equal, 0u);
+    }
+    var s = workgroupUniformLoad(&wg_row);
+    if params.from_sorted == 0u {
+        let found = threshold_aside(index, s, wg.y);
+        s.threshold = found.digit;
+        s.num_ties = found.rank + 1u;
+        if wg.x == 0u && index == 0u {
+            write_row_info(wg.y, s);
+        }
+    }
+    let before = before_tile(wg, index, s);
+    let first_slot = wg.x * WG_SIZE * 8u;
+    let scanned = emit_tile(index, wg.y, s, mask_keys(raw, s.row.len, eight), first_slot, before.x, before.y);
 
-    // Counts of the tiles before this one; the halves are summed apart, since together they would overflow.
+    // Nothing reads these in this dispatch.
+    if wg.x == 0u && params.from_sorted == 0u {
+        for (var b = index; b <= ASIDE_COUNT_IX; b += WG_SIZE) {
+            atomicStore(&histogram[wg.y * params.histogram_stride + b], 0u);
+        }
+    }
+}
+
+// The threshold among the keys set aside, eight bits at a time; a few are ranked at once.
+fn threshold_aside(index: u32, s: SelectRow, local_row: u32) -> Found {
+    let held_ix = select(HELD_IX, 0u, s.bin_count <= FEW);
+    if s.bin_count <= MAX_HELD {
+        for (var i = index; i < s.bin_count; i += WG_SIZE) {
+            atomicStore(&bins[held_ix + i], key_aside(local_row, i));
+        }
+    }
+    workgroupBarrier();
+    if s.bin_count <= FEW {
+        return rank_few(index, s.bin_count, s.bin_rank);
+    }
+    var n = narrowing_of(s.bin);
+    var rank = s.bin_rank;
+    for (var left = 4u; left > 0u; left--) {
+        let shift = (left - 1u) * 8u;
+        if ((n.above >> shift) & (SMALL_BINS - 1u)) == SMALL_BINS - 1u {
+            continue; // the bin tells this digit; the same for the whole workgroup
+        }
+        clear_bins(index, SMALL_BINS);
+        workgroupBarrier();
+        for (var i = index; i < s.bin_count; i += WG_SIZE) {
+            if s.bin_count <= MAX_HELD {
+                add_digit(atomicLoad(&bins[HELD_IX + i]), n, shift);
+            } else {
+                add_digit(key_aside(local_row, i), n, shift);
+            }
+        }
+        workgroupBarrier();
+        let next = narrow(index, SMALL_BINS, rank);
+        n = narrowed(n, next.digit, shift);
+        rank = next.rank;
+    }
+    return Found(n.threshold, rank, 0u);
+}
+
+// Keys below and equal to the threshold in the tiles before this one. Ends at a barrier.
+fn before_tile(wg: vec3<u32>, index: u32, s: SelectRow) -> vec2<u32> {
     var below = 0u;
     var equal = 0u;
     for (var t = index; t < wg.x; t += WG_SIZE) {
-        let counts = atomicLoad(&histogram[histogram_base + params.tile_counts_base + t]);
-        below += counts & 0xffffu;
-        equal += counts >> 16u;
+        below += atomicLoad(&histogram[tile_counts_ix(wg.y, t)]);
+        equal += atomicLoad(&histogram[tile_counts_ix(wg.y, t) + 1u]);
     }
-    if index == 0u {
-        atomicStore(&wg_sum, 0u);
-        atomicStore(&wg_sum_equal, 0u);
+    if params.from_sorted == 0u {
+        for (var i = index; i < s.bin_count; i += WG_SIZE) {
+            let key = lists[aside_ix(wg.y, i)];
+            let slot = lists[aside_ix(wg.y, i) + 1u];
+            let is_before = slot < wg.x * WG_SIZE * 8u;
+            below += u32(is_before && key < s.threshold);
+            equal += u32(is_before && key == s.threshold);
+        }
     }
-    workgroupBarrier();
     if below > 0u {
-        atomicAdd(&wg_sum, below);
+        atomicAdd(&wg_below, below);
     }
     if equal > 0u {
-        atomicAdd(&wg_sum_equal, equal);
+        atomicAdd(&wg_equal, equal);
     }
     workgroupBarrier();
-    below = atomicLoad(&wg_sum);
-    equal = atomicLoad(&wg_sum_equal);
-
-    let first_quad = wg.x * (TILE / 4u);
-    for (var base = 0u; base < TILE / 4u; base += WG_SIZE) {
-        let quad = first_quad + base + index;
-        let keys = load_quad(wg.y, select(0u, s.row.len, s.row.active_row), quad);
-        let counts = count_quad(keys, threshold);
-        let before = exclusive_scan(index, counts);
-        let total = scan_total();
-        if s.row.active_row {
-            emit_quad(wg.y, s, threshold, num_ties, quad, keys, below + (before & 0xffffu), equal + (before >> 16u));
-        }
-        below += total & 0xffffu;
-        equal += total >> 16u;
-        workgroupBarrier(); // the total has been read
-    }
-
-    // The histogram is left zero for the next call: nothing reads the bins in this dispatch.
-    if wg.x == 0u && params.from_sorted == 0u {
-        for (var b = index; b <= PROTECTED_COUNT_IX; b += WG_SIZE) {
-            atomicStore(&histogram[histogram_base + b], 0u);
-        }
-    }
+    return vec2<u32>(atomicLoad(&wg_below), atomicLoad(&wg_equal));
 }

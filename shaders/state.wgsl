@@ -1,7 +1,13 @@
 //! state: what a compression leaves in the cache state, and the counting of appended tokens.
 //! Source: the state of a compacted cache (positions, lengths) as in KV-Compress, https://arxiv.org/abs/2410.00161.
 //!   Reference: src/reference/compact.rs, exact.
-//! Bindings: shared/top_k_rows.wgsl; for `append` binding 7 holds the counts
+//! Bindings:
+//!   0 params uniform Params (shared/top_k_params.wgsl)
+//!   1 state_meta read_write u32, by StateLayout
+//!   2 positions read_write u32 [row, capacity] original position
+//!   3 lists read u32 [row, lists_stride]
+//!   4 row_infos read RowInfo [row]
+//!   5 status read_write atomic u32 [layer] sticky bits
 //! Entry points: finish · dispatch (ceil(max_budget / WG_SIZE), num_rows, 1) · none
 //! Overrides: WG_SIZE = 256
 //! Workgroup bytes: 0
@@ -10,6 +16,16 @@
 //! Invariants: fill reads positions at or beyond the budget and writes below it. Lengths are read from row_infos alone,
 //!   so that the one invocation that writes state_meta races with nobody.
 
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read_write> state_meta: array<u32>;
+@group(0) @binding(2) var<storage, read_write> positions: array<u32>;
+@group(0) @binding(3) var<storage, read> lists: array<u32>;
+@group(0) @binding(4) var<storage, read> row_infos: array<RowInfo>;
+@group(0) @binding(5) var<storage, read_write> status: array<atomic<u32>>;
+
+override WG_SIZE: u32 = 256u;
+const POSITIONAL: u32 = 1u;
+
 @compute @workgroup_size(WG_SIZE)
 fn finish(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let info = row_infos[params.first_info + wg.y];
@@ -17,7 +33,7 @@ fn finish(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index)
         return;
     }
     let global_row = params.first_row + wg.y;
-    let layer = layers[global_row / params.state.rows_per_layer].layer;
+    let layer = params.first_layer + global_row / params.state.rows_per_layer;
     let state_row = layer * params.state.rows_per_layer + global_row % params.state.rows_per_layer;
     let positions_base = params.state.positions_base + state_row * params.state.capacity;
     let list_base = wg.y * params.lists_stride;
@@ -36,7 +52,10 @@ fn finish(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index)
         positions[positions_base + hole] = position;
     }
     if j == 0u {
-        atomicStore(&state_meta[params.state.lengths_base + state_row], info.budget);
-        atomicStore(&state_meta[params.state.compacted_base + state_row], info.budget);
+        state_meta[params.state.lengths_base + state_row] = info.budget;
+        state_meta[params.state.compacted_base + state_row] = info.budget;
+        if info.status != 0u {
+            atomicOr(&status[layer], info.status);
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Access, Checks, Kernels, LayoutKind, Module};
 use crate::params::{AppendParams, CompactParams, KeyNormParams, LayerEntry, StateLayout, TensorLayout, TopKParams};
-use crate::plan::{MANY_ROWS, Plan, PlanInner, SELECT_TILE, SHORT_ROW, WORKGROUP};
+use crate::plan::{Plan, PlanInner, ROW_TOKENS, SELECT_TILE, WORKGROUP};
 use crate::policy::{Direction, Order, Selector};
 use crate::shape::{KvShape, Lattice, Strides, TensorSpec, range_lattice};
 use crate::state::{CacheState, NUM_APPEND_SLOTS, append_slot_words, check_slot};
@@ -99,16 +99,34 @@ struct LayerWindow {
     score: wgpu::ComputePipeline,
     score_fused: wgpu::ComputePipeline,
     score_group: wgpu::BindGroup,
-    compact: wgpu::ComputePipeline,
     compact_group: wgpu::BindGroup,
-    /// Rows moved by a workgroup of `fill`, or workgroups a row of `positional`.
-    compact_unit: u32,
+    /// Offset of the parameters of `fill`, or of the walk that takes all; those of [`WALK_LEN`] and its ranges follow.
+    compact_params: u32,
+    moves: Moves,
+}
+
+#[derive(Debug)]
+enum Moves {
+    Fill {
+        fill: wgpu::ComputePipeline,
+        /// Rows that a workgroup moves.
+        unit: u32,
+    },
+    Positional {
+        walk: wgpu::ComputePipeline,
+        range: wgpu::ComputePipeline,
+        /// Workgroups a row.
+        slices: u32,
+        /// Ranks that a workgroup of `range` moves at a time.
+        unit: u32,
+    },
 }
 
 #[derive(Debug)]
 struct SelectWindow {
     num_rows: u32,
     group: wgpu::BindGroup,
+    state_group: wgpu::BindGroup,
     bitonic_group: Option<wgpu::BindGroup>,
     /// Offset of the window's parameters; those of sorted rows and of the sort's steps follow.
     params_offset: u32,
@@ -226,7 +244,7 @@ impl Bound {
             Selector::Bitonic if max_len <= sort_len => Path::BitonicRow,
             Selector::Bitonic => Path::BitonicLong,
             Selector::Auto | Selector::Radix => {
-                if max_len <= SHORT_ROW || self.plan.scratch.num_rows >= MANY_ROWS {
+                if max_len <= ROW_TOKENS * self.plan.kernels.capabilities.row_workgroup {
                     Path::RadixRow
                 } else {
                     Path::RadixLong
@@ -260,16 +278,18 @@ impl Bound {
         match path {
             Path::RadixRow => {
                 pass.set_bind_group(0, &window.group, &[window.params_offset]);
-                pass.set_pipeline(&select.radix_row);
+                let row =
+                    usize::from(max_len > ROW_TOKENS * WORKGROUP) + usize::from(max_len > 2 * ROW_TOKENS * WORKGROUP);
+                pass.set_pipeline(&select.radix_rows[row]);
                 pass.dispatch_workgroups(1, rows, 1);
             }
             Path::RadixLong => {
                 pass.set_bind_group(0, &window.group, &[window.params_offset]);
-                for histogram in &select.histograms[usize::from(fused)..] {
-                    pass.set_pipeline(histogram);
+                if !fused {
+                    pass.set_pipeline(&select.count_digits);
                     pass.dispatch_workgroups(tiles, rows, 1);
                 }
-                for pipeline in [&select.count, &select.emit] {
+                for pipeline in [&select.collect, &select.emit] {
                     pass.set_pipeline(pipeline);
                     pass.dispatch_workgroups(tiles, rows, 1);
                 }
@@ -311,7 +331,7 @@ impl Bound {
         pass.dispatch_workgroups(1, rows, 1);
         let sorted_params = window.params_offset + PARAMS_STRIDE;
         pass.set_bind_group(0, &window.group, &[sorted_params]);
-        for pipeline in [&select.count, &select.emit] {
+        for pipeline in [&select.collect, &select.emit] {
             pass.set_pipeline(pipeline);
             pass.dispatch_workgroups(max_len.div_ceil(SELECT_TILE), rows, 1);
         }
@@ -323,19 +343,73 @@ impl Bound {
         let finished = if positional { self.plan.max_budget(max_len) } else { max_moved };
         pass.set_pipeline(&self.plan.select.finish);
         for window in &self.selects {
-            pass.set_bind_group(0, &window.group, &[window.params_offset]);
+            pass.set_bind_group(0, &window.state_group, &[window.params_offset]);
             pass.dispatch_workgroups(finished.div_ceil(WORKGROUP).max(1), window.num_rows, 1);
         }
         for window in &self.layers {
-            pass.set_pipeline(&window.compact);
-            pass.set_bind_group(0, &window.compact_group, &[]);
-            if positional {
-                pass.dispatch_workgroups(window.compact_unit, window.num_rows, 1);
-            } else {
-                pass.dispatch_workgroups(max_moved.div_ceil(window.compact_unit), window.num_rows, 2);
+            match &window.moves {
+                Moves::Fill { fill, unit } => {
+                    pass.set_pipeline(fill);
+                    pass.set_bind_group(0, &window.compact_group, &[window.compact_params]);
+                    pass.dispatch_workgroups(max_moved.div_ceil(*unit), window.num_rows, 2);
+                }
+                Moves::Positional { walk, range, slices, unit } => {
+                    let ranges = ranges(max_len, self.plan.max_budget(max_len), slices * window.num_rows);
+                    let mut params = window.compact_params + if ranges.is_some() { PARAMS_STRIDE } else { 0 };
+                    pass.set_pipeline(walk);
+                    pass.set_bind_group(0, &window.compact_group, &[params]);
+                    pass.dispatch_workgroups(*slices, window.num_rows, 1);
+                    let Some(ranges) = ranges else { continue };
+                    pass.set_pipeline(range);
+                    for ix in 0..ranges.count {
+                        params += PARAMS_STRIDE;
+                        pass.set_bind_group(0, &window.compact_group, &[params]);
+                        pass.dispatch_workgroups(ranges.len(ix).div_ceil(*unit), window.num_rows, 2);
+                    }
+                    pass.set_pipeline(walk);
+                    pass.set_bind_group(0, &window.compact_group, &[params + PARAMS_STRIDE]);
+                    pass.dispatch_workgroups(*slices, window.num_rows, 1);
+                }
             }
         }
     }
+}
+
+/// Ranks that the first walk takes where ranges follow.
+const WALK_LEN: u32 = 8192;
+/// Most ranges of a row.
+const MAX_RANGES: u32 = 5;
+/// Workgroups from which on a walk alone fills the card.
+const FULL_WALK: u32 = 128;
+
+/// The ranges by which a positional compaction goes on after its first walk.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Ranges {
+    count: u32,
+    /// Expected ratio of a range's end to its start: rows are thinned by the keep ratio.
+    growth: f64,
+}
+
+impl Ranges {
+    /// Expected ranks of a range; its dispatch goes round for more.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a saturating estimate of a grid")]
+    fn len(self, ix: u32) -> u32 {
+        let start = f64::from(WALK_LEN) * self.growth.powi(ix.cast_signed());
+        (start * (self.growth - 1.0)).clamp(1.0, f64::from(crate::MAX_CAPACITY)) as u32
+    }
+}
+
+/// Ranges pay where a walk has few workgroups, rows are long and few ranges reach the budget.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
+fn ranges(max_len: u32, max_budget: u32, walk_workgroups: u32) -> Option<Ranges> {
+    if walk_workgroups >= FULL_WALK || max_budget <= WALK_LEN || max_budget >= max_len {
+        return None;
+    }
+    let growth = f64::from(max_len) / f64::from(max_budget);
+    // A little more than expected: the last walk should find nothing.
+    let count = (f64::from(max_budget) / f64::from(WALK_LEN) * 1.02).ln() / growth.ln();
+    let count = count.ceil().max(1.0) as u32;
+    (count <= MAX_RANGES).then_some(Ranges { count, growth })
 }
 
 /// The (size, distance) of each dispatch that merges tiles of `sort_len` into rows of `total`, in order. The last
@@ -451,7 +525,8 @@ impl Builder<'_> {
         for (buffer, argument) in [
             (self.state.meta(), "state.meta"),
             (self.state.positions(), "state.positions"),
-            (self.state.append_counts(), "state.append_counts"),
+            (self.state.status(), "state.status"),
+            (self.workspace.order_keys(), "workspace.order_keys"),
         ] {
             placed.push((buffer, range_lattice(argument, 0, buffer.size())));
         }
@@ -499,6 +574,7 @@ impl Builder<'_> {
                 Direction::Highest => (1, 0),
                 Direction::Random { seed } => (2, seed),
             };
+            let (digit_shift, digit_base) = digit_window(policy.direction);
             let score_params = params.push(&KeyNormParams {
                 state: StateLayout::new(shape, first_position),
                 num_rows: window.num_rows,
@@ -516,9 +592,13 @@ impl Builder<'_> {
                 sinks: policy.sinks,
                 recent: policy.recent,
                 histogram_stride: scratch.histogram_stride,
+                digit_shift,
+                digit_base,
                 pad0: 0,
+                pad1: 0,
+                pad2: 0,
             });
-            let compact_params = params.push(&CompactParams {
+            let compact = CompactParams {
                 keys,
                 values,
                 num_rows: window.num_rows,
@@ -527,9 +607,16 @@ impl Builder<'_> {
                 num_kv_heads: shape.num_kv_heads,
                 lists_stride: scratch.lists_stride,
                 first_info: word(first_scratch_row % INFOS_A_SLOT),
-                pad0: 0,
-                pad1: 0,
-            });
+                walk_len: u32::MAX,
+                range_ix: u32::MAX,
+            };
+            let compact_params = params.push(&compact);
+            if policy.order == Order::Positional {
+                params.push(&CompactParams { walk_len: WALK_LEN, ..compact });
+                for range_ix in 0..=MAX_RANGES {
+                    params.push(&CompactParams { walk_len: WALK_LEN, range_ix, ..compact });
+                }
+            }
             LayerDraft {
                 layer: layer.layer,
                 window: *window,
@@ -561,12 +648,13 @@ impl Builder<'_> {
                 let first_position = state_row * u64::from(shape.capacity) / 64 * 64;
                 let last_position = (state_row + u64::from(num_rows)) * u64::from(shape.capacity);
                 let first_row = run_start as u64 * rows_per_layer + first;
+                let first_layer = self.plan.layers[run_start].wrapping_sub(word(run_start as u64));
                 drafts.push(SelectDraft {
                     first_row,
                     num_rows,
                     first_position,
                     position_words: last_position - first_position,
-                    params_offset: self.push_select_params(first_row, num_rows, first_position, params),
+                    params_offset: self.push_select_params(first_row, num_rows, first_position, first_layer, params),
                 });
             }
             run_start = end;
@@ -574,8 +662,16 @@ impl Builder<'_> {
         drafts
     }
 
-    fn push_select_params(&self, first_row: u64, num_rows: u32, first_position: u64, params: &mut ParamsBlock) -> u32 {
+    fn push_select_params(
+        &self,
+        first_row: u64,
+        num_rows: u32,
+        first_position: u64,
+        first_layer: u32,
+        params: &mut ParamsBlock,
+    ) -> u32 {
         let scratch = &self.plan.scratch;
+        let (digit_shift, digit_base) = digit_window(self.plan.policy.direction);
         let mut p = TopKParams {
             state: StateLayout::new(&self.plan.shape, first_position),
             num_rows,
@@ -583,6 +679,7 @@ impl Builder<'_> {
             order_stride: scratch.order_stride,
             lists_stride: scratch.lists_stride,
             staged_offset: scratch.staged_offset,
+            aside_offset: scratch.aside_offset,
             histogram_stride: scratch.histogram_stride,
             order: u32::from(self.plan.policy.order == Order::Positional),
             sorted_stride: scratch.sorted_stride,
@@ -590,8 +687,11 @@ impl Builder<'_> {
             merge_stride: 0,
             from_sorted: 0,
             first_info: word(first_row % INFOS_A_SLOT),
+            first_layer,
             tile_counts_base: scratch.tile_counts_base,
-            pad0: 0,
+            digit_shift,
+            digit_base,
+            keys_held: ROW_TOKENS,
             pad1: 0,
             pad2: 0,
         };
@@ -614,8 +714,7 @@ impl Builder<'_> {
             .plan
             .layers
             .iter()
-            .map(|&layer| LayerEntry {
-                layer,
+            .map(|_| LayerEntry {
                 budget_mode: rule.mode,
                 ratio_low: word(rule.ratio),
                 ratio_high: word(rule.ratio >> 32),
@@ -623,6 +722,7 @@ impl Builder<'_> {
                 pad0: 0,
                 pad1: 0,
                 pad2: 0,
+                pad3: 0,
             })
             .collect();
         let bytes = bytemuck::cast_slice(&entries).to_vec();
@@ -651,10 +751,11 @@ impl Builder<'_> {
                 words_binding(self.state.positions(), draft.first_position, position_words),
                 rows(&self.workspace.order_keys, scratch.order_stride),
                 rows(&self.workspace.histogram, scratch.histogram_stride),
+                self.state.status().as_entire_binding(),
             ],
             checks,
         );
-        let compact_params = params_binding::<CompactParams>(params, draft.compact_params);
+        let compact_params = params_binding::<CompactParams>(params, 0);
         let lists = rows(&self.workspace.lists, scratch.lists_stride);
         let infos = info_binding(&self.workspace.row_infos, draft.first_scratch_row, w.num_rows);
         let compact_group = if draft.values_access == Access::Joined {
@@ -663,15 +764,14 @@ impl Builder<'_> {
             let values = range_binding(view.values.buffer, w.values);
             self.group(LayoutKind::Compact, &[compact_params, keys, values, lists, infos], checks)
         };
-        let (compact, compact_unit) = self.compact_pipeline(draft, checks);
         LayerWindow {
             num_rows: w.num_rows,
             score: self.score_pipeline(draft.keys_access, false, checks),
             score_fused: self.score_pipeline(draft.keys_access, true, checks),
             score_group,
-            compact,
             compact_group,
-            compact_unit,
+            compact_params: draft.compact_params,
+            moves: self.moves(draft, checks),
         }
     }
 
@@ -682,7 +782,7 @@ impl Builder<'_> {
         let module = Module::KeyNorm {
             dtype: keys.dtype,
             vec4: access == Access::Vec4,
-            subgroups: lanes <= self.kernels().capabilities.shuffle_lanes,
+            reduction: self.kernels().capabilities.reduction(lanes),
         };
         let constants = [
             ("WG_SIZE", f64::from(WORKGROUP)),
@@ -694,31 +794,40 @@ impl Builder<'_> {
         self.kernels().pipeline(module, "score", &constants, checks)
     }
 
-    fn compact_pipeline(&self, draft: &LayerDraft, checks: &mut Checks) -> (wgpu::ComputePipeline, u32) {
+    fn moves(&self, draft: &LayerDraft, checks: &mut Checks) -> Moves {
         let shape = &self.plan.shape;
-        let positional = self.plan.policy.order == Order::Positional;
-        let slice = slice_chunks(shape);
+        // Short rows have no work for a wide workgroup.
+        let wide = if shape.capacity > 1024 { self.kernels().capabilities.row_workgroup } else { WORKGROUP };
+        let slice = slice_chunks(shape, wide);
         let (keys, values) = (&shape.keys, &shape.values);
-        let workgroup = if positional { self.kernels().capabilities.row_workgroup } else { WORKGROUP };
+        // On a CPU an invocation moves whole rows.
+        let lanes = |spec: &TensorSpec| if self.kernels().capabilities.is_cpu { 1 } else { spec.lanes() };
+        let (key_lanes, value_lanes) = (lanes(keys), lanes(values));
         let module = Module::Compact {
             keys_vec4: draft.keys_access == Access::Vec4,
             values_vec4: (draft.values_access != Access::Joined).then_some(draft.values_access == Access::Vec4),
         };
-        let constants = [
-            ("WG_SIZE", f64::from(workgroup)),
-            ("KEY_CHUNKS", f64::from(keys.chunks())),
-            ("KEY_LANES", f64::from(keys.lanes())),
-            ("VALUE_CHUNKS", f64::from(values.chunks())),
-            ("VALUE_LANES", f64::from(values.lanes())),
-            ("SLICE_CHUNKS", f64::from(slice)),
-        ];
-        let entry = if positional { "positional" } else { "fill" };
-        let unit = if positional {
-            keys.chunks().div_ceil(slice) + values.chunks().div_ceil(slice)
-        } else {
-            WORKGROUP / keys.lanes().max(values.lanes()) * 4
+        let mut pipeline = |entry, workgroup: u32| {
+            let constants = [
+                ("WG_SIZE", f64::from(workgroup)),
+                ("KEY_CHUNKS", f64::from(keys.chunks())),
+                ("KEY_LANES", f64::from(key_lanes)),
+                ("VALUE_CHUNKS", f64::from(values.chunks())),
+                ("VALUE_LANES", f64::from(value_lanes)),
+                ("SLICE_CHUNKS", f64::from(slice)),
+            ];
+            self.kernels().pipeline(module, entry, &constants, checks)
         };
-        (self.kernels().pipeline(module, entry, &constants, checks), unit)
+        let unit = WORKGROUP / key_lanes.max(value_lanes) * 4;
+        match self.plan.policy.order {
+            Order::Fill => Moves::Fill { fill: pipeline("fill", WORKGROUP), unit },
+            Order::Positional => Moves::Positional {
+                walk: pipeline("walk", wide),
+                range: pipeline("range", WORKGROUP),
+                slices: keys.chunks().div_ceil(slice) + values.chunks().div_ceil(slice),
+                unit,
+            },
+        }
     }
 
     fn select_window(
@@ -741,6 +850,10 @@ impl Builder<'_> {
             table.as_entire_binding(),
         ];
         let group = self.group(LayoutKind::TopK, &bindings, checks);
+        let state_bindings = [&bindings[0], &bindings[2], &bindings[3], &bindings[4], &bindings[5]];
+        let mut state_bindings: Vec<_> = state_bindings.into_iter().cloned().collect();
+        state_bindings.push(self.state.status().as_entire_binding());
+        let state_group = self.group(LayoutKind::State, &state_bindings, checks);
         let bitonic_group = self.plan.select.bitonic.is_some().then(|| {
             bindings.push(if scratch.sorted_stride > 0 {
                 rows(&self.workspace.sorted, scratch.sorted_stride)
@@ -749,7 +862,7 @@ impl Builder<'_> {
             });
             self.group(LayoutKind::Bitonic, &bindings, checks)
         });
-        SelectWindow { num_rows: draft.num_rows, group, bitonic_group, params_offset: draft.params_offset }
+        SelectWindow { num_rows: draft.num_rows, group, state_group, bitonic_group, params_offset: draft.params_offset }
     }
 
     fn push_append_params(&self, params: &mut ParamsBlock) -> u32 {
@@ -796,10 +909,23 @@ impl Builder<'_> {
     }
 }
 
-/// Column slices of the positional walk, 16-byte chunks: narrow ones where there are few rows to fill the card with.
-fn slice_chunks(shape: &KvShape) -> u32 {
-    let chunks = shape.keys.chunks() + shape.values.chunks();
-    if shape.rows_per_layer() * chunks >= 4 * 256 { 4 } else { 2 }
+/// Column slices of the walk, 16-byte chunks: as wide as leaves enough workgroups to fill the card.
+fn slice_chunks(shape: &KvShape, workgroup: u32) -> u32 {
+    let chunks = shape.rows_per_layer() * (shape.keys.chunks() + shape.values.chunks());
+    let wanted = 64 * 1024 / workgroup;
+    [16, 8, 4].into_iter().find(|slice| chunks / slice >= wanted).unwrap_or(if workgroup == 1024 { 4 } else { 2 })
+}
+
+/// (shift, base) of the window of first digits: 128 bins an octave over squared norms from 2^-1 to 2^15, or their
+/// complements; random keys are uniform over 31 bits.
+const fn digit_window(direction: Direction) -> (u32, u32) {
+    const LOWEST: u32 = (127 - 1) << 7;
+    const INFINITY: u32 = 255 << 7;
+    match direction {
+        Direction::Lowest => (16, LOWEST),
+        Direction::Highest => (16, INFINITY - LOWEST - 2048),
+        Direction::Random { .. } => (20, 0),
+    }
 }
 
 fn access_of(vec4: bool) -> Access {

@@ -1,6 +1,7 @@
 //! What a device offers, and which kernel variants follow from it.
 
 use crate::error::BuildError;
+use crate::kernel::Reduction;
 
 /// Whether an optional feature is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -19,7 +20,8 @@ pub enum Switch {
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Options {
-    /// Subgroup shuffles in the norm ([`wgpu::Features::SUBGROUP`]). The bits of the result do not depend on it for f16
+    /// Subgroup shuffles in the norm ([`wgpu::Features::SUBGROUP`]). `Auto` on a CPU adapter takes neither shuffles nor
+    /// workgroup memory, but an invocation a token. The bits of the result do not depend on it for f16
     /// and bf16 caches; for f32 caches only as far as the driver contracts multiply and add.
     pub subgroups: Switch,
     /// A cache that pipelines are created with ([`wgpu::Features::PIPELINE_CACHE`]).
@@ -27,6 +29,20 @@ pub struct Options {
     /// Largest storage binding that is used, bytes; caches beyond it go in windows of whole rows. `None`: the device's
     /// `max_storage_buffer_binding_size`. A lower value serves tests.
     pub max_binding_bytes: Option<u64>,
+    /// Applied to the text of every shader module, for tests that plant faults.
+    #[doc(hidden)]
+    pub shader_patch: Option<ShaderPatch>,
+}
+
+/// See [`Options::shader_patch`].
+#[doc(hidden)]
+#[derive(Clone)]
+pub struct ShaderPatch(pub std::sync::Arc<dyn Fn(&str) -> String + Send + Sync>);
+
+impl std::fmt::Debug for ShaderPatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ShaderPatch")
+    }
 }
 
 impl Options {
@@ -89,9 +105,22 @@ pub(crate) struct Capabilities {
     pub max_workgroups: u32,
     /// Lanes run on a CPU.
     pub is_cpu: bool,
+    /// One invocation adds a token's lanes.
+    pub serial: bool,
 }
 
 impl Capabilities {
+    /// How `lanes` lanes of a token are added.
+    pub fn reduction(&self, lanes: u32) -> Reduction {
+        if lanes <= self.shuffle_lanes {
+            Reduction::Subgroup
+        } else if self.serial {
+            Reduction::Serial
+        } else {
+            Reduction::Workgroup
+        }
+    }
+
     pub fn of(device: &wgpu::Device, options: &Options) -> Result<Self, BuildError> {
         let limits = device.limits();
         let info = device.adapter_info();
@@ -128,10 +157,11 @@ impl Capabilities {
             max_binding_bytes: max_binding_bytes / 256 * 256,
             max_buffer_bytes: limits.max_buffer_size,
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment).max(16),
-            row_workgroup: if large && !is_cpu { 1024 } else { 256 },
+            row_workgroup: if large { 1024 } else { 256 },
             sort_len: if limits.max_compute_workgroup_storage_size >= 24 * 1024 { 4096 } else { 2048 },
-            max_workgroups: limits.max_compute_workgroups_per_dimension,
             is_cpu,
+            serial: is_cpu && options.subgroups == Switch::Auto,
+            max_workgroups: limits.max_compute_workgroups_per_dimension,
         })
     }
 }

@@ -45,6 +45,7 @@ impl CacheState {
     /// [`ReadError::Poll`] and [`ReadError::Map`] where the device fails.
     pub async fn read(&self, device: &wgpu::Device, queue: &wgpu::Queue) -> Result<Kept, ReadError> {
         let meta = read_words(device, queue, self.meta()).await?;
+        let status = read_words(device, queue, self.status()).await?;
         let positions = read_words(device, queue, self.positions()).await?;
         let shape = &self.shape;
         let o = self.offsets();
@@ -62,7 +63,7 @@ impl CacheState {
                 (0..len).map(|s| if s < compacted { positions[base + s as usize] } else { seen - (len - s) }).collect()
             };
             KeptLayer {
-                status: Status(word(o.status + layer)),
+                status: Status(status[layer as usize]),
                 positions: (0..rows).map(row).collect(),
                 num_seen: num_seen.clone(),
             }

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use crate::device::{Capabilities, Options};
+use crate::device::{Capabilities, Options, ShaderPatch};
 use crate::error::BuildError;
 use crate::shape::Dtype;
 
@@ -34,6 +34,17 @@ impl Access {
     }
 }
 
+/// How the lanes of a token are added in the norm. The bits are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reduction {
+    /// By subgroup shuffles.
+    Subgroup,
+    /// Through workgroup memory.
+    Workgroup,
+    /// By one invocation.
+    Serial,
+}
+
 /// A shader module: which files it is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Module {
@@ -43,8 +54,8 @@ pub enum Module {
         dtype: Dtype,
         /// 16-byte accesses, else 4-byte ones.
         vec4: bool,
-        /// Subgroup shuffles, else workgroup memory.
-        subgroups: bool,
+        /// How the lanes of a token are added.
+        reduction: Reduction,
     },
     /// Radix selector, and the emission for long rows.
     Radix,
@@ -69,8 +80,8 @@ impl Module {
     pub fn all() -> Vec<Self> {
         let mut all = vec![Self::Radix, Self::Bitonic, Self::State, Self::Append];
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-            for (vec4, subgroups) in [(true, true), (true, false), (false, true), (false, false)] {
-                all.push(Self::KeyNorm { dtype, vec4, subgroups });
+            for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
+                all.extend([true, false].map(|vec4| Self::KeyNorm { dtype, vec4, reduction }));
             }
         }
         for keys_vec4 in [true, false] {
@@ -101,13 +112,17 @@ impl Module {
         let layout = shader!("shared/state_layout.wgsl");
         let state = [layout, shader!("shared/state_rows.wgsl")].concat();
         let state = state.as_str();
-        let rows = shader!("shared/top_k_rows.wgsl");
+        let params = shader!("shared/top_k_params.wgsl");
+        let digits = shader!("shared/first_digit.wgsl");
+        let rows = [params, shader!("shared/top_k_rows.wgsl")].concat();
+        let rows = rows.as_str();
         let info = shader!("shared/row_info.wgsl");
-        let scan = shader!("shared/scan_workgroup.wgsl");
+        let scan = shader!("shared/scan.wgsl");
         let emit = shader!("shared/top_k_emit.wgsl");
         match *self {
-            Self::KeyNorm { dtype, vec4, subgroups } => [
+            Self::KeyNorm { dtype, vec4, reduction } => [
                 shader!("key_norm.wgsl"),
+                digits,
                 state,
                 keys(vec4),
                 match dtype {
@@ -115,16 +130,20 @@ impl Module {
                     Dtype::F16 => shader!("shared/element_f16.wgsl"),
                     Dtype::Bf16 => shader!("shared/element_bf16.wgsl"),
                 },
-                if subgroups {
-                    shader!("shared/reduce_subgroup.wgsl")
-                } else {
-                    shader!("shared/reduce_workgroup.wgsl")
+                match reduction {
+                    Reduction::Subgroup => {
+                        concat!(shader!("shared/score_tile.wgsl"), shader!("shared/reduce_subgroup.wgsl"))
+                    }
+                    Reduction::Workgroup => {
+                        concat!(shader!("shared/score_tile.wgsl"), shader!("shared/reduce_workgroup.wgsl"))
+                    }
+                    Reduction::Serial => shader!("shared/reduce_serial.wgsl"),
                 },
             ]
             .concat(),
-            Self::Radix => [shader!("radix.wgsl"), rows, info, state, scan, emit].concat(),
+            Self::Radix => [shader!("radix.wgsl"), digits, rows, info, state, emit, scan].concat(),
             Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
-            Self::State => [shader!("state.wgsl"), rows, info, state].concat(),
+            Self::State => [shader!("state.wgsl"), params, info, layout].concat(),
             Self::Append => [shader!("append.wgsl"), layout].concat(),
             Self::Compact { keys_vec4, values_vec4 } => [
                 shader!("compact.wgsl"),
@@ -143,7 +162,8 @@ impl Module {
     fn layout(&self) -> LayoutKind {
         match self {
             Self::KeyNorm { .. } => LayoutKind::KeyNorm,
-            Self::Radix | Self::State => LayoutKind::TopK,
+            Self::Radix => LayoutKind::TopK,
+            Self::State => LayoutKind::State,
             Self::Bitonic => LayoutKind::Bitonic,
             Self::Append => LayoutKind::Append,
             Self::Compact { values_vec4: Some(_), .. } => LayoutKind::Compact,
@@ -157,6 +177,7 @@ impl Module {
 pub(crate) enum LayoutKind {
     KeyNorm,
     TopK,
+    State,
     Bitonic,
     Append,
     Compact,
@@ -164,13 +185,15 @@ pub(crate) enum LayoutKind {
 }
 
 impl LayoutKind {
-    const ALL: [Self; 6] = [Self::KeyNorm, Self::TopK, Self::Bitonic, Self::Append, Self::Compact, Self::CompactJoined];
+    const ALL: [Self; 7] =
+        [Self::KeyNorm, Self::TopK, Self::State, Self::Bitonic, Self::Append, Self::Compact, Self::CompactJoined];
 
     /// (binding, read-only) of the storage buffers. Binding 0 is always the uniform parameters.
     fn storage(self) -> &'static [(u32, bool)] {
         match self {
-            Self::KeyNorm => &[(1, false), (2, false), (3, false), (4, false), (5, false)],
+            Self::KeyNorm => &[(1, false), (2, false), (3, false), (4, false), (5, false), (6, false)],
             Self::TopK => &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true)],
+            Self::State => &[(1, false), (2, false), (3, true), (4, true), (5, false)],
             Self::Bitonic => {
                 &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true), (8, false)]
             }
@@ -181,7 +204,7 @@ impl LayoutKind {
     }
 
     fn has_dynamic_params(self) -> bool {
-        matches!(self, Self::TopK | Self::Bitonic | Self::Append)
+        matches!(self, Self::TopK | Self::State | Self::Bitonic | Self::Append | Self::Compact | Self::CompactJoined)
     }
 }
 
@@ -199,6 +222,7 @@ pub(crate) struct Kernels {
     pub device: wgpu::Device,
     pub capabilities: Capabilities,
     pipeline_cache: Option<wgpu::PipelineCache>,
+    shader_patch: Option<ShaderPatch>,
     layouts: HashMap<LayoutKind, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
     modules: Mutex<HashMap<Module, wgpu::ShaderModule>>,
     pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
@@ -215,6 +239,7 @@ impl Kernels {
             device: device.clone(),
             capabilities,
             pipeline_cache: options.pipeline_cache.clone(),
+            shader_patch: options.shader_patch.clone(),
             layouts,
             modules: Mutex::default(),
             pipelines: Mutex::default(),
@@ -262,20 +287,38 @@ impl Kernels {
         pipeline
     }
 
+    /// Drops what has been built, so that an object that the device refused is not handed out later.
+    pub fn forget(&self) {
+        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.modules.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn module(&self, module: Module, checks: &mut Checks) -> wgpu::ShaderModule {
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
         modules
             .entry(module)
             .or_insert_with(|| {
+                let source = module.source();
+                let source = self.shader_patch.as_ref().map_or(source.clone(), |patch| patch.0(&source));
                 checks.guard(&self.device, module.label(), || {
-                    self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                    let descriptor = wgpu::ShaderModuleDescriptor {
                         label: Some(module.label()),
-                        source: wgpu::ShaderSource::Wgsl(module.source().into()),
-                    })
+                        source: wgpu::ShaderSource::Wgsl(source.into()),
+                    };
+                    create_module(&self.device, descriptor)
                 })
             })
             .clone()
     }
+}
+
+/// Bounds checks stay on; only the counters that wgpu adds to every loop are left out (8 % of a select stage).
+#[expect(unsafe_code, reason = "loop bounding can be left out only through an unsafe function")]
+fn create_module(device: &wgpu::Device, descriptor: wgpu::ShaderModuleDescriptor<'_>) -> wgpu::ShaderModule {
+    let checks = wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() };
+    // SAFETY: without loop bounding a shader's loops must end. Every loop of ours counts towards a bound that it does not
+    // change: constants, overrides, row lengths clamped to the capacity, or halved intervals.
+    unsafe { device.create_shader_module_trusted(descriptor, checks) }
 }
 
 fn create_layout(device: &wgpu::Device, kind: LayoutKind) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {

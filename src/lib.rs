@@ -20,10 +20,12 @@ pub use wgpu;
 
 pub use bound::{Bound, KvView, Stages, TensorView};
 pub use compressor::Compressor;
+#[doc(hidden)]
+pub use device::ShaderPatch;
 pub use device::{Options, Switch, optional_features, recommended_limits};
 pub use error::{ArgumentError, BuildError, ReadError};
 #[doc(hidden)]
-pub use kernel::Module;
+pub use kernel::{Module, Reduction};
 pub use plan::Plan;
 pub use policy::{Budget, Direction, Order, Policy, Rounding, Selector};
 pub use shape::{Dtype, KvShape, MAX_CAPACITY, MAX_HEAD_DIM, Strides, TensorSpec};

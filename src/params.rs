@@ -9,7 +9,6 @@ use crate::state::StateOffsets;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct StateLayout {
-    pub status_base: u32,
     pub num_seen_base: u32,
     pub inactive_base: u32,
     pub lengths_base: u32,
@@ -21,6 +20,7 @@ pub struct StateLayout {
     pub batch_size: u32,
     pub pad0: u32,
     pub pad1: u32,
+    pub pad2: u32,
 }
 
 impl StateLayout {
@@ -29,7 +29,6 @@ impl StateLayout {
     pub fn new(shape: &KvShape, first_position: u64) -> Self {
         let o = StateOffsets::of(shape);
         Self {
-            status_base: o.status,
             num_seen_base: o.num_seen,
             inactive_base: o.inactive,
             lengths_base: o.lengths,
@@ -41,6 +40,7 @@ impl StateLayout {
             batch_size: shape.batch_size,
             pad0: 0,
             pad1: 0,
+            pad2: 0,
         }
     }
 }
@@ -65,7 +65,11 @@ pub struct KeyNormParams {
     pub sinks: u32,
     pub recent: u32,
     pub histogram_stride: u32,
+    pub digit_shift: u32,
+    pub digit_base: u32,
     pub pad0: u32,
+    pub pad1: u32,
+    pub pad2: u32,
 }
 
 /// Mirror of `Params` in shared/top_k_rows.wgsl.
@@ -78,6 +82,7 @@ pub struct TopKParams {
     pub order_stride: u32,
     pub lists_stride: u32,
     pub staged_offset: u32,
+    pub aside_offset: u32,
     pub histogram_stride: u32,
     pub order: u32,
     pub sorted_stride: u32,
@@ -85,8 +90,11 @@ pub struct TopKParams {
     pub merge_stride: u32,
     pub from_sorted: u32,
     pub first_info: u32,
+    pub first_layer: u32,
     pub tile_counts_base: u32,
-    pub pad0: u32,
+    pub digit_shift: u32,
+    pub digit_base: u32,
+    pub keys_held: u32,
     pub pad1: u32,
     pub pad2: u32,
 }
@@ -95,7 +103,6 @@ pub struct TopKParams {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct LayerEntry {
-    pub layer: u32,
     pub budget_mode: u32,
     pub ratio_low: u32,
     pub ratio_high: u32,
@@ -103,6 +110,7 @@ pub struct LayerEntry {
     pub pad0: u32,
     pub pad1: u32,
     pub pad2: u32,
+    pub pad3: u32,
 }
 
 /// Mirror of `TensorLayout` in compact.wgsl.
@@ -127,8 +135,8 @@ pub struct CompactParams {
     pub num_kv_heads: u32,
     pub lists_stride: u32,
     pub first_info: u32,
-    pub pad0: u32,
-    pub pad1: u32,
+    pub walk_len: u32,
+    pub range_ix: u32,
 }
 
 /// Mirror of `Params` in append.wgsl.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::bound::{Bound, KvView};
+use crate::device::Capabilities;
 use crate::error::BuildError;
 use crate::kernel::{Checks, Kernels, Module};
 use crate::policy::{BudgetRule, Order, Policy, Selector};
@@ -12,14 +13,12 @@ use crate::workspace::{ScratchLayout, Workspace};
 
 /// Invocations of a workgroup, unless it owns a whole row.
 pub(crate) const WORKGROUP: u32 = 256;
+/// Words of a row's histogram of first digits (2048), its protected count and padding.
+const HISTOGRAM_WORDS: u32 = 2112;
+/// Tokens whose keys an invocation of the radix selector holds in registers.
+pub(crate) const ROW_TOKENS: u32 = 8;
 /// Tokens that a workgroup of the long-row dispatches covers.
-pub(crate) const SELECT_TILE: u32 = 4096;
-/// Words of a row's digit histograms (2048 + 2048 + 1024), its protected count and padding.
-const HISTOGRAM_WORDS: u32 = 5184;
-/// Rows from which on a workgroup a row fills the card, so that long rows need no more.
-pub(crate) const MANY_ROWS: u64 = 128;
-/// Tokens up to which a workgroup a row is faster than the chain of long-row dispatches, however few the rows.
-pub(crate) const SHORT_ROW: u32 = 16_384;
+pub(crate) const SELECT_TILE: u32 = ROW_TOKENS * WORKGROUP;
 
 /// Geometry, policy and pipelines. Cheap to clone; `Send + Sync`.
 #[derive(Debug, Clone)]
@@ -48,10 +47,10 @@ pub(crate) struct ScoreTiles {
 
 #[derive(Debug)]
 pub(crate) struct SelectPipelines {
-    pub radix_row: wgpu::ComputePipeline,
-    /// `histogram_0`, `histogram_1`, `histogram_2`.
-    pub histograms: [wgpu::ComputePipeline; 3],
-    pub count: wgpu::ComputePipeline,
+    /// By workgroups of [`WORKGROUP`], twice that, and of [`Capabilities::row_workgroup`].
+    pub radix_rows: [wgpu::ComputePipeline; 3],
+    pub count_digits: wgpu::ComputePipeline,
+    pub collect: wgpu::ComputePipeline,
     pub emit: wgpu::ComputePipeline,
     pub bitonic: Option<BitonicPipelines>,
     pub finish: wgpu::ComputePipeline,
@@ -79,8 +78,7 @@ impl Plan {
         let rule = policy.budget.rule()?;
         let layers = policy.compressed_layers(shape.num_layers);
         let num_rows = layers.len() as u64 * u64::from(shape.rows_per_layer());
-        let sort_len = kernels.capabilities.sort_len;
-        let scratch = scratch_layout(shape, policy, num_rows, sort_len);
+        let scratch = scratch_layout(shape, policy, num_rows, &kernels.capabilities);
         let tiles = score_tiles(shape);
         check_grid(shape, &tiles, kernels.capabilities.max_workgroups)?;
         let inner = PlanInner {
@@ -156,7 +154,7 @@ impl Plan {
     ) -> Result<Bound, BuildError> {
         let mut checks = Checks::default();
         let bound = Bound::new(self, device, views, state, workspace, &mut checks)?;
-        checks.finish()?;
+        checks.finish().inspect_err(|_| self.inner.kernels.forget())?;
         Ok(bound)
     }
 
@@ -173,7 +171,7 @@ impl Plan {
     ) -> Result<Bound, BuildError> {
         let mut checks = Checks::default();
         let bound = Bound::new(self, device, views, state, workspace, &mut checks)?;
-        checks.finish_async().await?;
+        checks.finish_async().await.inspect_err(|_| self.inner.kernels.forget())?;
         Ok(bound)
     }
 }
@@ -198,18 +196,25 @@ impl PlanInner {
     }
 }
 
-fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, sort_len: u32) -> ScratchLayout {
+fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities: &Capabilities) -> ScratchLayout {
+    let sort_len = capabilities.sort_len;
+    let row_len = ROW_TOKENS * capabilities.row_workgroup;
     let order_stride = shape.capacity.next_multiple_of(64);
     let positional = policy.order == Order::Positional;
     let sorts_outside = policy.selector == Selector::Bitonic && shape.capacity > sort_len;
-    let counts_digits = policy.selector != Selector::Bitonic && shape.capacity > SHORT_ROW && num_rows < MANY_ROWS;
+    let counts_digits = policy.selector != Selector::Bitonic && shape.capacity > row_len;
     let tile_counts_base = if counts_digits { HISTOGRAM_WORDS } else { 0 };
-    let tile_counts = shape.capacity.div_ceil(SELECT_TILE);
+    let tile_counts = 2 * shape.capacity.div_ceil(SELECT_TILE);
+    let staged_offset = if positional { order_stride } else { 0 };
+    // At worst every key is set aside, with its slot.
+    let aside_offset = order_stride + staged_offset;
+    let aside_len = if counts_digits { 2 * order_stride } else { 0 };
     ScratchLayout {
         num_rows,
         order_stride,
-        lists_stride: order_stride * (1 + u32::from(positional)),
-        staged_offset: if positional { order_stride } else { 0 },
+        lists_stride: aside_offset + aside_len,
+        staged_offset,
+        aside_offset,
         histogram_stride: if counts_digits || sorts_outside {
             (tile_counts_base + tile_counts).next_multiple_of(64)
         } else {
@@ -236,19 +241,23 @@ fn check_grid(shape: &KvShape, tiles: &ScoreTiles, available: u32) -> Result<(),
 
 fn score_tiles(shape: &KvShape) -> ScoreTiles {
     let round = WORKGROUP / shape.keys.lanes() * 4;
-    ScoreTiles { plain: round * 128u32.div_ceil(round), fused: round * 1024u32.div_ceil(round) }
+    let tokens = |wanted: u32| round * wanted.div_ceil(round);
+    ScoreTiles { plain: tokens(128), fused: tokens(512) }
 }
 
 fn select_pipelines(kernels: &Kernels, policy: &Policy, checks: &mut Checks) -> SelectPipelines {
     let wide = f64::from(kernels.capabilities.row_workgroup);
     let narrow = f64::from(WORKGROUP);
     let sort_len = f64::from(kernels.capabilities.sort_len);
+    // The scan takes two levels of about the root of the workgroup.
+    let scan_group = |workgroup: f64| if workgroup > 512.0 { 32.0 } else { 16.0 };
     let mut radix = |entry, workgroup| {
-        kernels.pipeline(Module::Radix, entry, &[("WG_SIZE", workgroup), ("TILE", f64::from(SELECT_TILE))], checks)
+        let constants = [("WG_SIZE", workgroup), ("SCAN_GROUP", scan_group(workgroup))];
+        kernels.pipeline(Module::Radix, entry, &constants, checks)
     };
-    let radix_row = radix("radix_row", wide);
-    let histograms = [radix("histogram_0", narrow), radix("histogram_1", narrow), radix("histogram_2", narrow)];
-    let count = radix("count", narrow);
+    let radix_rows = [narrow, wide.min(512.0), wide].map(|workgroup| radix("radix_row", workgroup));
+    let count_digits = radix("count_digits", narrow);
+    let collect = radix("collect", narrow);
     let emit = radix("emit", narrow);
     let bitonic = (policy.selector != Selector::Radix).then(|| {
         let mut bitonic = |entry, workgroup| {
@@ -263,9 +272,9 @@ fn select_pipelines(kernels: &Kernels, policy: &Policy, checks: &mut Checks) -> 
         }
     });
     SelectPipelines {
-        radix_row,
-        histograms,
-        count,
+        radix_rows,
+        count_digits,
+        collect,
         emit,
         bitonic,
         finish: kernels.pipeline(Module::State, "finish", &[("WG_SIZE", narrow)], checks),

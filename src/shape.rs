@@ -7,6 +7,9 @@ pub const MAX_CAPACITY: u32 = 1 << 20;
 /// Largest head dimension, elements.
 pub const MAX_HEAD_DIM: u32 = 512;
 
+/// Most rows of all layers: what a grid of workgroups of 256 can count appended tokens of.
+const MAX_ROWS: u64 = 65_535 * 256;
+
 /// Element type of keys or values. No device feature is needed for any of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
@@ -117,8 +120,8 @@ impl KvShape {
         too_large("capacity", self.capacity.into(), MAX_CAPACITY.into())?;
         let rows = u64::from(self.batch_size).checked_mul(self.num_kv_heads.into());
         let all_rows = rows.and_then(|r| r.checked_mul(self.num_layers.into())).unwrap_or(u64::MAX);
-        too_large("num_layers * batch_size * num_kv_heads", all_rows, 1 << 24)?;
-        let slots = all_rows.checked_mul(self.capacity.into()).unwrap_or(u64::MAX);
+        too_large("num_layers * batch_size * num_kv_heads", all_rows, MAX_ROWS)?;
+        let slots = all_rows.saturating_mul(self.capacity.into());
         too_large("num_layers * batch_size * num_kv_heads * capacity", slots, (1 << 32) - 1)
     }
 }
@@ -174,7 +177,7 @@ impl Lattice {
         offset: u64,
         strides: &Strides,
     ) -> Result<Self, ArgumentError> {
-        if offset % 4 != 0 {
+        if !offset.is_multiple_of(4) {
             return Err(ArgumentError::Misaligned { argument: offset_name(argument), got: offset });
         }
         let size = u64::from(spec.dtype.size_bytes());
@@ -196,7 +199,7 @@ impl Lattice {
             (u64::from(shape.num_kv_heads) - 1, lattice.head_stride),
             (u64::from(shape.capacity) - 1, lattice.token_stride),
         ];
-        let mut end = Some(offset + lattice.row_bytes);
+        let mut end = offset.checked_add(lattice.row_bytes);
         for (count, stride) in steps {
             end = end.zip(count.checked_mul(stride)).and_then(|(e, s)| e.checked_add(s));
         }
@@ -255,8 +258,8 @@ impl Lattice {
 
     /// Whether every address is a multiple of 16 bytes, so that 16-byte accesses serve.
     pub fn is_vec4(&self) -> bool {
-        let stride_ok = |count: u32, stride: u64| count == 1 || stride % 16 == 0;
-        self.offset % 16 == 0
+        let stride_ok = |count: u32, stride: u64| count == 1 || stride.is_multiple_of(16);
+        self.offset.is_multiple_of(16)
             && stride_ok(self.batch_size, self.batch_stride)
             && stride_ok(self.num_kv_heads, self.head_stride)
             && stride_ok(self.capacity, self.token_stride)
@@ -269,7 +272,7 @@ impl Lattice {
             (self.token_stride, u64::from(self.capacity)),
         ];
         dims.retain(|d| d.1 > 1);
-        dims.sort_by(|a, b| b.0.cmp(&a.0));
+        dims.sort_by_key(|d| std::cmp::Reverse(d.0));
         dims
     }
 

@@ -26,8 +26,6 @@ impl Status {
 /// Word offsets of the parts of [`CacheState::meta`], for callers' own shaders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StateOffsets {
-    /// `status[layer]`: sticky bits, see [`Status`].
-    pub status: u32,
     /// `num_seen[layer, sequence]`: tokens seen so far.
     pub num_seen: u32,
     /// `inactive[sequence]`: non-zero leaves the sequence as it is.
@@ -45,15 +43,15 @@ impl StateOffsets {
     #[must_use]
     pub const fn of(shape: &KvShape) -> Self {
         let rows = shape.num_layers * shape.rows_per_layer();
-        let num_seen = shape.num_layers;
-        let inactive = num_seen + shape.num_layers * shape.batch_size;
+        let num_seen = 0;
+        let inactive = shape.num_layers * shape.batch_size;
         let lengths = inactive + shape.batch_size;
         let compacted = lengths + rows;
-        Self { status: 0, num_seen, inactive, lengths, compacted, len: compacted + rows }
+        Self { num_seen, inactive, lengths, compacted, len: compacted + rows }
     }
 }
 
-/// Lengths, positions, tokens seen and status of a cache, in two buffers of u32 words that the caller's own shaders may
+/// Lengths, positions, tokens seen and status of a cache, in three buffers of u32 words that the caller's own shaders may
 /// read and write between recordings.
 ///
 /// A slot `s` of a row that holds `len` tokens has the original position `positions[s]` where `s < compacted`, else
@@ -64,6 +62,7 @@ pub struct CacheState {
     pub(crate) shape: KvShape,
     meta: wgpu::Buffer,
     positions: wgpu::Buffer,
+    status: wgpu::Buffer,
     append_counts: wgpu::Buffer,
 }
 
@@ -74,6 +73,12 @@ impl CacheState {
     pub(crate) fn new(kernels: &Kernels, shape: &KvShape, checks: &mut Checks) -> Result<Self, BuildError> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let rows = u64::from(shape.num_layers) * u64::from(shape.rows_per_layer());
+        // The counters are bound whole, the positions in windows.
+        let meta_bytes = u64::from(StateOffsets::of(shape).len) * 4;
+        let available = kernels.capabilities.max_binding_bytes;
+        if meta_bytes > available {
+            return Err(BuildError::Limit { limit: "max_storage_buffer_binding_size", needed: meta_bytes, available });
+        }
         let mut buffer = |label, words: u64| {
             let size = (words * 4).next_multiple_of(256);
             let available = kernels.capabilities.max_buffer_bytes;
@@ -87,6 +92,7 @@ impl CacheState {
             shape: *shape,
             meta: buffer("keynorm.state.meta", StateOffsets::of(shape).len.into())?,
             positions: buffer("keynorm.state.positions", rows * u64::from(shape.capacity))?,
+            status: buffer("keynorm.state.status", shape.num_layers.into())?,
             append_counts: buffer(
                 "keynorm.state.append_counts",
                 u64::from(append_slot_words(shape)) * u64::from(NUM_APPEND_SLOTS),
@@ -94,7 +100,7 @@ impl CacheState {
         })
     }
 
-    /// Status, tokens seen, lengths: u32 words at [`StateOffsets`]. Usage `STORAGE | COPY_SRC | COPY_DST`.
+    /// Tokens seen, lengths: u32 words at [`StateOffsets`]. Usage `STORAGE | COPY_SRC | COPY_DST`.
     #[must_use]
     pub const fn meta(&self) -> &wgpu::Buffer {
         &self.meta
@@ -105,6 +111,12 @@ impl CacheState {
     #[must_use]
     pub const fn positions(&self) -> &wgpu::Buffer {
         &self.positions
+    }
+
+    /// Sticky bits, one u32 a layer; see [`Status`]. Usage `STORAGE | COPY_SRC | COPY_DST`.
+    #[must_use]
+    pub const fn status(&self) -> &wgpu::Buffer {
+        &self.status
     }
 
     pub(crate) const fn append_counts(&self) -> &wgpu::Buffer {
@@ -197,7 +209,7 @@ impl CacheState {
 
     /// Clears the sticky status bits of every layer.
     pub fn clear_status(&self, queue: &wgpu::Queue) {
-        self.write(queue, self.offsets().status, &vec![0; self.shape.num_layers as usize]);
+        queue.write_buffer(&self.status, 0, bytemuck::cast_slice(&vec![0u32; self.shape.num_layers as usize]));
     }
 
     fn write(&self, queue: &wgpu::Queue, word: u32, data: &[u32]) {

@@ -46,13 +46,15 @@ struct Series {
 // Okabe and Ito's palette, distinct for every eye.
 const BLUE: RGBColor = RGBColor(0, 114, 178);
 const SKY: RGBColor = RGBColor(86, 180, 233);
-const PEERS: [RGBColor; 6] = [
+const PEERS: [RGBColor; 8] = [
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
     RGBColor(230, 159, 0),
     RGBColor(204, 121, 167),
     RGBColor(90, 90, 90),
     RGBColor(150, 110, 60),
+    RGBColor(0, 0, 0),
+    RGBColor(106, 61, 154),
 ];
 const LEGEND_X: i32 = 752;
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
@@ -115,7 +117,7 @@ fn series_of(report: &Report, panel: &Panel) -> Vec<Series> {
     }
     let mut peers: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for peer in report.peers.iter().filter(|p| has_peer(panel, p)) {
-        let name = peer.peer.replace("torch-", "PyTorch ");
+        let name = peer.peer.replace("torch-", "PyTorch ").replace("burn-", "Burn ").replace("cpu-", "CPU ");
         if let Some(us) = peer.us_median {
             peers.entry(name).or_default().push((f64::from(peer.seq_len), us));
         }

@@ -10,11 +10,11 @@ struct RowInfo {
     compacted: u32,         // as it was before this compression
     num_seen: u32,
     active_row: u32,        // 0: the row is left as it is
-    prefix_0: u32,          // radix, long rows: first digit, and the rank wanted among its keys
-    rank_0: u32,
-    prefix_1: u32,          // first two digits, and the rank wanted among their keys
-    rank_1: u32,
-    pad0: u32,
+    status: u32,            // sticky bits that this compression sets
+    num_protected: u32,
+    bin: u32,               // radix, long rows: bin of the threshold's first digit
+    bin_rank: u32,          // rank of the threshold among the keys of its bin
+    bin_count: u32,         // keys of the bin
     pad1: u32,
     pad2: u32,
 }

@@ -1,7 +1,6 @@
 // Where the parts of the cache state lie.
 
 struct StateLayout {
-    status_base: u32,     // word index of status[layer]
     num_seen_base: u32,   // word index of num_seen[layer, sequence]
     inactive_base: u32,   // word index of inactive[sequence]; 0 = active
     lengths_base: u32,    // word index of lengths[layer, row]
@@ -13,4 +12,5 @@ struct StateLayout {
     batch_size: u32,
     pad0: u32,
     pad1: u32,
+    pad2: u32,
 }

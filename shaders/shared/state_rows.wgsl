@@ -17,12 +17,12 @@ fn load_row(s: StateLayout, layer: u32, row: u32) -> Row {
     let sequence = row / s.num_kv_heads;
     let state_row = layer * s.rows_per_layer + row;
     var r: Row;
-    let raw_len = atomicLoad(&state_meta[s.lengths_base + state_row]);
+    let raw_len = state_meta[s.lengths_base + state_row];
     r.len = min(raw_len, s.capacity);
-    r.compacted = min(atomicLoad(&state_meta[s.compacted_base + state_row]), r.len);
-    r.num_seen = max(atomicLoad(&state_meta[s.num_seen_base + layer * s.batch_size + sequence]), r.len);
+    r.compacted = min(state_meta[s.compacted_base + state_row], r.len);
+    r.num_seen = max(state_meta[s.num_seen_base + layer * s.batch_size + sequence], r.len);
     r.positions_base = s.positions_base + state_row * s.capacity;
-    r.active_row = atomicLoad(&state_meta[s.inactive_base + sequence]) == 0u;
+    r.active_row = state_meta[s.inactive_base + sequence] == 0u;
     r.over_capacity = raw_len > s.capacity;
     return r;
 }

@@ -1,28 +1,67 @@
-// Emission: from a row's threshold to its slots, in slot order, by prefix sums over tiles.
+// Emission: from a row's threshold to its slots, in slot order, by prefix sums. An invocation holds eight keys in a row.
+
+struct Keys {
+    low: vec4<u32>,
+    high: vec4<u32>,
+}
+
+// Keys of slots 8 * eight …, whatever the row's length, so that the loads need not wait for it.
+fn load_raw(local_row: u32, eight: u32) -> Keys {
+    let base = local_row * (params.order_stride / 4u);
+    let quad = min(eight * 2u, params.order_stride / 4u - 2u);
+    return Keys(order_keys[base + quad], order_keys[base + quad + 1u]);
+}
+
+// Pads where the row has ended.
+fn mask_keys(k: Keys, len: u32, eight: u32) -> Keys {
+    let slot = eight * 8u;
+    let low = vec4<u32>(slot, slot + 1u, slot + 2u, slot + 3u);
+    return Keys(
+        select(vec4<u32>(PAD_KEY), k.low, low < vec4<u32>(len)),
+        select(vec4<u32>(PAD_KEY), k.high, low + 4u < vec4<u32>(len)),
+    );
+}
 
 fn ones(flags: vec4<bool>) -> u32 {
     let v = select(vec4<u32>(0u), vec4<u32>(1u), flags);
     return v.x + v.y + v.z + v.w;
 }
 
-// Keys below the threshold in the low half, equal ones in the high half.
-fn count_quad(keys: vec4<u32>, threshold: u32) -> u32 {
-    return ones(keys < vec4<u32>(threshold)) | (ones(keys == vec4<u32>(threshold)) << 16u);
+fn count_zeros(k: Keys) -> u32 {
+    return ones(k.low == vec4<u32>(0u)) + ones(k.high == vec4<u32>(0u));
 }
 
-// Writes what four slots contribute, given the keys below and equal to the threshold before them.
-fn emit_quad(local_row: u32, s: SelectRow, threshold: u32, num_ties: u32, quad: u32, keys: vec4<u32>, below: u32, equal: u32) {
+// Keys below the threshold in the low half, equal ones in the high half.
+fn count_keys(k: Keys, threshold: u32) -> u32 {
+    let t = vec4<u32>(threshold);
+    return (ones(k.low < t) + ones(k.high < t)) | ((ones(k.low == t) + ones(k.high == t)) << 16u);
+}
+
+// The next key comes to low.x. Loops over the eight keys stay rolled, their bound being a parameter: unrolled they are
+// code that each workgroup runs once, and fetching it takes longer than running it.
+fn rotated(k: Keys) -> Keys {
+    return Keys(vec4<u32>(k.low.yzw, k.high.x), vec4<u32>(k.high.yzw, k.low.x));
+}
+
+// Writes what eight slots contribute, given the keys below and equal to the threshold before them.
+fn emit_keys(local_row: u32, s: SelectRow, keys: Keys, first_slot: u32, below: u32, equal: u32) {
     let list_base = local_row * params.lists_stride;
-    var below_before = below;
-    var equal_before = equal;
-    for (var i = 0u; i < 4u; i++) {
-        let slot = quad * 4u + i;
-        let key = keys[i];
-        let is_below = key < threshold;
-        let is_equal = key == threshold;
-        let kept = is_below || (is_equal && equal_before < num_ties);
-        let rank = below_before + min(equal_before, num_ties);
+    var k = keys;
+    var num_below = below;
+    var num_equal = equal;
+    for (var i = 0u; i < params.keys_held; i++) {
+        let slot = first_slot + i;
+        let is_below = k.low.x < s.threshold;
+        let is_equal = k.low.x == s.threshold;
+        let kept = is_below || (is_equal && num_equal < s.num_ties);
+        let rank = num_below + min(num_equal, s.num_ties);
+        num_below += u32(is_below);
+        num_equal += u32(is_equal);
+        k = rotated(k);
         if slot < s.row.len {
+            if slot == s.budget {
+                row_infos[params.first_info + local_row].num_moved = s.budget - rank;
+            }
             if params.order == POSITIONAL {
                 if kept {
                     lists[list_base + rank] = slot;
@@ -30,71 +69,46 @@ fn emit_quad(local_row: u32, s: SelectRow, threshold: u32, num_ties: u32, quad: 
                 } else if slot == rank {
                     row_infos[params.first_info + local_row].first_moved = slot;
                 }
-            } else if slot < s.budget {
-                if !kept {
-                    lists[list_base + slot - rank] = slot;
-                } else if slot >= s.row.compacted {
-                    positions[s.row.positions_base + slot] = position_of(s.row, slot);
-                }
-            } else if kept {
-                lists[list_base + s.row.len - s.budget + rank] = slot;
-            }
-            if slot == s.budget {
-                row_infos[params.first_info + local_row].num_moved = s.budget - rank;
+            } else if kept == (slot >= s.budget) {
+                // A mover goes to the end of the list, a hole to its front.
+                lists[list_base + select(slot - rank, s.row.len - s.budget + rank, kept)] = slot;
+            } else if kept && slot >= s.row.compacted {
+                positions[s.row.positions_base + slot] = position_of(s.row, slot);
             }
         }
-        below_before += u32(is_below);
-        equal_before += u32(is_equal);
     }
 }
 
 // One invocation a row writes what the emission does not: all of RowInfo but the fields that a slot decides.
-fn write_row_info(local_row: u32, s: SelectRow, threshold: u32, num_ties: u32, num_protected: u32) {
-    row_infos[params.first_info + local_row].len = s.row.len;
-    row_infos[params.first_info + local_row].budget = s.budget;
-    row_infos[params.first_info + local_row].threshold = threshold;
-    row_infos[params.first_info + local_row].num_ties = num_ties;
-    row_infos[params.first_info + local_row].compacted = s.row.compacted;
-    row_infos[params.first_info + local_row].num_seen = s.row.num_seen;
-    row_infos[params.first_info + local_row].active_row = select(0u, 1u, s.row.active_row);
+fn write_row_info(local_row: u32, s: SelectRow) {
+    let ix = params.first_info + local_row;
+    row_infos[ix].len = s.row.len;
+    row_infos[ix].budget = s.budget;
+    row_infos[ix].threshold = s.threshold;
+    row_infos[ix].num_ties = s.num_ties;
+    row_infos[ix].compacted = s.row.compacted;
+    row_infos[ix].num_seen = s.row.num_seen;
+    row_infos[ix].active_row = select(0u, 1u, s.row.active_row);
     if s.budget == s.row.len {
-        row_infos[params.first_info + local_row].num_moved = 0u;
-        row_infos[params.first_info + local_row].first_moved = s.budget;
+        row_infos[ix].num_moved = 0u;
+        row_infos[ix].first_moved = s.budget;
     }
-    if s.row.active_row {
-        var bits = 0u;
-        if s.row.over_capacity {
-            bits |= STATUS_LENGTH_OVER_CAPACITY;
-        }
-        if asked_budget(s.entry, s.row.len) < min(s.row.len, max(num_protected, 1u)) {
-            bits |= STATUS_BUDGET_RAISED;
-        }
-        if bits != 0u {
-            atomicOr(&state_meta[params.state.status_base + s.entry.layer], bits);
-        }
+    var bits = 0u;
+    if s.row.over_capacity {
+        bits |= STATUS_LENGTH_OVER_CAPACITY;
     }
+    if asked_budget(s.entry, s.row.len) < min(s.row.len, max(s.num_protected, 1u)) {
+        bits |= STATUS_BUDGET_RAISED;
+    }
+    row_infos[ix].status = bits;
 }
 
-// A workgroup emits a whole row. `first` holds the quad of each invocation in the first tile.
-fn emit_row(index: u32, local_row: u32, s: SelectRow, first: vec4<u32>, threshold: u32, num_ties: u32, num_protected: u32) {
-    if index == 0u {
-        write_row_info(local_row, s, threshold, num_ties, num_protected);
+// Emits the eight keys of each invocation, the workgroup's first slot being `first_slot`.
+fn emit_tile(index: u32, local_row: u32, s: SelectRow, k: Keys, first_slot: u32, below: u32, equal: u32) -> Scanned {
+    let scanned = exclusive_scan(index, count_keys(k, s.threshold));
+    if s.row.active_row {
+        let before = vec2<u32>(below + (scanned.before & 0xffffu), equal + (scanned.before >> 16u));
+        emit_keys(local_row, s, k, first_slot + index * 8u, before.x, before.y);
     }
-    let num_quads = select(0u, (s.row.len + 3u) / 4u, s.row.active_row);
-    var below = 0u;
-    var equal = 0u;
-    for (var base = 0u; base < num_quads; base += WG_SIZE) {
-        let quad = base + index;
-        var keys = first;
-        if base > 0u {
-            keys = load_quad(local_row, s.row.len, quad);
-        }
-        let counts = count_quad(keys, threshold);
-        let before = exclusive_scan(index, counts);
-        let total = scan_total();
-        emit_quad(local_row, s, threshold, num_ties, quad, keys, below + (before & 0xffffu), equal + (before >> 16u));
-        below += total & 0xffffu;
-        equal += total >> 16u;
-        workgroupBarrier(); // the total has been read
-    }
+    return scanned;
 }

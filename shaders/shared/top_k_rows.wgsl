@@ -1,47 +1,16 @@
 // What both selectors share: bindings, budgets, and the loads of order keys.
 //   0 params uniform Params
 //   1 order_keys read vec4<u32> [row, order_stride / 4]
-//   2 state_meta read_write atomic u32, by StateLayout
+//   2 state_meta read_write u32, by StateLayout
 //   3 positions read_write u32 [row, capacity] original position
-//   4 lists read_write u32 [row, lists_stride]: slots, then (Positional) staged positions
+//   4 lists read_write u32 [row, lists_stride]: slots, then staged positions (Positional) and keys set aside (long rows)
 //   5 row_infos read_write RowInfo [row]
 //   6 histogram read_write atomic u32 [row, histogram_stride]
 //   7 layers read LayerEntry [compressed layer]
 
-struct Params {
-    state: StateLayout,
-    num_rows: u32,          // rows of this window
-    first_row: u32,         // compressed layer * rows_per_layer + row of row 0 here
-    order_stride: u32,      // words between rows of order_keys, a multiple of 64
-    lists_stride: u32,      // words between rows of lists
-    staged_offset: u32,     // words from a row's slots to its staged positions
-    histogram_stride: u32,  // words between rows of histogram
-    order: u32,             // 0 fill, 1 positional
-    sorted_stride: u32,     // words between rows of the bitonic scratch, a power of two
-    merge_size: u32,        // bitonic: size of the sequences being merged
-    merge_stride: u32,      // bitonic: compare distance
-    from_sorted: u32,       // 1: the threshold is in row_infos already
-    first_info: u32,        // index of row 0 in row_infos
-    tile_counts_base: u32,  // words from a row's histogram to its tile counts
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
-}
-
-struct LayerEntry {
-    layer: u32,             // index of the layer in the cache state
-    budget_mode: u32,       // 0 ratio rounded up, 1 ratio rounded down, 2 tokens
-    ratio_low: u32,         // keep ratio * 2^40, low word
-    ratio_high: u32,        // keep ratio * 2^40, high word
-    tokens: u32,            // tokens kept a row
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
-}
-
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> order_keys: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read_write> state_meta: array<atomic<u32>>;
+@group(0) @binding(2) var<storage, read_write> state_meta: array<u32>;
 @group(0) @binding(3) var<storage, read_write> positions: array<u32>;
 @group(0) @binding(4) var<storage, read_write> lists: array<u32>;
 @group(0) @binding(5) var<storage, read_write> row_infos: array<RowInfo>;
@@ -56,16 +25,21 @@ struct SelectRow {
     row: Row,
     entry: LayerEntry,
     budget: u32,
+    num_protected: u32,
+    bin: u32,       // as in RowInfo
+    bin_rank: u32,
+    bin_count: u32,
+    threshold: u32,
+    num_ties: u32,
 }
-
-var<workgroup> scan_sums: array<u32, WG_SIZE>;
 
 fn select_row_of(local_row: u32) -> SelectRow {
     let global_row = params.first_row + local_row;
-    let entry = layers[global_row / params.state.rows_per_layer];
+    let compressed = global_row / params.state.rows_per_layer;
     var s: SelectRow;
-    s.entry = entry;
-    s.row = load_row(params.state, entry.layer, global_row % params.state.rows_per_layer);
+    s.entry = layers[compressed];
+    // A window has no gap in its layers, so the state's addresses do not wait for the table.
+    s.row = load_row(params.state, params.first_layer + compressed, global_row % params.state.rows_per_layer);
     return s;
 }
 
@@ -92,21 +66,12 @@ fn asked_budget(entry: LayerEntry, len: u32) -> u32 {
     return floor_value + select(0u, 1u, entry.budget_mode == 0u && has_fraction);
 }
 
-fn row_budget(entry: LayerEntry, len: u32, num_protected: u32) -> u32 {
-    return min(len, max(asked_budget(entry, len), max(num_protected, 1u)));
+// An inactive row keeps everything.
+fn row_budget(entry: LayerEntry, row: Row, num_protected: u32) -> u32 {
+    let budget = min(row.len, max(asked_budget(entry, row.len), max(num_protected, 1u)));
+    return select(row.len, budget, row.active_row);
 }
 
 fn key_at(local_row: u32, slot: u32) -> u32 {
     return order_keys[local_row * (params.order_stride / 4u) + slot / 4u][slot % 4u];
-}
-
-// Four keys of slots 4 * quad …, pads where the row has ended.
-fn load_quad(local_row: u32, len: u32, quad: u32) -> vec4<u32> {
-    let slot = quad * 4u;
-    if slot >= len {
-        return vec4<u32>(PAD_KEY);
-    }
-    let q = order_keys[local_row * (params.order_stride / 4u) + quad];
-    let slots = vec4<u32>(slot, slot + 1u, slot + 2u, slot + 3u);
-    return select(vec4<u32>(PAD_KEY), q, slots < vec4<u32>(len));
 }

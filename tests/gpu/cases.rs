@@ -37,6 +37,22 @@ fn head_dims() {
     }
 }
 
+/// Tokens of 2 to 32 lanes, on subgroups wide enough for some of them.
+#[test]
+fn subgroups_and_lanes() {
+    for head_dim in [16, 24, 64, 128, 256] {
+        for dtype in DTYPES {
+            for subgroups in [Switch::Off, Switch::On] {
+                let policy = policy(0.4, Selector::Auto, Order::Fill);
+                let mut case = Case::new(shape(1, 2, 131, head_dim, dtype), policy);
+                case.options = Options::with_subgroups(subgroups);
+                case.data = Data::Special;
+                run(&case);
+            }
+        }
+    }
+}
+
 #[test]
 fn layouts() {
     let layouts = [

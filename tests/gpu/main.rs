@@ -2,4 +2,9 @@
 //! every row. Needs an adapter; none is a failure.
 
 mod cases;
+mod properties;
+mod real_cache;
+mod sizes;
+mod state;
 mod support;
+mod widths;

@@ -1,11 +1,12 @@
 //! One runner for all cases: builds a cache in poisoned memory, compresses it on the GPU and by the reference, and
 //! compares every byte of every buffer.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
-use keynorm::reference::{self, CacheRow};
+use keynorm::reference::key_norm::{self, Scored};
+use keynorm::reference::{CacheRow, compact, top_k};
 use keynorm::{
-    Bound, CacheState, Compressor, Dtype, KvShape, KvView, Options, Plan, Policy, Status, Strides, TensorSpec,
+    Bound, CacheState, Compressor, Dtype, KvShape, KvView, Options, Plan, Policy, Status, Strides, Switch, TensorSpec,
     TensorView, Workspace,
 };
 
@@ -34,9 +35,37 @@ pub fn gpu() -> &'static Gpu {
             "adapter: {} ({}), subgroups {}..{}",
             info.name, info.driver_info, info.subgroup_min_size, info.subgroup_max_size
         );
+        if let Ok(expected) = std::env::var("KEYNORM_EXPECT_SUBGROUP_SIZE") {
+            assert_eq!(info.subgroup_min_size.to_string(), expected, "subgroup size of {}", info.name);
+        }
         Gpu { device, queue, info }
     })
 }
+
+/// Compressors by their options. Cases share them, so that a pipeline is compiled once.
+#[derive(Default)]
+pub struct Built(Mutex<Vec<(Switch, Option<u64>, Compressor)>>);
+
+impl Built {
+    pub const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    pub fn compressor(&self, gpu: &Gpu, options: &Options) -> Compressor {
+        let mut built = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let same =
+            |b: &&(Switch, Option<u64>, Compressor)| (b.0, b.1) == (options.subgroups, options.max_binding_bytes);
+        if let Some(found) = built.iter().find(same) {
+            return found.2.clone();
+        }
+        let new = Compressor::new(&gpu.device, options.clone()).expect("a compressor");
+        built.push((options.subgroups, options.max_binding_bytes, new.clone()));
+        new
+    }
+}
+
+/// The compressors of all cases of this process.
+pub static BUILT: Built = Built::new();
 
 /// Where the tensors lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +105,8 @@ pub struct Case {
     pub lengths: Vec<u32>,
     /// Tokens appended before a second compression.
     pub appended: Vec<u32>,
+    /// Sequences that take part; empty: all.
+    pub active: Vec<bool>,
     pub options: Options,
     pub seed: u64,
 }
@@ -89,9 +120,14 @@ impl Case {
             data: Data::Random,
             lengths: vec![shape.capacity; shape.batch_size as usize],
             appended: Vec::new(),
+            active: Vec::new(),
             options: Options::default(),
             seed: 1,
         }
+    }
+
+    fn is_active(&self, row: u32) -> bool {
+        self.active.is_empty() || self.active[(row / self.shape.num_kv_heads) as usize]
     }
 }
 
@@ -134,7 +170,8 @@ fn encode(dtype: Dtype, value: f32, out: &mut Vec<u8>) {
 pub fn make_row(spec: &TensorSpec, data: Data, rng: &mut Rng) -> Vec<u8> {
     let mut row = Vec::new();
     let scale = 0.2 + rng.below(1000) as f32 / 500.0;
-    let special = if data == Data::Special { rng.below(8) } else { 99 };
+    let special = if data == Data::Special { rng.below(12) } else { 99 };
+    let tiny = 2.0_f32.powi(if spec.dtype == Dtype::F16 { -24 } else { -63 });
     for i in 0..spec.head_dim {
         let value = match (data, special) {
             (Data::AllEqual, _) => 0.5,
@@ -146,9 +183,21 @@ pub fn make_row(spec: &TensorSpec, data: Data, rng: &mut Rng) -> Vec<u8> {
             (_, 4) => 6.0e4 * if spec.dtype == Dtype::F16 { 1.0 } else { 1e30 },
             (_, 5) => -0.0,
             (_, 6) if spec.dtype == Dtype::Bf16 => 1e-25,
+            // At the smallest magnitude that counts, and just below.
+            (_, 7) => -tiny,
+            (_, 8) => tiny * 0.99,
             _ => rng.normal() * scale,
         };
         encode(spec.dtype, value, &mut row);
+    }
+    if special == 9 {
+        // The NaN next to infinity, in the high half of a word.
+        let bits = match spec.dtype {
+            Dtype::F32 => 0x7f80_0001_u32.to_le_bytes(),
+            Dtype::F16 => 0x7c01_0000_u32.to_le_bytes(),
+            Dtype::Bf16 => 0x7f81_0000_u32.to_le_bytes(),
+        };
+        row[8..12].copy_from_slice(&bits);
     }
     row
 }
@@ -218,7 +267,7 @@ pub fn places(layout: Layout, shape: &KvShape) -> (Place, Place, Vec<u64>) {
     }
 }
 
-fn row_offset(place: &Place, spec: &TensorSpec, shape: &KvShape, row: u32, slot: u32) -> usize {
+pub fn row_offset(place: &Place, spec: &TensorSpec, shape: &KvShape, row: u32, slot: u32) -> usize {
     let (b, h) = (u64::from(row / shape.num_kv_heads), u64::from(row % shape.num_kv_heads));
     let s = &place.strides;
     let elements = b * s.batch + h * s.head + u64::from(slot) * s.token;
@@ -231,13 +280,15 @@ pub struct HostLayer {
     pub keys: Place,
     pub values: Place,
     pub rows: Vec<CacheRow>,
+    /// Sticky bits, as [`Status`].
+    pub status: u32,
 }
 
 impl HostLayer {
     pub fn new(case: &Case, rng: &mut Rng) -> Self {
         let (keys, values, sizes) = places(case.layout, &case.shape);
         let buffers = sizes.iter().map(|&size| (0..size).map(|_| rng.next() as u8).collect()).collect();
-        let mut layer = Self { buffers, keys, values, rows: Vec::new() };
+        let mut layer = Self { buffers, keys, values, rows: Vec::new(), status: 0 };
         for row in 0..case.shape.rows_per_layer() {
             let len = case.lengths[(row / case.shape.num_kv_heads) as usize];
             layer.rows.push(CacheRow::new(len));
@@ -246,7 +297,7 @@ impl HostLayer {
         layer
     }
 
-    fn write_tokens(&mut self, case: &Case, row: u32, slots: std::ops::Range<u32>, rng: &mut Rng) {
+    pub fn write_tokens(&mut self, case: &Case, row: u32, slots: std::ops::Range<u32>, rng: &mut Rng) {
         let shape = &case.shape;
         for slot in slots {
             for (place, spec, data) in [(self.keys, &shape.keys, case.data), (self.values, &shape.values, Data::Random)]
@@ -258,7 +309,7 @@ impl HostLayer {
         }
     }
 
-    fn gather(&self, place: &Place, spec: &TensorSpec, shape: &KvShape, row: u32) -> Vec<u8> {
+    pub fn gather(&self, place: &Place, spec: &TensorSpec, shape: &KvShape, row: u32) -> Vec<u8> {
         let len = self.rows[row as usize].len;
         let bytes = spec.row_bytes() as usize;
         (0..len)
@@ -276,29 +327,42 @@ impl HostLayer {
         }
     }
 
-    /// The reference on every row; returns whether a key was not finite.
-    pub fn compress(&mut self, case: &Case, layer: u32) -> bool {
+    /// The reference on every active row.
+    pub fn compress(&mut self, case: &Case, layer: u32) {
+        self.compress_by(case, |row_ix, row, keys| {
+            key_norm::score_row(&case.policy, layer, row_ix, row, &case.shape.keys, keys)
+        });
+    }
+
+    /// The reference's selection and moves, by order keys of another origin.
+    pub fn compress_by(&mut self, case: &Case, score: impl Fn(u32, &CacheRow, &[u8]) -> Scored) {
         let shape = &case.shape;
-        let mut non_finite = false;
-        for row in 0..shape.rows_per_layer() {
+        for row in (0..shape.rows_per_layer()).filter(|&row| case.is_active(row)) {
             let mut keys = self.gather(&self.keys, &shape.keys, shape, row);
             let mut values = self.gather(&self.values, &shape.values, shape, row);
             let state = &mut self.rows[row as usize];
-            non_finite |= reference::compress_row(
-                &case.policy,
-                layer,
-                row,
-                state,
-                &shape.keys,
-                &mut keys,
-                &shape.values,
-                &mut values,
-            )
-            .expect("a valid policy");
+            let scored = score(row, state, &keys);
+            let selection =
+                top_k::select(&scored.order_keys, &case.policy.budget, case.policy.order).expect("a valid policy");
+            compact::move_rows(&selection, shape.keys.row_bytes() as usize, &mut keys);
+            compact::move_rows(&selection, shape.values.row_bytes() as usize, &mut values);
+            state.finish(&selection);
+            for (set, bit) in [(scored.non_finite, Status::NON_FINITE_KEY), (selection.raised, Status::BUDGET_RAISED)] {
+                self.status |= if set { bit.0 } else { 0 };
+            }
             self.scatter(self.keys, &shape.keys, shape, row, &keys);
             self.scatter(self.values, &shape.values, shape, row, &values);
         }
-        non_finite
+    }
+
+    /// Appends tokens to every active row.
+    pub fn append(&mut self, case: &Case, rng: &mut Rng) {
+        for row in (0..case.shape.rows_per_layer()).filter(|&row| case.is_active(row)) {
+            let tokens = case.appended[(row / case.shape.num_kv_heads) as usize];
+            let start = self.rows[row as usize].len;
+            self.rows[row as usize].append(tokens);
+            self.write_tokens(case, row, start..start + tokens, rng);
+        }
     }
 }
 
@@ -320,7 +384,6 @@ pub fn download(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<u8> {
 
 /// Everything that a case keeps on the GPU.
 pub struct Fixture {
-    pub plan: Plan,
     pub state: CacheState,
     pub workspace: Workspace,
     pub bound: Bound,
@@ -331,38 +394,70 @@ pub struct Fixture {
 
 impl Fixture {
     pub fn new(gpu: &Gpu, case: &Case) -> Self {
+        Self::built(gpu, case, &BUILT)
+    }
+
+    pub fn built(gpu: &Gpu, case: &Case, built: &Built) -> Self {
         let mut rng = Rng(case.seed);
-        let host: Vec<HostLayer> = (0..case.shape.num_layers).map(|_| HostLayer::new(case, &mut rng)).collect();
+        let host = (0..case.shape.num_layers).map(|_| HostLayer::new(case, &mut rng)).collect();
+        Self::of(gpu, case, host, rng, built)
+    }
+
+    pub fn of(gpu: &Gpu, case: &Case, host: Vec<HostLayer>, rng: Rng, built: &Built) -> Self {
         let buffers: Vec<Vec<wgpu::Buffer>> =
             host.iter().map(|layer| layer.buffers.iter().map(|b| upload(gpu, b)).collect()).collect();
-        let compressor = Compressor::new(&gpu.device, case.options.clone()).expect("a compressor");
-        let plan = compressor.plan(&case.shape, &case.policy).expect("a plan");
+        let plan = built.compressor(gpu, &case.options).plan(&case.shape, &case.policy).expect("a plan");
         let state = plan.create_state().expect("a state");
         let workspace = plan.create_workspace().expect("a workspace");
-        let views: Vec<KvView<'_>> = host
-            .iter()
-            .zip(&buffers)
-            .map(|(layer, buffers)| {
-                let view = |place: &Place| TensorView {
-                    buffer: &buffers[place.buffer],
-                    offset_bytes: place.offset_bytes,
-                    strides: place.strides,
-                };
-                KvView { keys: view(&layer.keys), values: view(&layer.values) }
-            })
-            .collect();
-        let bound = plan.bind(&gpu.device, &views, &state, &workspace).expect("a binding");
+        let bound = bind(gpu, &plan, &host, &buffers, &state, &workspace);
         state.set_lengths(&gpu.queue, &case.lengths).expect("lengths");
-        Self { plan, state, workspace, bound, buffers, host, rng }
+        if !case.active.is_empty() {
+            state.set_active(&gpu.queue, &case.active).expect("a mask");
+        }
+        Self { state, workspace, bound, buffers, host, rng }
+    }
+
+    /// Starts anew with fresh tokens in the same buffers, state and workspace.
+    pub fn restart(&mut self, gpu: &Gpu, case: &Case) {
+        self.rng = Rng(case.seed);
+        self.host = (0..case.shape.num_layers).map(|_| HostLayer::new(case, &mut self.rng)).collect();
+        self.upload_all(gpu);
+        self.state.set_lengths(&gpu.queue, &case.lengths).expect("lengths");
+        self.state.clear_status(&gpu.queue);
+    }
+
+    fn upload_all(&self, gpu: &Gpu) {
+        for (layer, buffers) in self.host.iter().zip(&self.buffers) {
+            for (bytes, buffer) in layer.buffers.iter().zip(buffers) {
+                gpu.queue.write_buffer(buffer, 0, bytes);
+            }
+        }
+    }
+
+    pub fn max_len(&self) -> u32 {
+        self.host.iter().flat_map(|l| &l.rows).map(|r| r.len).max().unwrap_or(0)
     }
 
     /// Compresses on both sides and compares all memory and all state.
     pub fn compress_and_compare(&mut self, gpu: &Gpu, case: &Case, round: &str) {
-        let max_len = self.host[0].rows.iter().map(|r| r.len).max().unwrap_or(0);
-        let kept = pollster::block_on(self.bound.compress(&gpu.device, &gpu.queue, max_len)).expect("a compression");
-        for (l, layer) in self.host.iter_mut().enumerate() {
-            let skipped = case.policy.skip_layers.contains(&(l as u32));
-            let non_finite = !skipped && layer.compress(case, l as u32);
+        let max_len = self.max_len();
+        submit(gpu, |pass| self.bound.record(pass, max_len).expect("a record"));
+        self.compress_host(case);
+        self.compare(gpu, case, round);
+    }
+
+    pub fn compress_host(&mut self, case: &Case) {
+        for (l, layer) in (0..).zip(&mut self.host) {
+            if !case.policy.skip_layers.contains(&l) {
+                layer.compress(case, l);
+            }
+        }
+    }
+
+    /// Compares all memory and all state.
+    pub fn compare(&self, gpu: &Gpu, case: &Case, round: &str) {
+        let kept = pollster::block_on(self.state.read(&gpu.device, &gpu.queue)).expect("a read-back");
+        for (l, layer) in self.host.iter().enumerate() {
             for (b, (expected, buffer)) in layer.buffers.iter().zip(&self.buffers[l]).enumerate() {
                 let got = download(gpu, buffer);
                 if let Some(at) = expected.iter().zip(&got).position(|(e, g)| e != g) {
@@ -376,32 +471,45 @@ impl Fixture {
                 let seen = got.num_seen[r / case.shape.num_kv_heads as usize];
                 assert_eq!(seen, row.num_seen, "{round}: num_seen of layer {l} row {r}\n{case:?}");
             }
-            assert_eq!(
-                got.status.contains(Status::NON_FINITE_KEY),
-                non_finite,
-                "{round}: non-finite status of layer {l}\n{case:?}"
-            );
+            assert_eq!(got.status, Status(layer.status), "{round}: status of layer {l}\n{case:?}");
         }
     }
 
     /// Appends tokens to every row on both sides, as a runtime would.
     pub fn append(&mut self, gpu: &Gpu, case: &Case) {
-        for (layer, buffers) in self.host.iter_mut().zip(&self.buffers) {
-            for row in 0..case.shape.rows_per_layer() {
-                let tokens = case.appended[(row / case.shape.num_kv_heads) as usize];
-                let start = layer.rows[row as usize].len;
-                layer.rows[row as usize].append(tokens);
-                layer.write_tokens(case, row, start..start + tokens, &mut self.rng);
-            }
-            for (bytes, buffer) in layer.buffers.iter().zip(buffers) {
-                gpu.queue.write_buffer(buffer, 0, bytes);
-            }
+        for layer in &mut self.host {
+            layer.append(case, &mut self.rng);
         }
+        self.upload_all(gpu);
         self.state.set_append_counts(&gpu.queue, 3, &case.appended).expect("counts");
-        let mut encoder = gpu.device.create_command_encoder(&Default::default());
-        self.bound.record_append(&mut encoder.begin_compute_pass(&Default::default()), 3).expect("a record");
-        gpu.queue.submit([encoder.finish()]);
+        submit(gpu, |pass| self.bound.record_append(pass, 3).expect("a record"));
     }
+}
+
+pub fn bind(
+    gpu: &Gpu,
+    plan: &Plan,
+    host: &[HostLayer],
+    buffers: &[Vec<wgpu::Buffer>],
+    state: &CacheState,
+    workspace: &Workspace,
+) -> Bound {
+    fn view<'a>(place: &Place, buffers: &'a [wgpu::Buffer]) -> TensorView<'a> {
+        TensorView { buffer: &buffers[place.buffer], offset_bytes: place.offset_bytes, strides: place.strides }
+    }
+    let views: Vec<KvView<'_>> = host
+        .iter()
+        .zip(buffers)
+        .map(|(layer, b)| KvView { keys: view(&layer.keys, b), values: view(&layer.values, b) })
+        .collect();
+    plan.bind(&gpu.device, &views, state, workspace).expect("a binding")
+}
+
+/// One pass, submitted.
+pub fn submit(gpu: &Gpu, record: impl FnOnce(&mut wgpu::ComputePass<'_>)) {
+    let mut encoder = gpu.device.create_command_encoder(&Default::default());
+    record(&mut encoder.begin_compute_pass(&Default::default()));
+    gpu.queue.submit([encoder.finish()]);
 }
 
 /// Runs a case; with `appended` tokens it goes on to a second compression.

@@ -1,8 +1,8 @@
 //! Burn peer of keynorm: the same compression with Burn's tensor operations on its wgpu backend, in the JSON that the
 //! other peers write. Norm in f32, `argsort`, one `select` of the flattened keys and values each, so out of place, as
-//! PyTorch's tuned variant. (`argtopk` would fit better, but Burn 0.22.1 returned invalid slots for k of half a row on llvmpipe.)
-//! Burn sorts on the host, so all times are the host's, from an idle to an idle device. A scratch write empties the
-//! caches before each repetition.
+//! PyTorch's tuned variant. (`argtopk` would fit better, but Burn 0.22.1 returned invalid slots on llvmpipe for k of half
+//! a row.) Burn sorts on the host, so all times are the host's, from an idle to an idle device. A scratch write empties
+//! the caches before each repetition.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

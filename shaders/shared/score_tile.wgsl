@@ -1,0 +1,53 @@
+// A tile of tokens, LANES invocations to a token and four tokens in flight an invocation; `reduce` adds the lanes.
+
+struct Reduced {
+    sums: vec4<f32>, // squared norm of each of the invocation's four tokens
+    nan: u32,        // bit i: token i has a NaN
+}
+
+// Of a vector kept in registers: indexing by a variable would put it into local memory.
+fn component(v: vec4<f32>, i: u32) -> f32 {
+    return select(select(v.x, v.y, i == 1u), select(v.z, v.w, i == 3u), i >= 2u);
+}
+
+fn score_tile(wg: vec3<u32>, index: u32) {
+    let row = params.first_row + wg.y;
+    let r = scored_row(row);
+    let row_base = row_base_of(row);
+    let lane = index % LANES;
+    let tile_base = wg.x * TILE + index / LANES * 4u;
+    let last = max(r.len, 1u) - 1u;
+    start_histogram(index);
+    for (var offset = 0u; offset < TILE; offset += WG_SIZE / LANES * 4u) {
+        let slot = tile_base + offset;
+        var sums = vec4<f32>(0.0);
+        var nan = 0u;
+        if slot < r.len {
+            let b0 = row_base + slot * params.token_stride;
+            let b1 = row_base + min(slot + 1u, last) * params.token_stride;
+            let b2 = row_base + min(slot + 2u, last) * params.token_stride;
+            let b3 = row_base + min(slot + 3u, last) * params.token_stride;
+            for (var c = lane; c < CHUNKS; c += LANES) {
+                let c0 = load_key_chunk(b0, c);
+                let c1 = load_key_chunk(b1, c);
+                let c2 = load_key_chunk(b2, c);
+                let c3 = load_key_chunk(b3, c);
+                sums = vec4<f32>(
+                    add_squares(c0, sums.x),
+                    add_squares(c1, sums.y),
+                    add_squares(c2, sums.z),
+                    add_squares(c3, sums.w),
+                );
+                nan |= select(0u, 1u, nan_bits(c0) != 0u) | select(0u, 2u, nan_bits(c1) != 0u)
+                    | select(0u, 4u, nan_bits(c2) != 0u) | select(0u, 8u, nan_bits(c3) != 0u);
+            }
+        }
+        let reduced = reduce(sums, nan, index);
+        for (var j = lane; j < 4u; j += LANES) {
+            if slot + j < r.len {
+                write_score(wg, r, row, slot + j, component(reduced.sums, j), ((reduced.nan >> j) & 1u) != 0u);
+            }
+        }
+    }
+    flush_histogram(wg, index);
+}

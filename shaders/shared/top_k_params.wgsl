@@ -1,0 +1,36 @@
+// Parameters of the selectors and of the state update.
+
+struct Params {
+    state: StateLayout,
+    num_rows: u32,          // rows of this window
+    first_row: u32,         // compressed layer * rows_per_layer + row of row 0 here
+    order_stride: u32,      // words between rows of order_keys, a multiple of 64
+    lists_stride: u32,      // words between rows of lists
+    staged_offset: u32,     // words from a row's slots to its staged positions
+    aside_offset: u32,      // words from a row's slots to the keys set aside
+    histogram_stride: u32,  // words between rows of histogram
+    order: u32,             // 0 fill, 1 positional
+    sorted_stride: u32,     // words between rows of the bitonic scratch, a power of two
+    merge_size: u32,        // bitonic: size of the sequences being merged
+    merge_stride: u32,      // bitonic: compare distance
+    from_sorted: u32,       // 1: the threshold is in row_infos already
+    first_info: u32,        // index of row 0 in row_infos
+    first_layer: u32,       // the state's layer of compressed layer 0, were there no gap; modulo 2^32
+    tile_counts_base: u32,  // words from a row's histogram to its tile counts
+    digit_shift: u32,       // the window of first digits
+    digit_base: u32,
+    keys_held: u32,         // 8: keys that an invocation holds
+    pad1: u32,
+    pad2: u32,
+}
+
+struct LayerEntry {
+    budget_mode: u32,       // 0 ratio rounded up, 1 ratio rounded down, 2 tokens
+    ratio_low: u32,         // keep ratio * 2^40, low word
+    ratio_high: u32,        // keep ratio * 2^40, high word
+    tokens: u32,            // tokens kept a row
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
+    pad3: u32,
+}

@@ -1,0 +1,126 @@
+//! Cases drawn at random: both selectors and both orders against the reference.
+//! `KEYNORM_PROPTEST_CASES` sets how many, `KEYNORM_PROPTEST_SEED` another start.
+
+use keynorm::{Budget, Direction, Dtype, KvShape, Options, Order, Policy, Rounding, Selector, Switch, TensorSpec};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use crate::support::{Case, Data, Layout, run};
+
+fn dtype() -> impl Strategy<Value = Dtype> {
+    prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::Bf16)]
+}
+
+fn spec() -> impl Strategy<Value = TensorSpec> {
+    let head_dim = prop_oneof![2 => Just(16_u32), 2 => Just(64), 1 => (2_u32..=16).prop_map(|n| n * 8), 1 => Just(256)];
+    (dtype(), head_dim).prop_map(|(dtype, head_dim)| TensorSpec::new(dtype, head_dim))
+}
+
+/// Around the sizes of workgroups, subgroups, sorts and tiles.
+fn capacity() -> impl Strategy<Value = u32> {
+    let edge = prop::sample::select(vec![1, 2, 3, 4, 63, 64, 65, 255, 256, 257, 1023, 1024, 1025, 2047, 2048, 2049]);
+    prop_oneof![6 => 1_u32..400, 3 => edge, 1 => 4000_u32..9000]
+}
+
+fn shape() -> impl Strategy<Value = KvShape> {
+    (1_u32..=3, 1_u32..=3, 1_u32..=4, capacity(), spec(), spec(), any::<bool>()).prop_map(
+        |(num_layers, batch_size, num_kv_heads, capacity, keys, values, same)| {
+            let small = if capacity > 1000 { 1 } else { num_kv_heads };
+            let num_layers = if capacity > 400 { 1 } else { num_layers };
+            let values = if same { keys } else { values };
+            KvShape { num_layers, batch_size, num_kv_heads: small, capacity, keys, values }
+        },
+    )
+}
+
+fn layout() -> impl Strategy<Value = Layout> {
+    prop_oneof![
+        Just(Layout::Hnd),
+        Just(Layout::Nhd),
+        (0_u64..40, 0_u64..5).prop_map(|(words, pad)| Layout::Offset { words, pad_elements: pad * 2 }),
+        (0_u64..9).prop_map(|words| Layout::Interleaved { words }),
+        Just(Layout::Touching),
+    ]
+}
+
+fn policy(shape: KvShape) -> impl Strategy<Value = Policy> {
+    let ratio = prop_oneof![Just(0.0), Just(1.0), Just(0.5), 0.0..=1.0];
+    let rounding = prop_oneof![Just(Rounding::Ceil), Just(Rounding::Floor)];
+    let budget = prop_oneof![
+        3 => (ratio, rounding).prop_map(|(keep_ratio, rounding)| Budget::KeepRatio { keep_ratio, rounding }),
+        1 => (1..=shape.capacity + 2).prop_map(Budget::KeepTokens),
+    ];
+    let direction = prop_oneof![
+        2 => Just(Direction::Lowest),
+        1 => Just(Direction::Highest),
+        1 => any::<u64>().prop_map(|seed| Direction::Random { seed }),
+    ];
+    let protection = prop_oneof![Just((0, 0)), (0_u32..6, 0..shape.capacity / 2 + 2)];
+    let skip = prop::collection::vec(0..shape.num_layers, 0..2);
+    (budget, direction, protection, skip).prop_map(|(budget, direction, (sinks, recent), skip_layers)| {
+        // A budget of tokens below what is protected is refused: see the tests of refusals.
+        let budget = match budget {
+            Budget::KeepTokens(n) => Budget::KeepTokens(n.max(sinks + recent)),
+            other => other,
+        };
+        Policy { direction, sinks, recent, skip_layers, ..Policy::new(budget) }
+    })
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let data = prop_oneof![3 => Just(Data::Random), 1 => Just(Data::Ties), 1 => Just(Data::AllEqual), 2 => Just(Data::Special)];
+    let subgroups = prop_oneof![Just(Switch::Auto), Just(Switch::Off), Just(Switch::On)];
+    shape().prop_flat_map(move |shape| {
+        let lengths = prop::collection::vec((0..=shape.capacity, 0..=shape.capacity), shape.batch_size as usize);
+        let active = prop::collection::vec(prop::bool::weighted(0.8), shape.batch_size as usize);
+        let flags = (any::<bool>(), any::<bool>(), any::<u64>());
+        (policy(shape), layout(), data.clone(), lengths, active, subgroups.clone(), flags).prop_map(
+            move |(policy, layout, data, lengths, active, subgroups, (appends, windows, seed))| {
+                let mut case = Case::new(shape, policy);
+                case.layout = if matches!(layout, Layout::Interleaved { .. }) && shape.keys.dtype != shape.values.dtype
+                {
+                    Layout::Touching
+                } else {
+                    layout
+                };
+                case.data = data;
+                case.lengths = lengths.iter().map(|l| l.0).collect();
+                if appends {
+                    case.appended = lengths.iter().map(|l| l.1.min(shape.capacity - l.0)).collect();
+                }
+                case.active = active;
+                case.options = Options::with_subgroups(subgroups);
+                let row_bytes = shape.capacity * (shape.keys.row_bytes().max(shape.values.row_bytes()) + 40);
+                let contiguous = matches!(case.layout, Layout::Hnd | Layout::Offset { .. });
+                case.options.max_binding_bytes = (windows && contiguous && row_bytes < 1 << 16).then_some(1 << 16);
+                case.seed = seed;
+                case
+            },
+        )
+    })
+}
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |v| v.parse().unwrap_or_else(|_| panic!("{variable}={v} is no number")))
+}
+
+#[test]
+fn random_cases() {
+    let cases = u32::try_from(number("KEYNORM_PROPTEST_CASES", 64)).expect("fewer cases");
+    let mut seed = [7; 32];
+    seed[..8].copy_from_slice(&number("KEYNORM_PROPTEST_SEED", 1).to_le_bytes());
+    let config = Config { cases, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &seed));
+    let run_all = |case: Case| {
+        for selector in [Selector::Radix, Selector::Bitonic] {
+            for order in [Order::Fill, Order::Positional] {
+                let mut case = case.clone();
+                case.policy.selector = selector;
+                case.policy.order = order;
+                run(&case);
+            }
+        }
+        Ok(())
+    };
+    runner.run(&case(), run_all).unwrap_or_else(|e| panic!("{e}"));
+}

@@ -1,0 +1,236 @@
+//! The cache state, stages recorded apart, and records that follow each other.
+
+use keynorm::reference::key_norm::Scored;
+use keynorm::{Budget, Dtype, Order, Policy, Selector, Stages, Status};
+
+use crate::support::{BUILT, Case, Data, Fixture, bind, gpu, row_offset, run, shape, submit, upload};
+
+fn variants() -> impl Iterator<Item = Policy> {
+    [Selector::Radix, Selector::Bitonic].into_iter().flat_map(|selector| {
+        [Order::Fill, Order::Positional].map(|order| Policy { selector, order, ..Policy::new(Budget::keep_ratio(0.5)) })
+    })
+}
+
+#[test]
+fn inactive_sequences_are_left_as_they_are() {
+    for policy in variants() {
+        for capacity in [300, 20_000] {
+            let mut case = Case::new(shape(3, 1, capacity, 16, Dtype::F16), policy.clone());
+            case.lengths = vec![capacity - 60, 200, 250];
+            case.appended = vec![50, 10, 20];
+            case.data = Data::Special;
+            for active in [[true, false, true], [false, true, false], [false; 3]] {
+                case.active = active.to_vec();
+                run(&case);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sequence_can_be_reset_and_the_mask_lifted() {
+    for policy in variants() {
+        let gpu = gpu();
+        let mut case = Case::new(shape(3, 2, 200, 64, Dtype::F16), policy);
+        case.shape.num_layers = 2;
+        case.lengths = vec![150, 120, 90];
+        case.appended = vec![30, 40, 50];
+        case.active = vec![true, false, true];
+        let mut fixture = Fixture::new(gpu, &case);
+        fixture.compress_and_compare(gpu, &case, "masked");
+        fixture.state.reset_sequence(&gpu.queue, 2).expect("a sequence");
+        for row in fixture.host.iter_mut().flat_map(|l| &mut l.rows[4..6]) {
+            *row = Default::default();
+        }
+        fixture.compare(gpu, &case, "reset");
+        case.active = vec![true; 3];
+        fixture.state.set_active(&gpu.queue, &case.active).expect("a mask");
+        fixture.append(gpu, &case);
+        fixture.compress_and_compare(gpu, &case, "unmasked");
+    }
+}
+
+#[test]
+fn a_length_over_the_capacity_is_taken_as_the_capacity() {
+    for policy in variants() {
+        for capacity in [100, 17_000] {
+            let gpu = gpu();
+            let mut case = Case::new(shape(1, 2, capacity, 16, Dtype::F16), policy.clone());
+            let mut fixture = Fixture::new(gpu, &case);
+            // Row 1 claims more than there is, as a caller's shader could.
+            let word = u64::from(fixture.state.offsets().lengths + 1);
+            gpu.queue.write_buffer(fixture.state.meta(), word * 4, &(capacity + 7).to_le_bytes());
+            fixture.host[0].status = Status::LENGTH_OVER_CAPACITY.0;
+            fixture.compress_and_compare(gpu, &case, "over capacity");
+            fixture.state.clear_status(&gpu.queue);
+            fixture.host[0].status = 0;
+            fixture.compare(gpu, &case, "cleared");
+            case.lengths = vec![capacity / 2];
+            fixture.restart(gpu, &case);
+            fixture.compress_and_compare(gpu, &case, "not set again");
+        }
+    }
+}
+
+/// The runner compares all status bits; these cases make sure that each is seen both set and clear, and stays set.
+#[test]
+fn status_bits() {
+    for policy in variants() {
+        for capacity in [64, 17_000] {
+            let gpu = gpu();
+            let mut case = Case::new(shape(1, 1, capacity, 16, Dtype::F16), policy.clone());
+            let status = |fixture: &Fixture| {
+                pollster::block_on(fixture.state.read(&gpu.device, &gpu.queue)).expect("a read-back").layers[0].status
+            };
+            let mut fixture = Fixture::new(gpu, &case);
+            fixture.compress_and_compare(gpu, &case, "plain");
+            assert_eq!(status(&fixture), Status(0), "nothing to report");
+
+            case.policy.recent = capacity * 3 / 4;
+            let mut fixture = Fixture::new(gpu, &case);
+            fixture.compress_and_compare(gpu, &case, "raised");
+            assert_eq!(status(&fixture), Status::BUDGET_RAISED, "protected tokens exceed the budget");
+
+            case.policy.recent = 0;
+            case.data = Data::Special;
+            let mut fixture = Fixture::new(gpu, &case);
+            fixture.compress_and_compare(gpu, &case, "special");
+            assert_eq!(status(&fixture), Status::NON_FINITE_KEY, "NaN and infinite keys");
+            let sticky = fixture.host[0].status;
+            case.data = Data::Random;
+            fixture.restart(gpu, &case);
+            fixture.compress_and_compare(gpu, &case, "cleared by the restart");
+            assert_eq!((sticky, status(&fixture)), (Status::NON_FINITE_KEY.0, Status(0)), "cleared");
+        }
+    }
+}
+
+#[test]
+fn status_bits_are_sticky() {
+    let gpu = gpu();
+    let policy = Policy { recent: 60, ..Policy::new(Budget::keep_ratio(0.5)) };
+    let mut case = Case::new(shape(1, 1, 100, 16, Dtype::F16), policy);
+    case.appended = vec![40];
+    case.lengths = vec![60];
+    let mut fixture = Fixture::new(gpu, &case);
+    fixture.compress_and_compare(gpu, &case, "raised");
+    assert_eq!(fixture.host[0].status, Status::BUDGET_RAISED.0, "all of 60 tokens are recent");
+    fixture.append(gpu, &case);
+    fixture.compress_and_compare(gpu, &case, "raised again, or not");
+}
+
+#[test]
+fn stages_may_be_recorded_apart() {
+    for policy in variants() {
+        for capacity in [300, 20_000] {
+            let gpu = gpu();
+            let case = Case::new(shape(2, 1, capacity, 16, Dtype::Bf16), policy.clone());
+            let splits: [&[Stages]; 3] = [
+                &[Stages::SCORE, Stages::SELECT, Stages::COMPACT],
+                &[Stages::SCORE.and(Stages::SELECT), Stages::COMPACT],
+                &[Stages::SCORE, Stages::SELECT.and(Stages::COMPACT)],
+            ];
+            let mut fixture = Fixture::new(gpu, &case);
+            for stages in splits {
+                fixture.restart(gpu, &case);
+                for &stage in stages {
+                    submit(gpu, |pass| fixture.bound.record_stages(pass, capacity, stage).expect("a record"));
+                }
+                fixture.compress_host(&case);
+                fixture.compare(gpu, &case, &format!("{stages:?}"));
+            }
+        }
+    }
+}
+
+/// A caller's own scores: 0 for what must stay, up to the last key that is not a pad, with ties.
+#[test]
+fn order_keys_may_be_the_callers() {
+    for policy in variants() {
+        for capacity in [1, 70, 3000, 20_000] {
+            let gpu = gpu();
+            let mut case = Case::new(shape(2, 2, capacity, 16, Dtype::F16), policy.clone());
+            case.shape.num_layers = 2;
+            case.policy.skip_layers = vec![0];
+            case.lengths = vec![capacity, capacity / 2];
+            let mut fixture = Fixture::new(gpu, &case);
+            let stride = fixture.workspace.order_stride();
+            let keys: Vec<u32> = (0..4 * stride)
+                .map(|_| match fixture.rng.below(8) {
+                    0 if fixture.rng.below(4) == 0 => 0,
+                    0 => 0xffff_fffe,
+                    1..=3 => 1 + fixture.rng.below(5) as u32,
+                    _ => fixture.rng.next() as u32 & 0xffff_fffe,
+                })
+                .collect();
+            gpu.queue.write_buffer(fixture.workspace.order_keys(), 0, bytemuck::cast_slice(&keys));
+            let stages = Stages::SELECT.and(Stages::COMPACT);
+            submit(gpu, |pass| fixture.bound.record_stages(pass, capacity, stages).expect("a record"));
+            fixture.host[1].compress_by(&case, |row_ix, row, _| Scored {
+                order_keys: keys[(row_ix * stride) as usize..][..row.len as usize].to_vec(),
+                non_finite: false,
+            });
+            fixture.compare(gpu, &case, "own order keys");
+        }
+    }
+}
+
+/// Compression, copies of new tokens, counting and a second compression, in one submission.
+#[test]
+fn records_follow_each_other_in_one_submission() {
+    for policy in variants() {
+        for capacity in [400, 18_000] {
+            let gpu = gpu();
+            let mut case = Case::new(shape(2, 2, capacity, 16, Dtype::F16), policy.clone());
+            (case.policy.sinks, case.policy.recent) = (3, 20);
+            case.lengths = vec![capacity - 40, capacity / 3];
+            case.appended = vec![40, 25];
+            let mut fixture = Fixture::new(gpu, &case);
+            fixture.state.set_append_counts(&gpu.queue, 0, &case.appended).expect("counts");
+            fixture.compress_host(&case);
+            let starts: Vec<u32> = fixture.host[0].rows.iter().map(|r| r.len).collect();
+            let host = &mut fixture.host[0];
+            host.append(&case, &mut fixture.rng);
+            let staged: Vec<_> = host.buffers.iter().map(|b| upload(gpu, b)).collect();
+
+            let mut encoder = gpu.device.create_command_encoder(&Default::default());
+            fixture.bound.record(&mut encoder.begin_compute_pass(&Default::default()), capacity).expect("a record");
+            for (row, start) in (0..).zip(starts) {
+                for (place, spec) in [(host.keys, &case.shape.keys), (host.values, &case.shape.values)] {
+                    let offset = row_offset(&place, spec, &case.shape, row, start) as u64;
+                    let size = u64::from(case.appended[row as usize / 2] * spec.row_bytes());
+                    let (from, to) = (&staged[place.buffer], &fixture.buffers[0][place.buffer]);
+                    encoder.copy_buffer_to_buffer(from, offset, to, offset, size);
+                }
+            }
+            {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                fixture.bound.record_append(&mut pass, 0).expect("an append");
+                fixture.bound.record(&mut pass, capacity).expect("a record");
+            }
+            gpu.queue.submit([encoder.finish()]);
+            fixture.compress_host(&case);
+            fixture.compare(gpu, &case, "two records");
+        }
+    }
+}
+
+/// The state outlives a plan: a second policy goes on from where the first left it, slots no longer being positions.
+#[test]
+fn two_plans_share_a_state() {
+    for policy in variants() {
+        let gpu = gpu();
+        let mut case = Case::new(shape(2, 2, 300, 16, Dtype::F16), policy);
+        case.lengths = vec![250, 100];
+        case.appended = vec![50, 60];
+        let mut fixture = Fixture::new(gpu, &case);
+        fixture.compress_and_compare(gpu, &case, "first plan");
+        fixture.append(gpu, &case);
+        (case.policy.sinks, case.policy.recent) = (40, 30);
+        case.policy.order = if case.policy.order == Order::Fill { Order::Positional } else { Order::Fill };
+        let plan = BUILT.compressor(gpu, &case.options).plan(&case.shape, &case.policy).expect("a plan");
+        fixture.workspace = plan.create_workspace().expect("a workspace");
+        fixture.bound = bind(gpu, &plan, &fixture.host, &fixture.buffers, &fixture.state, &fixture.workspace);
+        fixture.compress_and_compare(gpu, &case, "second plan");
+    }
+}

@@ -1,0 +1,177 @@
+//! Small cases that between them reach every kernel, variant and branch.
+
+use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Rounding, Selector, Stages, Switch, TensorSpec};
+
+use crate::support::{Built, Case, Data, Fixture, Layout, gpu, shape, submit};
+
+#[derive(Clone)]
+pub struct Quick {
+    pub name: &'static str,
+    pub case: Case,
+    /// Record the stages apart, so that the selector counts first digits itself.
+    pub apart: bool,
+}
+
+fn policy(keep_ratio: f64, selector: Selector, order: Order) -> Policy {
+    Policy { selector, order, ..Policy::new(Budget::keep_ratio(keep_ratio)) }
+}
+
+/// Two layers, three heads, two sequences: every base and stride counts; then tokens are appended, many to one sequence.
+fn two_rounds(selector: Selector, order: Order) -> Case {
+    let mut case = Case::new(shape(2, 3, 300, 64, Dtype::F16), policy(0.4, selector, order));
+    case.shape.num_layers = 2;
+    case.shape.values.head_dim = 96;
+    case.lengths = vec![290, 40];
+    case.appended = vec![10, 240];
+    (case.policy.sinks, case.policy.recent) = (3, 9);
+    case
+}
+
+fn special(selector: Selector, order: Order) -> Case {
+    let mut case = Case::new(shape(2, 2, 700, 136, Dtype::Bf16), policy(0.55, selector, order));
+    case.shape.values.head_dim = 32;
+    case.data = Data::Special;
+    case.layout = Layout::Offset { words: 3, pad_elements: 2 };
+    case.lengths = vec![700, 1];
+    case.appended = vec![0, 50];
+    case.policy.direction = Direction::Highest;
+    case.policy.budget = Budget::KeepTokens(120);
+    case
+}
+
+fn ties(selector: Selector, order: Order) -> Case {
+    let mut case = special(selector, order);
+    case.data = Data::Ties;
+    case.shape.keys = TensorSpec::new(Dtype::F32, 136);
+    case.active = vec![true, false];
+    case.policy.budget = Budget::keep_ratio(0.55);
+    case.policy.direction = Direction::Lowest;
+    case
+}
+
+fn random(selector: Selector, order: Order) -> Case {
+    let mut case = special(selector, order);
+    case.shape.num_layers = 2;
+    case.layout = Layout::Hnd;
+    case.policy.direction = Direction::Random { seed: 0x1234_5678_9abc_def0 };
+    case.lengths = vec![0, 699];
+    case.policy.budget = Budget::KeepRatio { keep_ratio: 0.29, rounding: Rounding::Floor };
+    case
+}
+
+/// Budgets of one token, raised where zero norms or protected tokens are many.
+fn least(selector: Selector, order: Order, recent: u32, direction: Direction) -> Case {
+    let mut case = Case::new(shape(3, 8, 40, 16, Dtype::F16), policy(0.0, selector, order));
+    case.data = Data::Special;
+    case.lengths = vec![40, 33, 2];
+    case.policy.direction = direction;
+    case.policy.recent = recent;
+    case
+}
+
+/// Rows for the chain of dispatches, twice: the second round finds the scratch of the first.
+fn long(selector: Selector, order: Order) -> Case {
+    let keep_ratio = if order == Order::Fill { 0.5 } else { 0.002 };
+    let mut case = Case::new(shape(2, 1, 18_000, 16, Dtype::F16), policy(keep_ratio, selector, order));
+    case.lengths = vec![17_000, 9000];
+    case.appended = vec![1000, 9];
+    case.policy.recent = 70;
+    case
+}
+
+/// Long rows of one tile, whose first digits hold a threshold in the last bin or a raised budget, twice.
+fn one_tile(selector: Selector, order: Order) -> Case {
+    let mut case = long(selector, order);
+    case.shape.capacity = 3000;
+    case.policy.budget = Budget::keep_ratio(0.002);
+    case.lengths = vec![2900, 70];
+    case.appended = vec![100, 2900];
+    case
+}
+
+/// Norms from zero to NaN, the threshold among the highest.
+fn spread(order: Order) -> Case {
+    let mut case = Case { data: Data::Special, ..long(Selector::Radix, order) };
+    case.policy.budget = Budget::keep_ratio(0.9);
+    case.appended.clear();
+    case
+}
+
+/// Enough kept rows for every piece of the positional walk.
+fn walk() -> Case {
+    Case::new(shape(1, 2, 2600, 16, Dtype::F16), policy(0.6, Selector::Radix, Order::Positional))
+}
+
+/// One of many equals is kept, before protected tokens.
+fn one_of_equals(selector: Selector, order: Order) -> Case {
+    let mut case = Case::new(shape(1, 1, 50, 16, Dtype::F16), policy(0.0, selector, order));
+    case.data = Data::AllEqual;
+    case.policy.recent = 20;
+    case.policy.budget = Budget::KeepTokens(21);
+    case
+}
+
+/// Rows beyond workgroup memory, as many as make an unsorted neighbour at some threshold likely.
+fn many_sorts() -> Case {
+    Case::new(shape(1, 48, 4200, 16, Dtype::F16), policy(0.5, Selector::Bitonic, Order::Fill))
+}
+
+/// The threshold lies between bf16 keys that count as zero and the smallest that do not.
+fn edge() -> Case {
+    let mut case = Case::new(shape(2, 4, 200, 16, Dtype::Bf16), policy(0.37, Selector::Radix, Order::Fill));
+    case.data = Data::Special;
+    case
+}
+
+pub fn quick() -> Vec<Quick> {
+    let mut all = Vec::new();
+    let mut add = |name, case, apart| all.push(Quick { name, case, apart });
+    for subgroups in [Switch::Off, Switch::On] {
+        let with = |mut case: Case| {
+            case.options = Options::with_subgroups(subgroups);
+            case
+        };
+        for (selector, order) in [
+            (Selector::Radix, Order::Fill),
+            (Selector::Bitonic, Order::Positional),
+            (Selector::Radix, Order::Positional),
+            (Selector::Bitonic, Order::Fill),
+        ] {
+            add("two rounds", with(two_rounds(selector, order)), false);
+            add("special", with(special(selector, order)), false);
+            add("ties", with(ties(selector, order)), false);
+            add("random", with(random(selector, order)), false);
+            add("least", with(least(selector, order, 0, Direction::Lowest)), false);
+            add("least of highest", with(least(selector, order, 0, Direction::Highest)), false);
+            add("raised", with(least(selector, order, 5, Direction::Lowest)), false);
+            add("one of equals", with(one_of_equals(selector, order)), false);
+            add("long", with(long(selector, order)), order == Order::Positional);
+            add("one tile", with(one_tile(selector, order)), false);
+        }
+        add("spread", with(spread(Order::Fill)), false);
+        add("spread apart", with(spread(Order::Positional)), true);
+        add("walk", with(walk()), false);
+        add("edge", with(edge()), false);
+        add("many sorts", with(many_sorts()), false);
+    }
+    all
+}
+
+pub fn run(quick: &Quick, built: &Built) {
+    let (gpu, case) = (gpu(), &quick.case);
+    let mut fixture = Fixture::built(gpu, case, built);
+    if quick.apart {
+        let max_len = fixture.max_len();
+        for stage in [Stages::SCORE, Stages::SELECT, Stages::COMPACT] {
+            submit(gpu, |pass| fixture.bound.record_stages(pass, max_len, stage).expect("a record"));
+        }
+        fixture.compress_host(case);
+        fixture.compare(gpu, case, "apart");
+    } else {
+        fixture.compress_and_compare(gpu, case, "first");
+    }
+    if !case.appended.is_empty() {
+        fixture.append(gpu, case);
+        fixture.compress_and_compare(gpu, case, "second");
+    }
+}

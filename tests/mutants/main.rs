@@ -1,0 +1,213 @@
+//! One-line faults planted in the shaders, caught by the quick cases. Each barrier is dropped, each comparison is made
+//! off by one or, where that changes nothing, negated, each stride is lengthened ([`generate`]); [`list::BY_HAND`] adds
+//! faults of other kinds. A place none of whose faults can be seen is listed with the reason; a list that no longer fits
+//! the shaders fails. `KEYNORM_MUTANTS=text` runs and prints only the faults whose description holds the text.
+
+#[path = "../gpu/support.rs"]
+#[allow(dead_code, reason = "shared with the tests of the GPU")]
+mod support;
+
+mod cases;
+mod list;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use keynorm::ShaderPatch;
+
+/// A line of a file before and after.
+#[derive(Clone)]
+struct Mutant {
+    file: String,
+    line: usize,
+    before: String,
+    after: String,
+    text: String,
+    mutated: String,
+}
+
+impl std::fmt::Display for Mutant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}: {}  →  {}", self.file, self.line, self.before.trim(), self.after.trim())
+    }
+}
+
+fn read(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders").join(file);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Every file, by its path below `shaders`.
+fn files() -> Vec<String> {
+    let mut files = Vec::new();
+    for (dir, prefix) in [("shaders", ""), ("shaders/shared", "shared/")] {
+        for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)).expect("the shaders") {
+            let name = entry.expect("an entry").file_name().to_string_lossy().into_owned();
+            if name.ends_with(".wgsl") {
+                files.push(format!("{prefix}{name}"));
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+fn mutant(file: &str, text: &str, at: usize, before: &str, after: &str) -> Mutant {
+    let mutated = format!("{}{after}{}", &text[..at], &text[at + before.len()..]);
+    let line = text[..at].matches('\n').count();
+    let nth = |text: &str| text.lines().nth(line).unwrap_or_default().to_owned();
+    let (before, after) = (nth(text), nth(&mutated));
+    Mutant { file: file.to_owned(), line: line + 1, before, after, text: text.to_owned(), mutated }
+}
+
+/// The faults of one place, weakest first: one of them must be caught.
+type Place = Vec<Mutant>;
+
+/// What a comparison becomes, weakest fault first. In the header of a loop nothing that may never end.
+fn comparisons(code: &str, at: usize, find: &str) -> Vec<&'static str> {
+    let code_of_loop = code.trim_start();
+    if code_of_loop.starts_with("while ") {
+        return vec![" + 1u < "];
+    }
+    match (find, code_of_loop.starts_with("for ")) {
+        (" < ", true) => vec![" <= ", " + 1u < "],
+        (" <= ", true) => vec![" < "],
+        (" > ", true) => vec![" > 1u + "],
+        (" < ", false) => vec![" <= ", " >= "],
+        (" <= ", false) => vec![" < ", " > "],
+        (" > ", false) => vec![" >= ", " <= "],
+        (" >= ", false) => vec![" > ", " < "],
+        // One invocation writes for all: none does.
+        (" == ", _) if ["index", "lane", " j"].iter().any(|i| code[..at].ends_with(i)) => vec![" == 0xffffu + "],
+        (" == ", _) => vec![" != "],
+        (" != ", _) => vec![" == "],
+        other => panic!("no fault for {other:?} in {code}"),
+    }
+}
+
+/// Every barrier, comparison and stride of a file.
+fn generate(file: &str) -> Vec<Place> {
+    const BARRIER: &str = "workgroupBarrier();";
+    const COMPARISONS: [&str; 6] = [" < ", " <= ", " > ", " >= ", " == ", " != "];
+    const STRIDE: &str = "_stride";
+    let text = read(file);
+    let mut places = Vec::new();
+    let mut line_start = 0;
+    for line in text.split_inclusive('\n') {
+        let code = &line[..line.find("//").unwrap_or(line.len())];
+        for (at, _) in code.match_indices(BARRIER) {
+            places.push(vec![mutant(file, &text, line_start + at, BARRIER, ";")]);
+        }
+        for find in COMPARISONS {
+            for (at, _) in code.match_indices(find) {
+                let faults = comparisons(code, at, find);
+                places.push(faults.iter().map(|f| mutant(file, &text, line_start + at, find, f)).collect());
+            }
+        }
+        // Uses, not the declarations of a struct.
+        for (at, _) in code.match_indices(STRIDE).filter(|&(at, _)| !code[at + STRIDE.len()..].starts_with(':')) {
+            let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
+            let start = code[..at].rfind(|c| !is_part(c)).map_or(0, |c| c + 1);
+            let whole = &code[start..at + STRIDE.len()];
+            // By one vector where strides are words and are divided by four.
+            places.push(vec![mutant(file, &text, line_start + start, whole, &format!("({whole} + 4u)"))]);
+        }
+        line_start += line.len();
+    }
+    places
+}
+
+/// The faults of the list, each at the one place that it names.
+fn by_hand() -> Vec<Place> {
+    let of = |&(file, find, replacement): &(&str, &str, &str)| {
+        let text = read(file);
+        let places: Vec<usize> = text.match_indices(find).map(|m| m.0).collect();
+        assert_eq!(places.len(), 1, "mutants/list.rs: {file} holds `{find}` {} times, expected once", places.len());
+        vec![mutant(file, &text, places[0], find, replacement)]
+    };
+    list::BY_HAND.iter().map(of).collect()
+}
+
+/// All places but those that are excused, each excuse being needed.
+fn places() -> Vec<Place> {
+    let mut places: Vec<Place> = files().iter().flat_map(|f| generate(f)).chain(by_hand()).collect();
+    for &(file, line, nth, reason) in list::EXCUSED {
+        assert!(!reason.is_empty(), "mutants/list.rs: {file} `{line}` has no reason");
+        let is_it = |p: &Place| p.iter().any(|m| m.file == file && m.after.trim().split(" //").next() == Some(line));
+        let at = (0..places.len()).filter(|&ix| is_it(&places[ix])).nth(nth);
+        // Removed below, so that the numbers of others do not change.
+        places[at.unwrap_or_else(|| panic!("mutants/list.rs: no fault {nth} of {file} makes the line `{line}`"))]
+            .iter_mut()
+            .for_each(|m| m.mutated.clear());
+    }
+    places.retain(|p| p.iter().all(|m| !m.mutated.is_empty()));
+    places
+}
+
+/// A quick case and the sources that it builds.
+struct Reach(cases::Quick, Vec<String>);
+
+/// Runs the quick cases on the sources as they are.
+fn reaches() -> Vec<Reach> {
+    let reach = |mut quick: cases::Quick| {
+        let sources: Arc<Mutex<Vec<String>>> = Arc::default();
+        let seen = Arc::clone(&sources);
+        quick.case.options.shader_patch = Some(ShaderPatch(Arc::new(move |source: &str| {
+            seen.lock().expect("a lock").push(source.to_owned());
+            source.to_owned()
+        })));
+        cases::run(&quick, &support::Built::default());
+        let sources = sources.lock().expect("a lock").clone();
+        Reach(quick, sources)
+    };
+    cases::quick().into_iter().map(reach).collect()
+}
+
+/// What caught the fault: the first case that differs, or the refusal to build.
+fn caught_by(mutant: &Mutant, reaches: &[Reach]) -> Option<&'static str> {
+    let (text, mutated) = (mutant.text.clone(), mutant.mutated.clone());
+    let patch = ShaderPatch(Arc::new(move |source: &str| source.replace(&text, &mutated)));
+    let built = support::Built::default();
+    let in_use: Vec<_> = reaches.iter().filter(|r| r.1.iter().any(|s| s.contains(&mutant.text))).collect();
+    assert!(!in_use.is_empty(), "no quick case builds {}", mutant.file);
+    in_use.into_iter().find_map(|Reach(quick, _)| {
+        let mut quick = quick.clone();
+        quick.case.options.shader_patch = Some(patch.clone());
+        let result = catch_unwind(AssertUnwindSafe(|| cases::run(&quick, &built)));
+        result.is_err().then_some(quick.name)
+    })
+}
+
+#[test]
+fn every_mutant_is_caught() {
+    let places = places();
+    assert!(places.len() >= 100, "{} places", places.len());
+    let reaches = reaches();
+    let filter = std::env::var("KEYNORM_MUTANTS").unwrap_or_default();
+    let chosen: Vec<&Place> = places.iter().filter(|p| p.iter().any(|m| m.to_string().contains(&filter))).collect();
+    let next = AtomicUsize::new(0);
+    let survivors = Mutex::new(Vec::new());
+    // The failures of cases are what is looked for, and so are not printed.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| ()));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from).min(8) {
+            scope.spawn(|| {
+                while let Some(place) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let caught = place.iter().find_map(|m| Some((m, caught_by(m, &reaches)?)));
+                    match caught {
+                        Some((mutant, by)) if !filter.is_empty() => println!("{mutant}: {by}"),
+                        Some(_) => (),
+                        None => survivors.lock().expect("a lock").push(place[0].to_string()),
+                    }
+                }
+            });
+        }
+    });
+    std::panic::set_hook(hook);
+    println!("{} of {} places on {}", chosen.len(), places.len(), support::gpu().info.name);
+    let survivors = survivors.into_inner().expect("a lock");
+    assert!(survivors.is_empty(), "{} survive:\n{}", survivors.len(), survivors.join("\n"));
+}

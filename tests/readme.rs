@@ -1,0 +1,76 @@
+//! What the README says, against what is so: versions, limits, names of files and of shader entry points.
+
+use std::path::Path;
+
+const README: &str = include_str!("../README.md");
+const MANIFEST: &str = include_str!("../Cargo.toml");
+
+/// The first screen of a terminal or a web page.
+const FIRST_SCREEN_LINES: usize = 16;
+
+fn manifest_value(key: &str) -> &'static str {
+    let line = MANIFEST.lines().find(|l| l.starts_with(key)).expect(key);
+    line.split('"').nth(1).expect("a string")
+}
+
+#[test]
+fn versions() {
+    let version = manifest_value("version = ").rsplit_once('.').expect("major.minor.patch").0;
+    let wgpu = manifest_value("wgpu = ").split('.').next().expect("a major version");
+    let row = format!("| {version} | {wgpu} | {} |", manifest_value("rust-version = "));
+    assert!(README.contains(&row), "the table of versions lacks {row}");
+    let clippy = include_str!("../clippy.toml");
+    assert!(clippy.contains(manifest_value("rust-version = ")), "clippy.toml has another Rust version");
+}
+
+#[test]
+fn limits() {
+    for limit in [keynorm::MAX_CAPACITY, keynorm::MAX_HEAD_DIM] {
+        assert!(README.contains(&format!(" to {limit}")), "{limit} is not named");
+    }
+    let policy = keynorm::Policy::safe(0.5);
+    let row = format!("first {}, last {} tokens", policy.sinks, policy.recent);
+    assert!(README.contains(&row), "the row of `safe` lacks {row}");
+}
+
+#[test]
+fn commands_on_the_first_screen() {
+    let screen: String = README.lines().take(FIRST_SCREEN_LINES).collect::<Vec<_>>().join("\n");
+    let ci = include_str!("../.ci/run");
+    for command in ["scripts/with-adapter cargo run --release --example compress", "scripts/with-adapter cargo test"] {
+        assert!(screen.contains(command), "{command} is not on the first screen");
+        assert!(ci.contains(&format!("step {command}\n")), ".ci/run does not run {command}");
+    }
+}
+
+#[test]
+fn named_files_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let top = ["src", "shaders", "tests", "examples", "scripts", "benches", ".ci", "CHANGELOG.md", "LICENSE"];
+    let mut found = 0;
+    for code in README.split('`').skip(1).step_by(2) {
+        let name = code.split_whitespace().next().unwrap_or_default();
+        if top.iter().any(|t| name == *t || name.starts_with(&format!("{t}/")) || name.starts_with(&format!("{t}-"))) {
+            assert!(root.join(name).exists(), "{name} does not exist");
+            found += 1;
+        }
+    }
+    assert!(found > 5, "only {found} names of files found: has the README changed its form?");
+}
+
+#[test]
+fn named_entry_points_exist() {
+    let table = README.lines().filter(|l| l.contains("| ") && l.contains(" rw"));
+    let sources: String = keynorm::Module::all().iter().map(keynorm::Module::source).collect();
+    let mut found = 0;
+    for row in table {
+        let Some(cell) = row.split('|').nth(2) else { continue };
+        // The first name is the shader's file.
+        for entry in cell.split('`').skip(1).step_by(2).skip(1) {
+            let name = entry.strip_prefix('_').map_or(entry.to_owned(), |rest| format!("bitonic_{rest}"));
+            assert!(sources.contains(&format!("fn {name}(")), "no entry point {name}");
+            found += 1;
+        }
+    }
+    assert!(found > 10, "only {found} entry points found: has the table changed its form?");
+}

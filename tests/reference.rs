@@ -1,0 +1,364 @@
+//! The CPU twins against naive definitions: 64-bit floats, sorts and exact integers.
+
+use std::collections::BTreeSet;
+
+use half::{bf16, f16};
+use keynorm::reference::key_norm::{self, NAN_ORDER_KEY};
+use keynorm::reference::{CacheRow, compact, compress_row, top_k};
+use keynorm::{Budget, Direction, Dtype, Order, Policy, Rounding, TensorSpec};
+use proptest::prelude::*;
+
+const SPEC: TensorSpec = TensorSpec::new(Dtype::F16, 16);
+
+fn dtype() -> impl Strategy<Value = Dtype> {
+    prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::Bf16)]
+}
+
+fn direction() -> impl Strategy<Value = Direction> {
+    prop_oneof![
+        Just(Direction::Lowest),
+        Just(Direction::Highest),
+        any::<u64>().prop_map(|seed| Direction::Random { seed })
+    ]
+}
+
+fn order() -> impl Strategy<Value = Order> {
+    prop_oneof![Just(Order::Fill), Just(Order::Positional)]
+}
+
+/// Tokens of a head dimension, a scale each.
+fn tokens(max_len: usize) -> impl Strategy<Value = (u32, Vec<Vec<f32>>)> {
+    prop::sample::select(vec![16_u32, 24, 64, 80, 128, 200]).prop_flat_map(move |head_dim| {
+        let token = (prop::collection::vec(-1.0_f32..1.0, head_dim as usize), -6..6_i32)
+            .prop_map(|(x, e)| x.iter().map(|x| x * 2.0_f32.powi(e)).collect::<Vec<_>>());
+        (Just(head_dim), prop::collection::vec(token, 1..max_len))
+    })
+}
+
+fn encode(dtype: Dtype, values: &[f32]) -> Vec<u8> {
+    match dtype {
+        Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        Dtype::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+    }
+}
+
+/// The squared norm of the encoded key, in double precision, in any order.
+fn exact_norm(dtype: Dtype, key: &[u8]) -> f64 {
+    let halves = key.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    match dtype {
+        Dtype::F32 => {
+            key.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().expect("4 bytes"))).powi(2)).sum()
+        }
+        Dtype::F16 => halves.map(|h| f16::from_bits(h).to_f64().powi(2)).sum(),
+        Dtype::Bf16 => halves.map(|h| bf16::from_bits(h).to_f64().powi(2)).sum(),
+    }
+}
+
+fn select(order_keys: &[u32], budget: Budget, order: Order) -> top_k::Selection {
+    top_k::select(order_keys, &budget, order).expect("a sound budget")
+}
+
+fn set(slots: &[u32]) -> BTreeSet<u32> {
+    slots.iter().copied().collect()
+}
+
+/// A key whose squared norm is exactly `norm`², for f16.
+fn key_of(norm: u16) -> Vec<u8> {
+    let mut values = [0.0; 16];
+    values[usize::from(norm) % 16] = f32::from(norm);
+    encode(Dtype::F16, &values)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn norm_is_within_rounding_of_the_exact_sum((head_dim, tokens) in tokens(4), dtype in dtype()) {
+        let spec = TensorSpec::new(dtype, head_dim);
+        for token in &tokens {
+            let key = encode(dtype, token);
+            let exact = exact_norm(dtype, &key);
+            let norm = f64::from(key_norm::squared_norm(&spec, &key).expect("no NaN"));
+            let bound = exact * f64::from(head_dim) * 2.0_f64.powi(-24);
+            prop_assert!((norm - exact).abs() <= bound, "{norm} for {exact}");
+        }
+    }
+
+    #[test]
+    fn lowest_norms_are_kept((head_dim, tokens) in tokens(60), dtype in dtype(), keep_ratio in 0.0..=1.0, order in order()) {
+        let spec = TensorSpec::new(dtype, head_dim);
+        let keys: Vec<Vec<u8>> = tokens.iter().map(|t| encode(dtype, t)).collect();
+        let len = u32::try_from(keys.len()).expect("few tokens");
+        let policy = Policy { order, ..Policy::new(Budget::keep_ratio(keep_ratio)) };
+        let scored = key_norm::score_row(&policy, 0, 0, &CacheRow::new(len), &spec, &keys.concat());
+        let selection = select(&scored.order_keys, policy.budget, order);
+        let kept = set(&selection.sources);
+        prop_assert_eq!(kept.len(), selection.budget as usize, "exactly the budget, no slot twice");
+        let norms: Vec<f64> = keys.iter().map(|k| exact_norm(dtype, k)).collect();
+        let mut naive: Vec<u32> = (0..len).collect();
+        naive.sort_by(|&a, &b| norms[a as usize].total_cmp(&norms[b as usize]));
+        let threshold = norms[naive[selection.budget as usize - 1] as usize];
+        let naive = set(&naive[..selection.budget as usize]);
+        for &slot in kept.symmetric_difference(&naive) {
+            let distance = (norms[slot as usize] - threshold).abs();
+            prop_assert!(distance <= threshold * f64::from(head_dim) * 2.0_f64.powi(-24), "slot {slot}");
+        }
+    }
+
+    #[test]
+    fn ties_go_to_the_lower_slot(order_keys in prop::collection::vec(0_u32..6, 0..80), tokens in 1_u32..90, order in order()) {
+        let selection = select(&order_keys, Budget::KeepTokens(tokens), order);
+        let mut naive: Vec<u32> = (0..).take(order_keys.len()).collect();
+        naive.sort_by_key(|&slot| order_keys[slot as usize]); // stable
+        let num_protected = order_keys.iter().filter(|&&k| k == 0).count();
+        let budget = order_keys.len().min(num_protected.max(tokens as usize));
+        naive.truncate(budget);
+        prop_assert_eq!(selection.budget as usize, budget);
+        prop_assert_eq!(set(&selection.sources), set(&naive));
+        prop_assert_eq!(selection.raised, (tokens as usize) < order_keys.len().min(num_protected));
+        if let Some(&last) = naive.last() {
+            let threshold = order_keys[last as usize];
+            let ties = naive.iter().filter(|&&s| order_keys[s as usize] == threshold).count();
+            prop_assert_eq!((selection.threshold, selection.num_ties as usize), (threshold, ties));
+        }
+    }
+
+    #[test]
+    fn fill_and_positional_keep_the_same_and_fill_moves_the_fewest(
+        order_keys in prop::collection::vec(0_u32..40, 0..80), keep_ratio in 0.0..=1.0,
+    ) {
+        let fill = select(&order_keys, Budget::keep_ratio(keep_ratio), Order::Fill);
+        let positional = select(&order_keys, Budget::keep_ratio(keep_ratio), Order::Positional);
+        prop_assert_eq!(set(&fill.sources), set(&positional.sources));
+        prop_assert!(positional.sources.is_sorted(), "positional keeps the order");
+        let movers: Vec<u32> = positional.sources.iter().copied().filter(|&s| s >= fill.budget).collect();
+        prop_assert_eq!(fill.num_moved(), movers.len());
+        let moved: Vec<u32> = (0..).zip(&fill.sources).filter(|&(to, &from)| to != from).map(|p| *p.1).collect();
+        prop_assert_eq!(moved, movers, "the j-th mover goes to the j-th hole");
+    }
+
+    #[test]
+    fn nan_is_dropped_first(
+        kinds in prop::collection::vec(0_u8..4, 1..60), direction in direction(), tokens in 1_u32..70, order in order(),
+    ) {
+        let key = |&kind: &u8| match kind {
+            0 => encode(Dtype::F16, &[f32::NAN; 16]),
+            1 => { let mut k = [f32::INFINITY; 16]; k[7] = -f32::NAN; encode(Dtype::F16, &k) }
+            2 => encode(Dtype::F16, &[f32::INFINITY; 16]),
+            _ => key_of(3),
+        };
+        let keys: Vec<u8> = kinds.iter().flat_map(key).collect();
+        let len = u32::try_from(kinds.len()).expect("few tokens");
+        let policy = Policy { direction, ..Policy::new(Budget::KeepTokens(tokens)) };
+        let scored = key_norm::score_row(&policy, 0, 0, &CacheRow::new(len), &SPEC, &keys);
+        prop_assert_eq!(scored.non_finite, kinds.iter().any(|&k| k < 3));
+        let kept = set(&select(&scored.order_keys, policy.budget, order).sources);
+        let nans: Vec<u32> = (0..len).filter(|&s| kinds[s as usize] < 2).collect();
+        let num_nan_kept = tokens.min(len).saturating_sub(len - u32::try_from(nans.len()).expect("few"));
+        let nan_kept: Vec<u32> = nans.iter().copied().filter(|s| kept.contains(s)).collect();
+        prop_assert_eq!(&nan_kept[..], &nans[..num_nan_kept as usize], "only what is left over, lower slots first");
+    }
+
+    /// Against a list of (position, norm) pairs, over several rounds of appending and compressing.
+    #[test]
+    fn protection_is_by_original_position(
+        rounds in prop::collection::vec(prop::collection::vec(0_u16..2000, 0..30), 1..5),
+        sinks in 0_u32..8, recent in 0_u32..40, keep_ratio in 0.0..=1.0, highest in any::<bool>(), order in order(),
+    ) {
+        let direction = if highest { Direction::Highest } else { Direction::Lowest };
+        let policy = Policy { direction, sinks, recent, order, ..Policy::new(Budget::keep_ratio(keep_ratio)) };
+        let (mut row, mut keys, mut values) = (CacheRow::default(), Vec::new(), Vec::new());
+        let mut naive: Vec<(u32, u16)> = Vec::new();
+        for (round, norms) in rounds.into_iter().enumerate() {
+            // From the second round on, so that the first tokens may be gone and slots no longer be positions.
+            let sinks = if round == 0 { 0 } else { sinks };
+            let policy = Policy { sinks, ..policy.clone() };
+            for norm in norms {
+                naive.push((row.num_seen, norm));
+                row.append(1);
+                keys.extend(key_of(norm));
+                values.extend(key_of(norm ^ 1));
+            }
+            compress_row(&policy, 0, 0, &mut row, &SPEC, &mut keys, &SPEC, &mut values).expect("a sound policy");
+            keys.truncate(row.len as usize * 32);
+            values.truncate(row.len as usize * 32);
+
+            let protected = |p: u32| p < sinks || p + recent >= row.num_seen;
+            let num_protected = naive.iter().filter(|t| protected(t.0)).count();
+            let asked = policy.budget.tokens(u32::try_from(naive.len()).expect("few"), 0).expect("a sound budget");
+            let budget = naive.len().min(num_protected.max(asked as usize));
+            // Slots are in the order of the list, whatever the positions: ties go by slot.
+            let mut ranked: Vec<usize> = (0..naive.len()).collect();
+            let rank = |n: u16| if highest { -i32::from(n) } else { i32::from(n) };
+            ranked.sort_by_key(|&s| (!protected(naive[s].0), if protected(naive[s].0) { 0 } else { rank(naive[s].1) }));
+            ranked.truncate(budget);
+            let expected: BTreeSet<(u32, u16)> = ranked.iter().map(|&s| naive[s]).collect();
+            let positions: Vec<u32> = (0..row.len).map(|s| row.position_of(s)).collect();
+            prop_assert_eq!(set(&positions), expected.iter().map(|t| t.0).collect::<BTreeSet<_>>());
+            if order == Order::Positional {
+                prop_assert!(positions.is_sorted(), "{positions:?}");
+            }
+            // The keys and values that moved are those of their positions.
+            let norm_of = |p: u32| expected.iter().find(|t| t.0 == p).expect("a kept position").1;
+            naive = positions.iter().map(|&p| (p, norm_of(p))).collect();
+            prop_assert_eq!(&keys, &naive.iter().flat_map(|t| key_of(t.1)).collect::<Vec<_>>());
+            prop_assert_eq!(&values, &naive.iter().flat_map(|t| key_of(t.1 ^ 1)).collect::<Vec<_>>());
+        }
+    }
+
+    /// A decimal ratio times a length, in integers.
+    #[test]
+    fn budget_is_the_exact_product(digits in 0_u32..=6, numerator in 0_u128..=1_000_000, len in 0_u32..=1 << 20) {
+        check_budget(numerator % (10_u128.pow(digits) + 1), digits, len)?;
+    }
+
+    #[test]
+    fn budget_is_the_exact_product_where_it_is_whole(digits in 1_u32..=6, numerator in 0_u128..=1_000_000, n in 0_u32..=1 << 20) {
+        let one = 10_u128.pow(digits);
+        let len = n / u32::try_from(one).expect("at most 10^6") * u32::try_from(one).expect("at most 10^6");
+        check_budget(numerator % (one + 1), digits, len)?;
+        check_budget(55, 2, n / 100 * 100)?;
+    }
+
+    #[test]
+    fn one_prefill_is_the_same_as_token_by_token(
+        mut norms in prop::collection::vec(0_u16..2000, 1..60), tokens in 1_u32..40, sinks in 0_u32..5,
+        direction in direction(), order in order(),
+    ) {
+        let tokens = tokens.max(sinks);
+        if order == Order::Fill {
+            // Fill keeps no order among equals, so the property is for distinct scores.
+            let mut seen = BTreeSet::new();
+            norms.retain(|n| seen.insert(*n));
+        }
+        let policy = Policy { direction, sinks, order, ..Policy::new(Budget::KeepTokens(tokens)) };
+        let compress = |row: &mut CacheRow, keys: &mut Vec<u8>| {
+            let mut values = keys.clone();
+            compress_row(&policy, 3, 5, row, &SPEC, keys, &SPEC, &mut values).expect("a sound policy");
+            keys.truncate(row.len as usize * 32);
+        };
+        let mut whole = (CacheRow::new(u32::try_from(norms.len()).expect("few")), norms.iter().flat_map(|&n| key_of(n)).collect());
+        compress(&mut whole.0, &mut whole.1);
+        let mut single = (CacheRow::default(), Vec::new());
+        for &norm in &norms {
+            single.0.append(1);
+            single.1.extend(key_of(norm));
+            compress(&mut single.0, &mut single.1);
+        }
+        prop_assert_eq!(whole.0.num_seen, single.0.num_seen);
+        if order == Order::Positional {
+            prop_assert_eq!(&whole, &single);
+        }
+        prop_assert_eq!(set(&whole.0.positions), set(&single.0.positions));
+    }
+
+    #[test]
+    fn rows_move_as_the_selection_says(order_keys in prop::collection::vec(0_u32..9, 1..50), keep_ratio in 0.0..=1.0, order in order()) {
+        let selection = select(&order_keys, Budget::keep_ratio(keep_ratio), order);
+        let before: Vec<u8> = (0..).take(order_keys.len() * 3).collect();
+        let mut rows = before.clone();
+        compact::move_rows(&selection, 3, &mut rows);
+        let expected: Vec<u8> = selection.sources.iter().flat_map(|&s| before[s as usize * 3..][..3].to_vec()).collect();
+        prop_assert_eq!(&rows[..expected.len()], &expected[..]);
+        prop_assert_eq!(&rows[expected.len()..], &before[expected.len()..], "the tail is left as it is");
+    }
+}
+
+fn check_budget(numerator: u128, digits: u32, len: u32) -> Result<(), TestCaseError> {
+    let one = 10_u128.pow(digits);
+    // As a user writes it: 0.55, not 55 / 100 in floats.
+    let keep_ratio: f64 = format!("{numerator}e-{digits}").parse().expect("a decimal");
+    for (rounding, asked) in [
+        (Rounding::Ceil, (numerator * u128::from(len)).div_ceil(one)),
+        (Rounding::Floor, numerator * u128::from(len) / one),
+    ] {
+        let expected = asked.max(1).min(len.into());
+        let budget = Budget::KeepRatio { keep_ratio, rounding }.tokens(len, 0).expect("a sound ratio");
+        prop_assert_eq!(u128::from(budget), expected, "{} of {}, {:?}", keep_ratio, len, rounding);
+    }
+    Ok(())
+}
+
+#[test]
+fn budgets_of_the_documentation() {
+    let tokens = |keep_ratio, rounding, len| Budget::KeepRatio { keep_ratio, rounding }.tokens(len, 0).expect("sound");
+    for rounding in [Rounding::Ceil, Rounding::Floor] {
+        assert_eq!(tokens(0.55, rounding, 100), 55, "in floats 0.55 * 100 is above 55");
+        assert_eq!(tokens(0.29, rounding, 100), 29, "in floats 0.29 * 100 is below 29");
+        assert_eq!(tokens(1.0, rounding, 1 << 20), 1 << 20, "all");
+        assert_eq!(tokens(0.0, rounding, 1 << 20), 1, "never none");
+        assert_eq!(tokens(0.0, rounding, 0), 0, "of nothing nothing");
+    }
+    assert_eq!([Rounding::Ceil, Rounding::Floor].map(|r| tokens(0.5, r, 101)), [51, 50], "roundings differ");
+    assert_eq!(Budget::keep_ratio(0.5).tokens(10, 7).expect("sound"), 7, "raised to what is protected");
+    assert_eq!(Budget::keep_ratio(0.5).tokens(10, 70).expect("sound"), 10, "but not above the length");
+}
+
+#[test]
+fn order_of_special_norms() {
+    let key = |direction, norm| key_norm::order_key(direction, norm, 0, 0, 0);
+    let norms = [0.0, f32::MIN_POSITIVE / 8.0, 1.0, f32::MAX, f32::INFINITY];
+    let lowest = norms.map(|n| key(Direction::Lowest, Some(n)));
+    assert!(lowest.is_sorted_by(|a, b| a < b) && lowest[0] == 1, "{lowest:?}");
+    let highest = norms.map(|n| key(Direction::Highest, Some(n)));
+    assert!(highest.is_sorted_by(|a, b| a > b) && highest[4] == 1, "{highest:?}");
+    for direction in [Direction::Lowest, Direction::Highest, Direction::Random { seed: 1 }] {
+        assert_eq!(key(direction, None), NAN_ORDER_KEY, "{direction:?}");
+        for norm in norms {
+            assert!((1..NAN_ORDER_KEY).contains(&key(direction, Some(norm))), "{direction:?} {norm}");
+        }
+    }
+}
+
+#[test]
+fn elements_at_the_edges() {
+    let norm = |dtype, value: f32| key_norm::squared_norm(&TensorSpec::new(dtype, 16), &encode(dtype, &[value; 16]));
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        assert_eq!(norm(dtype, -0.0).map(f32::to_bits), Some(0), "{dtype:?}: zero has no sign");
+        assert_eq!(norm(dtype, f32::INFINITY), Some(f32::INFINITY), "{dtype:?}");
+        assert_eq!(norm(dtype, f32::NAN), None, "{dtype:?}");
+        assert_eq!(norm(dtype, -2.0), Some(64.0), "{dtype:?}");
+    }
+    assert_eq!(norm(Dtype::F32, 3e38), Some(f32::INFINITY), "overflow counts as infinite");
+    assert_eq!(norm(Dtype::Bf16, 3e38), Some(f32::INFINITY), "overflow counts as infinite");
+    let subnormal = 2.0_f32.powi(-24);
+    assert_eq!(norm(Dtype::F16, subnormal), Some(16.0 * 2.0_f32.powi(-48)), "f16 subnormals are exact");
+    assert_eq!(norm(Dtype::Bf16, 2.0_f32.powi(-63)), Some(16.0 * 2.0_f32.powi(-126)), "the smallest that counts");
+    assert_eq!(norm(Dtype::Bf16, -2.0_f32.powi(-63) * 0.99), Some(0.0), "below it nothing");
+}
+
+#[test]
+fn random_bits_are_murmur3_and_look_random() {
+    // The finaliser of MurmurHash3_x86_32, written anew.
+    let fmix = |mut h: u32| {
+        for (shift, factor) in [(16, 0x85eb_ca6b), (13, 0xc2b2_ae35)] {
+            h = (h ^ (h >> shift)).wrapping_mul(factor);
+        }
+        h ^ (h >> 16)
+    };
+    assert_eq!(fmix(1), 0x514e_28b7, "a known value of the finaliser");
+    let (seed, layer, row) = (0x1234_5678_9abc_def0_u64, 3_u32, 5_u32);
+    let words =
+        [0x9abc_def0 ^ 0x9e37_79b9, 0x1234_5678, layer.wrapping_mul(0x85eb_ca6b), row.wrapping_mul(0xc2b2_ae35), 7];
+    let expected = words.into_iter().fold(0, |h, word: u32| fmix(h ^ word)) >> 1;
+    assert_eq!(key_norm::random_bits(seed, layer, row, 7), expected);
+
+    const NUM: u32 = 1 << 16;
+    for (seed, layer, row) in [(0, 0, 0), (1, 0, 0), (1 << 32, 0, 0), (0, 1, 0), (0, 0, 1), (u64::MAX, 31, 63)] {
+        let bits: Vec<u32> = (0..NUM).map(|p| key_norm::random_bits(seed, layer, row, p)).collect();
+        // Each count is binomial with standard deviation 128 (bits) and about 16 (buckets); six of them are allowed.
+        for bit in 0..31 {
+            let ones = bits.iter().filter(|&b| b >> bit & 1 == 1).count();
+            assert!(ones.abs_diff(NUM as usize / 2) < 6 * 128, "bit {bit} is set {ones} times");
+        }
+        for shift in [0, 8, 23] {
+            let mut buckets = [0_u32; 256];
+            bits.iter().for_each(|b| buckets[(b >> shift & 255) as usize] += 1);
+            assert!(buckets.iter().all(|b| b.abs_diff(256) < 6 * 16), "buckets at {shift}: {buckets:?}");
+        }
+        assert!(bits.iter().all(|b| b >> 31 == 0), "31 bits");
+        let other = (0..NUM).filter(|&p| key_norm::random_bits(seed ^ 2, layer, row, p) == bits[p as usize]).count();
+        assert!(other < 4, "{other} of {NUM} are the same with another seed");
+    }
+}

@@ -1,0 +1,382 @@
+//! What a device can lack or refuse, and which variants follow from what it offers.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use keynorm::{
+    BuildError, Compressor, Dtype, KvShape, Module, Options, Order, Policy, ReadError, Selector, ShaderPatch, Strides,
+    Switch, TensorSpec,
+};
+
+use crate::support::{
+    Draft, Noop, Tensor, assert_error, assert_message, assert_records, assert_usable, noop, noop_with, policy, request,
+    shape,
+};
+
+type EditLimits = fn(&mut wgpu::Limits);
+
+pub const LIMITS: &[(&str, EditLimits, &str)] = &[
+    (
+        "buffers",
+        |l| l.max_storage_buffers_per_shader_stage = 7,
+        r#"Limit { limit: "max_storage_buffers_per_shader_stage", needed: 8, available: 7 }"#,
+    ),
+    (
+        "invocations",
+        |l| l.max_compute_invocations_per_workgroup = 128,
+        r#"Limit { limit: "max_compute_invocations_per_workgroup", needed: 256, available: 128 }"#,
+    ),
+    (
+        "size x",
+        |l| l.max_compute_workgroup_size_x = 255,
+        r#"Limit { limit: "max_compute_workgroup_size_x", needed: 256, available: 255 }"#,
+    ),
+    (
+        "workgroup memory",
+        |l| l.max_compute_workgroup_storage_size = 16368,
+        r#"Limit { limit: "max_compute_workgroup_storage_size", needed: 16384, available: 16368 }"#,
+    ),
+    (
+        "bindings",
+        |l| l.max_bindings_per_bind_group = 8,
+        r#"Limit { limit: "max_bindings_per_bind_group", needed: 9, available: 8 }"#,
+    ),
+    (
+        "binding size",
+        |l| l.max_storage_buffer_binding_size = (1 << 20) - 4,
+        r#"Limit { limit: "max_storage_buffer_binding_size", needed: 1048576, available: 1048572 }"#,
+    ),
+    (
+        "no compute shaders",
+        |l| *l = wgpu::Limits::downlevel_webgl2_defaults(),
+        r#"Limit { limit: "max_storage_buffers_per_shader_stage", needed: 8, available: 0 }"#,
+    ),
+];
+
+#[test]
+fn devices_below_the_needed_limits() {
+    for (name, edit, expected) in LIMITS {
+        let mut limits = wgpu::Limits::default();
+        edit(&mut limits);
+        let noop = noop_with(&limits, wgpu::Features::empty(), 4);
+        assert_error(name, Compressor::new(&noop.device, Options::default()), expected);
+        assert_error(name, pollster::block_on(Compressor::new_async(&noop.device, Options::default())), expected);
+    }
+    noop().compressor(); // the default limits serve
+}
+
+#[test]
+fn grids_and_buffers_below_what_a_plan_needs() {
+    let limits = wgpu::Limits { max_compute_workgroups_per_dimension: 256, ..Default::default() };
+    let noop = noop_with(&limits, wgpu::Features::empty(), 4);
+    let compressor = noop.compressor();
+    match compressor.plan(&KvShape { capacity: 1 << 20, ..shape() }, &policy()) {
+        Err(error @ BuildError::Limit { limit: "max_compute_workgroups_per_dimension", needed, available: 256 }) => {
+            assert!(needed > 256, "{needed} would fit");
+            assert_message("grid", &error);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_usable(&noop, &compressor.plan(&shape(), &policy()).expect("a sound plan"));
+
+    let limits = wgpu::Limits { max_buffer_size: 1 << 20, ..Default::default() };
+    let noop = noop_with(&limits, wgpu::Features::empty(), 4);
+    let plan = noop.compressor().plan(&KvShape { capacity: 1 << 18, ..shape() }, &policy()).expect("a sound plan");
+    let expected = r#"Limit { limit: "max_buffer_size", needed: 6291456, available: 1048576 }"#;
+    assert_error("workspace", plan.create_workspace(), expected);
+    assert_error("state", plan.create_state(), expected);
+    assert_usable(&noop, &noop.compressor().plan(&shape(), &policy()).expect("a sound plan"));
+}
+
+/// The state's counters are bound whole.
+#[test]
+fn more_rows_than_a_binding_of_the_state_holds() {
+    let limits = wgpu::Limits { max_storage_buffer_binding_size: 1 << 20, ..Default::default() };
+    let noop = noop_with(&limits, wgpu::Features::empty(), 4);
+    let shape = KvShape { batch_size: 1 << 17, num_kv_heads: 1, capacity: 1, ..shape() };
+    let plan = noop.compressor().plan(&shape, &policy()).expect("a sound plan");
+    match plan.create_state() {
+        Err(error @ BuildError::Limit { limit: "max_storage_buffer_binding_size", needed, available: 1_048_576 }) => {
+            assert!(needed > 1 << 20, "{needed} would fit");
+            assert_message("state", &error);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn forced_subgroups_on_a_device_without() {
+    let noop = noop();
+    let forced = Compressor::new(&noop.device, Options::with_subgroups(Switch::On));
+    assert_error("subgroups", forced, r#"MissingFeature { feature: "SUBGROUP" }"#);
+    noop.compressor();
+}
+
+#[test]
+fn rows_beyond_a_binding() {
+    let noop = noop();
+    let mut options = Options::default();
+    options.max_binding_bytes = Some(1 << 16);
+    let compressor = Compressor::new(&noop.device, options).expect("a compressor");
+    let row = |argument: &str, row_bytes: u64| {
+        format!("Argument(RowExceedsBinding {{ argument: \"{argument}\", row_bytes: {row_bytes}, limit: 65536 }})")
+    };
+    let bind = |shape: &KvShape, edit: &dyn Fn(&mut Draft)| {
+        let plan = compressor.plan(shape, &policy()).expect("a sound plan");
+        let mut draft = Draft::new(&noop, &plan);
+        edit(&mut draft);
+        draft.bind(&plan).map(|bound| (plan, bound))
+    };
+    // 512 tokens of 128 bytes are a binding; 6 rows of them are six windows.
+    let exact = KvShape { capacity: 512, ..shape() };
+    let (plan, bound) = bind(&exact, &|_| ()).expect("windows of one row");
+    assert_records(&noop, &plan, &bound);
+    assert_error("one token more", bind(&KvShape { capacity: 513, ..exact }, &|_| ()), &row("keys", 65664));
+    let wide = KvShape { capacity: 256, values: TensorSpec::new(Dtype::F32, 72), ..exact };
+    assert_error("values", bind(&wide, &|_| ()), &row("values", 73728));
+    let nhd = |draft: &mut Draft| draft.layers[0].0.strides = Strides::nhd(3, 512, 64);
+    assert_error("strided", bind(&exact, &nhd), &row("keys", 512 * 384 - 256));
+    // Ranges that intersect are bound once, so here it is their union that is too long.
+    let joined = |draft: &mut Draft| {
+        let strides = Strides { batch: 3 * 512 * 128, head: 512 * 128, token: 128 };
+        let keys = Tensor { buffer: noop.storage(7 * 512 * 256), offset_bytes: 0, strides };
+        draft.layers[0] = (keys.clone(), Tensor { offset_bytes: 128 + 200 * 256, ..keys });
+    };
+    let half = KvShape { capacity: 256, ..exact };
+    let name = "keys and values, which are bound as one range,";
+    assert_error("joined", bind(&half, &joined), &row(name, 256 * 256 + 200 * 256));
+}
+
+#[test]
+fn caches_beyond_the_default_binding_go_in_windows() {
+    let limits = wgpu::Limits { max_storage_buffer_binding_size: 1 << 20, ..Default::default() };
+    let noop = noop_with(&limits, wgpu::Features::empty(), 4);
+    for (selector, order) in [(Selector::Bitonic, Order::Positional), (Selector::Radix, Order::Fill)] {
+        // 48 rows of 512 KiB, and of 32768 tokens beyond what workgroup memory sorts.
+        let spec = TensorSpec::new(Dtype::F16, 16);
+        let (batch_size, capacity) = (16, 16_384 + 7);
+        let shape = KvShape { batch_size, capacity, keys: spec, values: spec, ..shape() };
+        let plan = noop.compressor().plan(&shape, &Policy { selector, order, ..policy() }).expect("a sound plan");
+        assert_usable(&noop, &plan);
+    }
+}
+
+/// The modules that a device's plans and bindings build.
+fn built(noop: &Noop, options: &Options, shape: &KvShape, edit: impl Fn(&mut Draft)) -> Vec<Module> {
+    let sources: Arc<Mutex<Vec<String>>> = Arc::default();
+    let seen = Arc::clone(&sources);
+    let mut options = options.clone();
+    options.shader_patch = Some(ShaderPatch(Arc::new(move |source| {
+        seen.lock().expect("a lock").push(source.to_owned());
+        source.to_owned()
+    })));
+    let compressor = Compressor::new(&noop.device, options).expect("a compressor");
+    let plan = compressor.plan(shape, &policy()).expect("a sound plan");
+    let mut draft = Draft::new(noop, &plan);
+    edit(&mut draft);
+    let bound = draft.bind(&plan).expect("a sound binding");
+    assert_records(noop, &plan, &bound);
+    let sources = sources.lock().expect("a lock");
+    let all = Module::all();
+    let module = |source: &String| *all.iter().find(|m| m.source() == *source).expect("a module of the list");
+    sources.iter().map(module).collect()
+}
+
+fn key_norm(modules: &[Module]) -> (Dtype, bool, bool) {
+    let found: Vec<_> = modules
+        .iter()
+        .filter_map(|m| match *m {
+            Module::KeyNorm { dtype, vec4, subgroups } => Some((dtype, vec4, subgroups)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(found.len(), 1, "one variant of the norm: {modules:?}");
+    found[0]
+}
+
+#[test]
+fn subgroup_size_chooses_the_variant_of_the_norm() {
+    // (elements of f16, lanes that share a token)
+    for (head_dim, lanes) in [(16, 2), (24, 4), (64, 8), (80, 16), (128, 16), (256, 32), (512, 32)] {
+        for subgroup_min_size in [1, 4, 8, 16, 32, 64, 128] {
+            let noop = noop_with(&wgpu::Limits::default(), wgpu::Features::SUBGROUP, subgroup_min_size);
+            let spec = TensorSpec::new(Dtype::F16, head_dim);
+            let shape = KvShape { keys: spec, values: spec, ..shape() };
+            let forced = built(&noop, &Options::with_subgroups(Switch::On), &shape, |_| ());
+            let expected = (Dtype::F16, true, lanes <= subgroup_min_size);
+            assert_eq!(key_norm(&forced), expected, "head_dim {head_dim}, subgroups of {subgroup_min_size}");
+            let off = built(&noop, &Options::with_subgroups(Switch::Off), &shape, |_| ());
+            assert!(!key_norm(&off).2, "subgroups are off");
+        }
+    }
+}
+
+#[test]
+fn alignment_and_dtype_choose_the_access() {
+    let noop = noop();
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        for offset_bytes in [0, 4, 8, 12, 16, 64] {
+            let spec = TensorSpec::new(dtype, 64);
+            let shape = KvShape { keys: spec, ..shape() };
+            let modules = built(&noop, &Options::default(), &shape, |draft| {
+                let keys = &mut draft.layers[0].0;
+                *keys = Tensor { buffer: noop.storage(keys.buffer.size() + 64), offset_bytes, ..keys.clone() };
+            });
+            let vec4 = offset_bytes % 16 == 0;
+            assert_eq!(key_norm(&modules), (dtype, vec4, false), "offset {offset_bytes}");
+            let moves = modules.iter().filter_map(|m| match *m {
+                Module::Compact { keys_vec4, values_vec4 } => Some((keys_vec4, values_vec4)),
+                _ => None,
+            });
+            assert_eq!(moves.collect::<Vec<_>>(), [(vec4, Some(true))], "offset {offset_bytes}");
+        }
+    }
+}
+
+#[test]
+fn every_faked_device_serves() {
+    let small = wgpu::Limits::default();
+    let large = wgpu::Limits {
+        max_compute_invocations_per_workgroup: 1024,
+        max_compute_workgroup_size_x: 1024,
+        max_compute_workgroup_storage_size: 49152,
+        min_storage_buffer_offset_alignment: 32,
+        max_storage_buffer_binding_size: 1 << 30,
+        ..Default::default()
+    };
+    for limits in [small, large] {
+        for features in [wgpu::Features::empty(), wgpu::Features::SUBGROUP] {
+            for selector in [Selector::Auto, Selector::Bitonic, Selector::Radix] {
+                for order in [Order::Fill, Order::Positional] {
+                    let noop = noop_with(&limits, features, 32);
+                    for capacity in [1, 10, 5000, 20_000] {
+                        let shape = KvShape { capacity, ..shape() };
+                        let policy = Policy { selector, order, ..policy() };
+                        assert_usable(&noop, &noop.compressor().plan(&shape, &policy).expect("a sound plan"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A shader that the device refuses is an error with its label, each time it is asked for; then the compressor serves on.
+#[test]
+fn refused_shaders() {
+    let noop = noop();
+    let broken = Arc::new(AtomicBool::new(true));
+    let switch = Arc::clone(&broken);
+    let mut options = Options::default();
+    options.shader_patch = Some(ShaderPatch(Arc::new(move |source| {
+        if switch.load(Ordering::Relaxed) { format!("{source}\nfn f() {{") } else { source.to_owned() }
+    })));
+    let compressor = Compressor::new(&noop.device, options).expect("a compressor");
+    for attempt in 0..2 {
+        match compressor.plan(&shape(), &policy()) {
+            Err(error @ BuildError::Device { .. }) => {
+                assert!(error.to_string().contains("the device refused keynorm."), "{error}");
+                assert!(error.to_string().contains("fn f()"), "the compiler's words are left out: {error}");
+            }
+            other => panic!("attempt {attempt}: {other:?}"),
+        }
+    }
+    broken.store(false, Ordering::Relaxed);
+    assert_usable(&noop, &compressor.plan(&shape(), &policy()).expect("a sound plan"));
+}
+
+/// Buffers of another device of the same instance: wgpu sees them, and the host's error handler does not.
+#[test]
+fn buffers_of_another_device() {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: wgpu::Backends::NOOP,
+        backend_options: wgpu::BackendOptions {
+            noop: wgpu::NoopBackendOptions { enable: true, ..Default::default() },
+            ..Default::default()
+        },
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    let [one, two] = [0, 1].map(|_| request(&instance, &wgpu::Limits::default(), wgpu::Features::empty()));
+    let plans = [&one, &two].map(|n| n.compressor().plan(&shape(), &policy()).expect("a sound plan"));
+    let draft = Draft { device: two.device.clone(), ..Draft::new(&one, &plans[0]) };
+    assert_error("device", draft.bind(&plans[0]), r#"Argument(WrongDevice { argument: "device" })"#);
+    type Mix = fn(&mut Draft, Draft);
+    let parts: [(&str, Mix); 4] = [
+        ("keys", |d, other| d.layers[0].0 = other.layers[0].0.clone()),
+        ("values", |d, other| d.layers[0].1 = other.layers[0].1.clone()),
+        ("state", |d, other| d.state = other.state),
+        ("workspace", |d, other| d.workspace = other.workspace),
+    ];
+    for (name, mix) in parts {
+        let mut draft = Draft::new(&one, &plans[0]);
+        mix(&mut draft, Draft::new(&two, &plans[1]));
+        match draft.bind(&plans[0]) {
+            Err(BuildError::Device { label, message }) => {
+                assert!(label.starts_with("keynorm"), "{name}: {label}");
+                assert!(message.contains("evice"), "{name}: {message}");
+            }
+            other => panic!("{name}: {other:?}"),
+        }
+        assert_usable(&one, &plans[0]);
+    }
+}
+
+#[test]
+fn a_lost_device_is_an_error() {
+    let noop = noop();
+    let compressor = noop.compressor();
+    let plan = compressor.plan(&shape(), &policy()).expect("a sound plan");
+    let bound = Draft::new(&noop, &plan).bind(&plan).expect("a sound binding");
+    // Without a handler of the host wgpu panics on an error that nobody captures; what follows a loss may be one.
+    noop.device.on_uncaptured_error(Arc::new(|_| ()));
+    noop.device.destroy();
+    let read = pollster::block_on(bound.compress(&noop.device, &noop.queue, 10));
+    assert!(matches!(read, Err(ReadError::Poll(_) | ReadError::Map(_))), "{read:?}");
+    assert_message("lost", &read.expect_err("an error"));
+    let alive = crate::support::noop();
+    assert_usable(&alive, &alive.compressor().plan(&shape(), &policy()).expect("a sound plan"));
+}
+
+/// The process runs itself again with little address space, where the allocation of a workspace fails.
+#[cfg(target_os = "linux")]
+#[test]
+fn out_of_memory() {
+    const NAME: &str = "devices::out_of_memory";
+    const SAID: &str = "the workspace is out of memory";
+    let limits = wgpu::Limits { max_buffer_size: u32::MAX.into(), ..Default::default() };
+    if std::env::var_os("KEYNORM_LITTLE_MEMORY").is_some() {
+        let noop = noop_with(&limits, wgpu::Features::empty(), 4);
+        let compressor = noop.compressor();
+        let shape = KvShape { batch_size: 500, num_kv_heads: 1, capacity: 1 << 20, ..shape() };
+        let plan = compressor.plan(&shape, &policy()).expect("a sound plan");
+        match plan.create_workspace() {
+            Err(error @ BuildError::OutOfMemory { .. }) => assert_message("memory", &error),
+            other => panic!("{other:?}"),
+        }
+        assert_usable(&noop, &compressor.plan(&crate::support::shape(), &policy()).expect("a sound plan"));
+        println!("{SAID}");
+        return;
+    }
+    let child = std::process::Command::new("sh")
+        .args(["-c", "ulimit -v 1500000; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().expect("this program"))
+        .args([NAME, "--exact", "--nocapture"])
+        .env("KEYNORM_LITTLE_MEMORY", "1")
+        .output()
+        .expect("a child");
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && said.contains(SAID), "{said}\n{}", String::from_utf8_lossy(&child.stderr));
+}
+
+#[test]
+fn everything_is_send_and_sync() {
+    fn check<T: Send + Sync + 'static>() {}
+    check::<Compressor>();
+    check::<keynorm::Plan>();
+    check::<keynorm::Bound>();
+    check::<keynorm::CacheState>();
+    check::<keynorm::Workspace>();
+    check::<Options>();
+    check::<BuildError>();
+    check::<ReadError>();
+    check::<keynorm::ArgumentError>();
+}
