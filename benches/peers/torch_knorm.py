@@ -24,8 +24,8 @@ Variants (all but `literal` return them as [rows * k, d])
 
 Modes: `eager`, and `graph`, the same calls captured in a CUDA graph (CUDA only).
 
-Timing, in microseconds, L2 cold: a scratch write precedes every repetition.
-  us_*            CUDA events, the scratch write still running when the call is issued,
+Timing, in microseconds, L2 cold and clean: a scratch is written and read before every repetition.
+  us_*            CUDA events, the scratch still being read when the call is issued,
                   so launch latency that fits behind it is not counted: this favours
                   PyTorch, eager mode above all.
   wall_us_median  host clock from an idle device to a synchronized one, launches counted.
@@ -187,14 +187,20 @@ class Timer:
         # Far above any L2, and on a GPU long enough to write to hide launches behind.
         size = 512 * MIB if self.cuda else 256 * MIB
         self.scratch = torch.empty(size // 4, dtype=torch.float32, device=device)
+        self.total = torch.empty((), dtype=torch.float32, device=device)
 
     def sync(self):
         if self.cuda:
             torch.cuda.synchronize()
 
+    def empty_cache(self):
+        """Writes the scratch, then reads it, so that what the L2 holds is clean: the timed call pays for its own bytes only."""
+        self.scratch.fill_(1.0)
+        torch.sum(self.scratch, dim=0, out=self.total)
+
     def wall(self, run, flush):
         if flush:
-            self.scratch.fill_(1.0)
+            self.empty_cache()
         self.sync()
         start = time.perf_counter()
         run()
@@ -203,7 +209,7 @@ class Timer:
 
     def event(self, run, flush, begin, end):
         if flush:
-            self.scratch.fill_(1.0)  # not synchronized: launches hide behind it
+            self.empty_cache()  # not synchronized: launches hide behind it
         begin.record()
         run()
         end.record()
