@@ -37,14 +37,14 @@ const SPANS: [Stages; 3] = [Stages::SCORE, Stages::SELECT, Stages::COMPACT];
 const NAMES: [&str; 3] = ["score", "select", "compact"];
 
 /// A copy whose bytes read and written add up to a given traffic: the ceiling beside a stage.
-pub struct EqualCopy {
+struct EqualCopy {
     kernel: Kernel,
     group: wgpu::BindGroup,
     num_workgroups: u32,
 }
 
 impl EqualCopy {
-    pub fn new(gpu: &Gpu, traffic: u64) -> Result<Self> {
+    fn new(gpu: &Gpu, traffic: u64) -> Result<Self> {
         let bytes = (traffic / 2).next_multiple_of(GROUP_BYTES / 2).min(gpu.window_bytes());
         let (source, sink) = (gpu.buffer("copy source", bytes)?, gpu.buffer("copy sink", bytes)?);
         let kernel = Kernel::new(gpu, SOURCE, "copy_4");
@@ -53,7 +53,7 @@ impl EqualCopy {
     }
 
     /// Microseconds of one copy with empty caches.
-    pub fn time(&self, gpu: &Gpu, clock: &Clock, flush: &Flush) -> Result<Option<f64>> {
+    fn time(&self, gpu: &Gpu, clock: &Clock, flush: &Flush) -> Result<Option<f64>> {
         let mut encoder = gpu.encoder();
         flush.record(&mut encoder);
         gpu.finish(encoder)?;

@@ -12,6 +12,7 @@ use crate::rates::Flush;
 use crate::report::{Rates, Row, Stats, median};
 
 /// What all cases share.
+#[derive(Debug)]
 pub struct Bench<'a> {
     pub gpu: &'a Gpu,
     pub clock: Clock,
@@ -34,6 +35,7 @@ pub struct Case {
 const SIDE_REPETITIONS: usize = 7;
 const RECORDS: usize = 50;
 
+#[derive(Debug)]
 pub struct Prepared<'a> {
     pub gpu: &'a Gpu,
     pub data: &'a Data,

@@ -8,6 +8,7 @@ use crate::design::{GOALS, LARGE_BYTES};
 use crate::gpu::Result;
 
 /// One shape and the cases that share its data.
+#[derive(Debug)]
 pub struct Group {
     pub shape: KvShape,
     pub cases: Vec<Case>,

@@ -6,17 +6,20 @@ use keynorm::{CacheState, Dtype, KvShape, TensorSpec};
 use crate::gpu::{Gpu, Kernel, Result, part};
 
 /// One tensor of one layer: what is compressed, and what it is restored from.
+#[derive(Debug)]
 pub struct Tensor {
     pub live: wgpu::Buffer,
     pub pristine: wgpu::Buffer,
 }
 
+#[derive(Debug)]
 pub struct Layer {
     pub keys: Tensor,
     pub values: Tensor,
 }
 
 /// The caches of one shape. Cases of this shape share them.
+#[derive(Debug)]
 pub struct Data {
     pub shape: KvShape,
     pub layers: Vec<Layer>,
@@ -96,6 +99,7 @@ pub struct Found {
 }
 
 /// Sums up the live tensors and the state on the device.
+#[derive(Debug)]
 pub struct Verifier {
     rows: Kernel,
     positions: Kernel,

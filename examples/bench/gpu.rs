@@ -9,6 +9,7 @@ pub type Result<T, E = String> = std::result::Result<T, E>;
 /// Most bytes that one dispatch of the tool's own shaders binds.
 const MAX_WINDOW_BYTES: u64 = 1 << 30;
 
+#[derive(Debug)]
 pub struct Gpu {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
@@ -148,6 +149,7 @@ pub fn micros(start: Instant) -> f64 {
 }
 
 /// One entry point of the tool's own shaders, with the layout that wgpu derives from it.
+#[derive(Debug)]
 pub struct Kernel {
     pipeline: wgpu::ComputePipeline,
 }
@@ -194,6 +196,7 @@ pub fn part(buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::BindingResou
 }
 
 /// Timestamps at the begin and end of passes.
+#[derive(Debug)]
 pub struct Clock {
     set: Option<wgpu::QuerySet>,
     resolved: wgpu::Buffer,

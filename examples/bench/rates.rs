@@ -30,6 +30,7 @@ impl FlushMode {
 }
 
 /// Scratch above the size of the last-level cache.
+#[derive(Debug)]
 pub struct Flush {
     write: Kernel,
     read: Kernel,
