@@ -63,7 +63,8 @@ impl Flush {
 
 /// Measures on buffers as large as a binding can be, up to 1 GiB.
 pub fn measure(gpu: &Gpu, clock: &Clock, repetitions: usize) -> Result<Rates> {
-    let bytes = gpu.window_bytes();
+    // No more than a grid of one dimension covers in the smaller pieces.
+    let bytes = gpu.window_bytes().min(65_534 * (GROUP_BYTES / 2));
     let source = gpu.buffer("rate source", bytes)?;
     let sink = gpu.buffer("rate sink", bytes)?;
     let fill = Kernel::new(gpu, SOURCE, "write_8");
