@@ -1,4 +1,4 @@
-//! state: what a compression leaves in the cache state, and the counting of appended tokens.
+//! state: what a compression leaves in the cache state: positions, lengths and status.
 //! Source: the state of a compacted cache (positions, lengths) as in KV-Compress, https://arxiv.org/abs/2410.00161.
 //!   Reference: src/reference/compact.rs, exact.
 //! Bindings:

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Access, Checks, Kernels, LayoutKind, Module};
 use crate::params::{AppendParams, CompactParams, KeyNormParams, LayerEntry, StateLayout, TensorLayout, TopKParams};
-use crate::plan::{Plan, PlanInner, ROW_TOKENS, SELECT_TILE, WORKGROUP};
+use crate::plan::{Plan, PlanInner, ROW_TOKENS, WORKGROUP};
 use crate::policy::{Direction, Order, Selector};
 use crate::shape::{KvShape, Lattice, Strides, TensorSpec, range_lattice};
 use crate::state::{CacheState, NUM_APPEND_SLOTS, append_slot_words, check_slot};
@@ -273,7 +273,7 @@ impl Bound {
         fused: bool,
     ) {
         let select = &self.plan.select;
-        let tiles = max_len.div_ceil(SELECT_TILE);
+        let tiles = max_len.div_ceil(self.plan.select_tile);
         let rows = window.num_rows;
         match path {
             Path::RadixRow => {
@@ -333,19 +333,32 @@ impl Bound {
         pass.set_bind_group(0, &window.group, &[sorted_params]);
         for pipeline in [&select.collect, &select.emit] {
             pass.set_pipeline(pipeline);
-            pass.dispatch_workgroups(max_len.div_ceil(SELECT_TILE), rows, 1);
+            pass.dispatch_workgroups(max_len.div_ceil(self.plan.select_tile), rows, 1);
         }
     }
 
+    /// The state's update and the moves share no buffer that either writes, so they overlap. Positional moves are several
+    /// dependent dispatches: the update goes beside the first.
     fn record_compact(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
-        let positional = self.plan.policy.order == Order::Positional;
-        let max_moved = self.plan.max_moved(max_len);
-        let finished = if positional { self.plan.max_budget(max_len) } else { max_moved };
+        if self.plan.policy.order == Order::Positional {
+            self.record_finish(pass, self.plan.max_budget(max_len));
+            self.record_moves(pass, max_len);
+        } else {
+            self.record_moves(pass, max_len);
+            self.record_finish(pass, self.plan.max_moved(max_len));
+        }
+    }
+
+    fn record_finish(&self, pass: &mut wgpu::ComputePass<'_>, max_finished: u32) {
         pass.set_pipeline(&self.plan.select.finish);
         for window in &self.selects {
             pass.set_bind_group(0, &window.state_group, &[window.params_offset]);
-            pass.dispatch_workgroups(finished.div_ceil(WORKGROUP).max(1), window.num_rows, 1);
+            pass.dispatch_workgroups(max_finished.div_ceil(WORKGROUP).max(1), window.num_rows, 1);
         }
+    }
+
+    fn record_moves(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
+        let max_moved = self.plan.max_moved(max_len);
         for window in &self.layers {
             match &window.moves {
                 Moves::Fill { fill, unit } => {
@@ -378,7 +391,7 @@ impl Bound {
 /// Ranks that the first walk takes where ranges follow.
 const WALK_LEN: u32 = 8192;
 /// Most ranges of a row.
-const MAX_RANGES: u32 = 5;
+const MAX_RANGES: u32 = 8;
 /// Workgroups from which on a walk alone fills the card.
 const FULL_WALK: u32 = 128;
 

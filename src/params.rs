@@ -72,7 +72,7 @@ pub struct KeyNormParams {
     pub pad2: u32,
 }
 
-/// Mirror of `Params` in shared/top_k_rows.wgsl.
+/// Mirror of `Params` in shared/top_k_params.wgsl.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct TopKParams {
@@ -99,7 +99,7 @@ pub struct TopKParams {
     pub pad2: u32,
 }
 
-/// Mirror of `LayerEntry` in shared/top_k_rows.wgsl.
+/// Mirror of `LayerEntry` in shared/top_k_params.wgsl.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct LayerEntry {

@@ -39,7 +39,10 @@ fn sample() -> Vec<Case> {
                 case.options.max_binding_bytes = Some(1 << 17);
                 cases.push(case);
             }
-            cases.push(Case::new(shape(2, 1, 20_000, 16, Dtype::F16), policy));
+            cases.push(Case::new(shape(2, 1, 20_000, 16, Dtype::F16), policy.clone()));
+            // Positional moves by ranges here.
+            let policy = Policy { budget: Budget::keep_ratio(0.8), ..policy };
+            cases.push(Case::new(shape(1, 1, 20_000, 16, Dtype::F16), policy));
         }
     }
     cases

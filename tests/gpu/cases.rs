@@ -17,7 +17,7 @@ fn every_dtype_selector_and_order() {
     for dtype in DTYPES {
         for selector in SELECTORS {
             for order in ORDERS {
-                for subgroups in [Switch::Off, Switch::On] {
+                for subgroups in [Switch::Auto, Switch::Off, Switch::On] {
                     let mut case = Case::new(shape(2, 3, 301, 128, dtype), policy(0.5, selector, order));
                     case.options = Options::with_subgroups(subgroups);
                     run(&case);
@@ -37,12 +37,12 @@ fn head_dims() {
     }
 }
 
-/// Tokens of 2 to 32 lanes, on subgroups wide enough for some of them.
+/// Tokens of 2 to 32 lanes by every way to add them; subgroups are wide enough for some.
 #[test]
 fn subgroups_and_lanes() {
     for head_dim in [16, 24, 64, 128, 256] {
         for dtype in DTYPES {
-            for subgroups in [Switch::Off, Switch::On] {
+            for subgroups in [Switch::Auto, Switch::Off, Switch::On] {
                 let policy = policy(0.4, Selector::Auto, Order::Fill);
                 let mut case = Case::new(shape(1, 2, 131, head_dim, dtype), policy);
                 case.options = Options::with_subgroups(subgroups);

@@ -19,27 +19,32 @@ pub struct Gpu {
 
 pub fn gpu() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
-    GPU.get_or_init(|| {
-        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
-        let options = wgpu::RequestAdapterOptions::default();
-        let adapter = pollster::block_on(instance.request_adapter(&options))
-            .expect("no adapter: run the tests through scripts/with-adapter");
-        let descriptor = wgpu::DeviceDescriptor {
-            required_features: keynorm::optional_features(&adapter),
-            required_limits: keynorm::recommended_limits(&adapter),
-            ..Default::default()
-        };
-        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("a device");
-        let info = adapter.get_info();
-        println!(
-            "adapter: {} ({}), subgroups {}..{}",
-            info.name, info.driver_info, info.subgroup_min_size, info.subgroup_max_size
-        );
-        if let Ok(expected) = std::env::var("KEYNORM_EXPECT_SUBGROUP_SIZE") {
-            assert_eq!(info.subgroup_min_size.to_string(), expected, "subgroup size of {}", info.name);
-        }
-        Gpu { device, queue, info }
-    })
+    GPU.get_or_init(|| gpu_with(|_| ()))
+}
+
+/// A device of the same adapter with other limits.
+pub fn gpu_with(edit: impl FnOnce(&mut wgpu::Limits)) -> Gpu {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let options = wgpu::RequestAdapterOptions::default();
+    let adapter = pollster::block_on(instance.request_adapter(&options))
+        .expect("no adapter: run the tests through scripts/with-adapter");
+    let mut required_limits = keynorm::recommended_limits(&adapter);
+    edit(&mut required_limits);
+    let descriptor = wgpu::DeviceDescriptor {
+        required_features: keynorm::optional_features(&adapter),
+        required_limits,
+        ..Default::default()
+    };
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("a device");
+    let info = adapter.get_info();
+    println!(
+        "adapter: {} ({}), subgroups {}..{}",
+        info.name, info.driver_info, info.subgroup_min_size, info.subgroup_max_size
+    );
+    if let Ok(expected) = std::env::var("KEYNORM_EXPECT_SUBGROUP_SIZE") {
+        assert_eq!(info.subgroup_min_size.to_string(), expected, "subgroup size of {}", info.name);
+    }
+    Gpu { device, queue, info }
 }
 
 /// Compressors by their options. Cases share them, so that a pipeline is compiled once.
@@ -94,6 +99,14 @@ pub enum Data {
     AllEqual,
     /// NaN, infinities, zeros, subnormals and overflow among random keys.
     Special,
+    /// Squared norms from 1 on, many different ones within 4^spread of the selector's first digits.
+    Near {
+        spread: i32,
+    },
+    /// Random keys times a power of two: their norms may lie outside the window of first digits.
+    Scaled {
+        power: i32,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -175,6 +188,10 @@ pub fn make_row(spec: &TensorSpec, data: Data, rng: &mut Rng) -> Vec<u8> {
     for i in 0..spec.head_dim {
         let value = match (data, special) {
             (Data::AllEqual, _) => 0.5,
+            (Data::Near { .. }, _) if i == 0 => 1.0,
+            (Data::Near { spread }, _) if i < 3 => rng.below(256) as f32 * 2.0_f32.powi(spread - 12),
+            (Data::Near { .. }, _) => 0.0,
+            (Data::Scaled { power }, _) => rng.normal() * scale * 2.0_f32.powi(power),
             (Data::Ties, _) => (rng.below(2) as f32 - 0.5) * 2.0 * if i == 0 { 1.0 } else { 0.0 },
             (_, 0) if i == 3 => f32::NAN,
             (_, 1) if i == 5 => f32::INFINITY,

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use keynorm::{
-    BuildError, Compressor, Dtype, KvShape, Module, Options, Order, Policy, ReadError, Selector, ShaderPatch, Strides,
-    Switch, TensorSpec,
+    BuildError, Compressor, Dtype, KvShape, Module, Options, Order, Policy, ReadError, Reduction, Selector,
+    ShaderPatch, Strides, Switch, TensorSpec,
 };
 
 use crate::support::{
@@ -182,11 +182,11 @@ fn built(noop: &Noop, options: &Options, shape: &KvShape, edit: impl Fn(&mut Dra
     sources.iter().map(module).collect()
 }
 
-fn key_norm(modules: &[Module]) -> (Dtype, bool, bool) {
+fn key_norm(modules: &[Module]) -> (Dtype, bool, Reduction) {
     let found: Vec<_> = modules
         .iter()
         .filter_map(|m| match *m {
-            Module::KeyNorm { dtype, vec4, subgroups } => Some((dtype, vec4, subgroups)),
+            Module::KeyNorm { dtype, vec4, reduction } => Some((dtype, vec4, reduction)),
             _ => None,
         })
         .collect();
@@ -203,10 +203,30 @@ fn subgroup_size_chooses_the_variant_of_the_norm() {
             let spec = TensorSpec::new(Dtype::F16, head_dim);
             let shape = KvShape { keys: spec, values: spec, ..shape() };
             let forced = built(&noop, &Options::with_subgroups(Switch::On), &shape, |_| ());
-            let expected = (Dtype::F16, true, lanes <= subgroup_min_size);
+            let fits = lanes <= subgroup_min_size;
+            let reduction = if fits { Reduction::Subgroup } else { Reduction::Workgroup };
+            let expected = (Dtype::F16, true, reduction);
             assert_eq!(key_norm(&forced), expected, "head_dim {head_dim}, subgroups of {subgroup_min_size}");
             let off = built(&noop, &Options::with_subgroups(Switch::Off), &shape, |_| ());
-            assert!(!key_norm(&off).2, "subgroups are off");
+            assert_eq!(key_norm(&off).2, Reduction::Workgroup, "subgroups are off");
+        }
+    }
+}
+
+/// Of its own accord neither shuffles nor workgroup memory; whatever the host asks for. The noop backend says that it is
+/// a CPU, and cannot say anything else.
+#[test]
+fn a_cpu_norms_a_token_an_invocation() {
+    let limits = wgpu::Limits::default();
+    for features in [wgpu::Features::empty(), wgpu::Features::SUBGROUP] {
+        let noop = noop_with(&limits, features, 32);
+        let mut expected = vec![(Switch::Auto, Reduction::Serial), (Switch::Off, Reduction::Workgroup)];
+        if features.contains(wgpu::Features::SUBGROUP) {
+            expected.push((Switch::On, Reduction::Subgroup));
+        }
+        for (switch, reduction) in expected {
+            let modules = built(&noop, &Options::with_subgroups(switch), &shape(), |_| ());
+            assert_eq!(key_norm(&modules), (Dtype::F16, true, reduction), "{switch:?} with {features:?}");
         }
     }
 }
@@ -223,7 +243,7 @@ fn alignment_and_dtype_choose_the_access() {
                 *keys = Tensor { buffer: noop.storage(keys.buffer.size() + 64), offset_bytes, ..keys.clone() };
             });
             let vec4 = offset_bytes % 16 == 0;
-            assert_eq!(key_norm(&modules), (dtype, vec4, false), "offset {offset_bytes}");
+            assert_eq!(key_norm(&modules), (dtype, vec4, Reduction::Serial), "offset {offset_bytes}");
             let moves = modules.iter().filter_map(|m| match *m {
                 Module::Compact { keys_vec4, values_vec4 } => Some((keys_vec4, values_vec4)),
                 _ => None,
@@ -245,14 +265,20 @@ fn every_faked_device_serves() {
         ..Default::default()
     };
     for limits in [small, large] {
-        for features in [wgpu::Features::empty(), wgpu::Features::SUBGROUP] {
+        for (features, subgroups) in [
+            (wgpu::Features::empty(), Switch::Auto),
+            (wgpu::Features::empty(), Switch::Off),
+            (wgpu::Features::SUBGROUP, Switch::On),
+        ] {
             for selector in [Selector::Auto, Selector::Bitonic, Selector::Radix] {
                 for order in [Order::Fill, Order::Positional] {
                     let noop = noop_with(&limits, features, 32);
+                    let compressor = Compressor::new(&noop.device, Options::with_subgroups(subgroups));
+                    let compressor = compressor.expect("a compressor");
                     for capacity in [1, 10, 5000, 20_000] {
                         let shape = KvShape { capacity, ..shape() };
                         let policy = Policy { selector, order, ..policy() };
-                        assert_usable(&noop, &noop.compressor().plan(&shape, &policy).expect("a sound plan"));
+                        assert_usable(&noop, &compressor.plan(&shape, &policy).expect("a sound plan"));
                     }
                 }
             }
@@ -346,7 +372,7 @@ fn out_of_memory() {
     if std::env::var_os("KEYNORM_LITTLE_MEMORY").is_some() {
         let noop = noop_with(&limits, wgpu::Features::empty(), 4);
         let compressor = noop.compressor();
-        let shape = KvShape { batch_size: 500, num_kv_heads: 1, capacity: 1 << 20, ..shape() };
+        let shape = KvShape { batch_size: 125, num_kv_heads: 1, capacity: 1 << 20, ..shape() };
         let plan = compressor.plan(&shape, &policy()).expect("a sound plan");
         match plan.create_workspace() {
             Err(error @ BuildError::OutOfMemory { .. }) => assert_message("memory", &error),

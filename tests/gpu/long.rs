@@ -1,0 +1,131 @@
+//! Rows of thousands of tokens: every path by which the radix selector finds a threshold, and the moves of `Positional`
+//! by ranges.
+
+use keynorm::{Budget, Direction, Dtype, Order, Policy, Selector, Stages};
+
+use crate::support::{Case, Data, Fixture, gpu, run, shape, submit};
+
+const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
+const DIRECTIONS: [Direction; 3] =
+    [Direction::Lowest, Direction::Highest, Direction::Random { seed: 0x1234_5678_9abc_def0 }];
+
+/// By how the bin of the threshold is narrowed. Rows of 20,000 have in it:
+const DATA: [Data; 7] = [
+    Data::Random,               // a few keys, ranked against each other
+    Data::Near { spread: 2 },   // hundreds, held in workgroup memory
+    Data::Near { spread: 0 },   // all, read again for each digit
+    Data::AllEqual,             // all, with one threshold
+    Data::Scaled { power: -6 }, // all, before the window of first digits
+    Data::Scaled { power: 9 },  // all, after it
+    Data::Special,              // those among zeros, infinities and NaN
+];
+
+fn radix(keep_ratio: f64, order: Order) -> Policy {
+    Policy { selector: Selector::Radix, order, ..Policy::new(Budget::keep_ratio(keep_ratio)) }
+}
+
+fn case(lengths: &[u32], dtype: Dtype, policy: Policy) -> Case {
+    let capacity = lengths.iter().copied().max().unwrap_or(1);
+    let mut case = Case::new(shape(u32::try_from(lengths.len()).expect("few"), 1, capacity, 16, dtype), policy);
+    case.lengths = lengths.to_vec();
+    case
+}
+
+/// In one workgroup, of 512 or 1024 invocations.
+#[test]
+fn rows_of_one_workgroup() {
+    for lengths in [[2049, 4096], [4097, 8192], [8191, 2048]] {
+        for (data, order) in DATA.into_iter().zip(ORDERS.into_iter().cycle()) {
+            for direction in DIRECTIONS {
+                let mut case = case(&lengths, Dtype::F16, radix(0.5, order));
+                case.policy.direction = direction;
+                case.data = data;
+                run(&case);
+            }
+        }
+    }
+}
+
+/// By dispatches that follow each other. The stages apart count first digits in the selector.
+#[test]
+fn rows_of_many_workgroups() {
+    let gpu = gpu();
+    for data in DATA {
+        for (direction, order) in DIRECTIONS.into_iter().flat_map(|d| ORDERS.map(|o| (d, o))) {
+            let mut case = case(&[20_000, 8193], Dtype::F16, radix(0.3, order));
+            case.policy.direction = direction;
+            case.data = data;
+            let mut fixture = Fixture::new(gpu, &case);
+            fixture.compress_and_compare(gpu, &case, "fused");
+            fixture.restart(gpu, &case);
+            let max_len = fixture.max_len();
+            for stage in [Stages::SCORE, Stages::SELECT, Stages::COMPACT] {
+                submit(gpu, |pass| fixture.bound.record_stages(pass, max_len, stage).expect("a record"));
+            }
+            fixture.compress_host(&case);
+            fixture.compare(gpu, &case, "apart");
+        }
+    }
+}
+
+#[test]
+fn bitonic_agrees_on_long_rows() {
+    for data in DATA {
+        for (direction, order) in DIRECTIONS.into_iter().zip(ORDERS.into_iter().cycle()) {
+            let mut case = case(&[9000, 4097], Dtype::Bf16, radix(0.4, order));
+            case.policy.selector = Selector::Bitonic;
+            case.policy.direction = direction;
+            case.data = data;
+            run(&case);
+        }
+    }
+}
+
+/// Budgets beyond what the first walk takes: by one, two and four ranges, and by none where they would be too many.
+#[test]
+fn positional_by_ranges() {
+    for (lengths, keep_ratio) in [
+        ([40_000, 9000], 0.5),
+        ([30_000, 29_999], 0.3),
+        ([20_000, 17_000], 0.8),
+        ([17_000, 16_000], 0.5),
+        ([20_000, 19_000], 0.9),
+    ] {
+        for direction in DIRECTIONS {
+            let mut case = case(&lengths, Dtype::F16, radix(keep_ratio, Order::Positional));
+            case.shape.values.head_dim = 24;
+            case.policy.direction = direction;
+            run(&case);
+        }
+    }
+}
+
+/// Rows that ranges do not serve as expected.
+#[test]
+fn positional_by_ranges_of_other_lengths() {
+    let positional = |budget| Policy { order: Order::Positional, ..Policy::new(budget) };
+    // The second row moves by less than 200 slots, so that ranges are short and the last walk takes the rest.
+    run(&case(&[40_000, 12_000], Dtype::F16, positional(Budget::KeepTokens(11_900))));
+    // The first row to move lies beyond the first walk; at the end of the budget; nowhere.
+    for sinks in [9000, 10_000, 20_000] {
+        let mut case = case(&[20_000, 10_001], Dtype::F16, positional(Budget::keep_ratio(0.5)));
+        case.policy.sinks = sinks;
+        run(&case);
+    }
+    // Rows move from the end by one distance.
+    let mut case = case(&[20_000, 18_000], Dtype::F16, positional(Budget::KeepTokens(16_000)));
+    case.policy.recent = 15_900;
+    case.active = vec![true, false];
+    run(&case);
+    case.active.clear();
+    (case.lengths, case.appended) = (vec![19_000, 3000], vec![1000, 17_000]);
+    run(&case);
+}
+
+/// More tiles than a workgroup has invocations.
+#[test]
+fn a_row_of_half_a_million() {
+    let mut case = case(&[540_000], Dtype::F16, radix(0.5, Order::Positional));
+    case.data = Data::Ties;
+    run(&case);
+}
