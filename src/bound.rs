@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Access, Checks, Kernels, LayoutKind, Module};
 use crate::params::{AppendParams, CompactParams, KeyNormParams, LayerEntry, StateLayout, TensorLayout, TopKParams};
-use crate::plan::{Plan, PlanInner, ROW_TOKENS, WORKGROUP};
+use crate::plan::{Plan, PlanInner, ROW_TOKENS, SELECT_TILE, WORKGROUP};
 use crate::policy::{Direction, Order, Selector};
 use crate::shape::{KvShape, Lattice, Strides, TensorSpec, range_lattice};
 use crate::state::{CacheState, NUM_APPEND_SLOTS, append_slot_words, check_slot};
@@ -273,7 +273,7 @@ impl Bound {
         fused: bool,
     ) {
         let select = &self.plan.select;
-        let tiles = max_len.div_ceil(self.plan.select_tile);
+        let tiles = max_len.div_ceil(SELECT_TILE);
         let rows = window.num_rows;
         match path {
             Path::RadixRow => {
@@ -333,7 +333,7 @@ impl Bound {
         pass.set_bind_group(0, &window.group, &[sorted_params]);
         for pipeline in [&select.collect, &select.emit] {
             pass.set_pipeline(pipeline);
-            pass.dispatch_workgroups(max_len.div_ceil(self.plan.select_tile), rows, 1);
+            pass.dispatch_workgroups(max_len.div_ceil(SELECT_TILE), rows, 1);
         }
     }
 

@@ -17,9 +17,8 @@ pub(crate) const WORKGROUP: u32 = 256;
 const HISTOGRAM_WORDS: u32 = 2112;
 /// Tokens whose keys an invocation of the radix selector holds in registers.
 pub(crate) const ROW_TOKENS: u32 = 8;
-/// Capacity from which on a tile of a long row takes the wider workgroup: every tile looks at all keys set aside, whose
-/// number grows with the row.
-const WIDE_TILE_FROM: u32 = 1 << 18;
+/// Tokens that a workgroup of the long-row dispatches covers.
+pub(crate) const SELECT_TILE: u32 = ROW_TOKENS * WORKGROUP;
 
 /// Geometry, policy and pipelines. Cheap to clone; `Send + Sync`.
 #[derive(Debug, Clone)]
@@ -35,8 +34,6 @@ pub(crate) struct PlanInner {
     pub rule: BudgetRule,
     pub layers: Vec<u32>,
     pub scratch: ScratchLayout,
-    /// Tokens that a workgroup of the long-row dispatches covers.
-    pub select_tile: u32,
     pub select: SelectPipelines,
     pub tiles: ScoreTiles,
 }
@@ -83,8 +80,6 @@ impl Plan {
         let num_rows = layers.len() as u64 * u64::from(shape.rows_per_layer());
         let scratch = scratch_layout(shape, policy, num_rows, &kernels.capabilities);
         let tiles = score_tiles(shape);
-        let wide = kernels.capabilities.row_workgroup;
-        let select_workgroup = if shape.capacity > WIDE_TILE_FROM { wide } else { WORKGROUP };
         check_grid(shape, &tiles, kernels.capabilities.max_workgroups)?;
         let inner = PlanInner {
             kernels: Arc::clone(kernels),
@@ -93,8 +88,7 @@ impl Plan {
             rule,
             layers,
             scratch,
-            select_tile: ROW_TOKENS * select_workgroup,
-            select: select_pipelines(kernels, policy, select_workgroup, checks),
+            select: select_pipelines(kernels, policy, checks),
             tiles,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -210,7 +204,7 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
     let sorts_outside = policy.selector == Selector::Bitonic && shape.capacity > sort_len;
     let counts_digits = policy.selector != Selector::Bitonic && shape.capacity > row_len;
     let tile_counts_base = if counts_digits { HISTOGRAM_WORDS } else { 0 };
-    let tile_counts = 2 * shape.capacity.div_ceil(ROW_TOKENS * WORKGROUP);
+    let tile_counts = 2 * shape.capacity.div_ceil(SELECT_TILE);
     let staged_offset = if positional { order_stride } else { 0 };
     // At worst every key is set aside, with its slot.
     let aside_offset = order_stride + staged_offset;
@@ -251,7 +245,7 @@ fn score_tiles(shape: &KvShape) -> ScoreTiles {
     ScoreTiles { plain: tokens(128), fused: tokens(512) }
 }
 
-fn select_pipelines(kernels: &Kernels, policy: &Policy, select_workgroup: u32, checks: &mut Checks) -> SelectPipelines {
+fn select_pipelines(kernels: &Kernels, policy: &Policy, checks: &mut Checks) -> SelectPipelines {
     let wide = f64::from(kernels.capabilities.row_workgroup);
     let narrow = f64::from(WORKGROUP);
     let sort_len = f64::from(kernels.capabilities.sort_len);
@@ -262,8 +256,7 @@ fn select_pipelines(kernels: &Kernels, policy: &Policy, select_workgroup: u32, c
         kernels.pipeline(Module::Radix, entry, &constants, checks)
     };
     let radix_rows = [narrow, wide.min(512.0), wide].map(|workgroup| radix("radix_row", workgroup));
-    let tile = f64::from(select_workgroup);
-    let [count_digits, collect, emit] = ["count_digits", "collect", "emit"].map(|entry| radix(entry, tile));
+    let [count_digits, collect, emit] = ["count_digits", "collect", "emit"].map(|entry| radix(entry, narrow));
     let bitonic = (policy.selector != Selector::Radix).then(|| {
         let mut bitonic = |entry, workgroup| {
             kernels.pipeline(Module::Bitonic, entry, &[("WG_SIZE", workgroup), ("SORT_LEN", sort_len)], checks)
