@@ -74,3 +74,27 @@ fn named_entry_points_exist() {
     }
     assert!(found > 10, "only {found} entry points found: has the table changed its form?");
 }
+
+/// Cells of the Markdown table rows whose first cell begins with a digit.
+fn table_rows(text: &str) -> Vec<Vec<String>> {
+    text.lines()
+        .filter(|line| line.starts_with("| ") && line[2..].starts_with(|c: char| c.is_ascii_digit()))
+        .map(|line| line.trim_matches('|').split('|').map(|cell| cell.replace('*', "").trim().to_owned()).collect())
+        .collect()
+}
+
+#[test]
+fn benchmarks_are_those_of_the_record() {
+    let record = include_str!("../benches/record/nvidia-h100-80gb-hbm3/2026-11-24-table.md");
+    let section = README.split_once("## Benchmarks").expect("a section of benchmarks").1;
+    let section = section.split_once("\n## ").expect("a section after it").0;
+    let of_record: Vec<Vec<String>> = table_rows(record)
+        .into_iter()
+        .map(|row| {
+            let shape = row[0].rsplit_once(" × ").expect("rows × tokens × head_dim").0.to_owned();
+            [vec![shape], [2, 3, 5, 7, 10, 11].map(|cell| row[cell].clone()).to_vec()].concat()
+        })
+        .collect();
+    assert!(of_record.len() > 10, "the record has a table");
+    assert_eq!(table_rows(section), of_record, "README.md and the record differ");
+}
