@@ -1,8 +1,10 @@
 #![doc = include_str!("../README.md")]
 
+mod bind;
 mod bound;
 mod compressor;
 mod device;
+mod draft;
 mod error;
 pub mod kept;
 mod kernel;
@@ -13,12 +15,13 @@ mod policy;
 pub mod reference;
 mod shape;
 mod state;
+mod view;
 mod windows;
 mod workspace;
 
 pub use wgpu;
 
-pub use bound::{Bound, KvView, Stages, TensorView};
+pub use bound::{Bound, Stages};
 pub use compressor::Compressor;
 #[doc(hidden)]
 pub use device::ShaderPatch;
@@ -30,4 +33,5 @@ pub use plan::Plan;
 pub use policy::{Budget, Direction, Order, Policy, Rounding, Selector};
 pub use shape::{Dtype, KvShape, MAX_CAPACITY, MAX_HEAD_DIM, Strides, TensorSpec};
 pub use state::{CacheState, NUM_APPEND_SLOTS, StateOffsets, Status};
+pub use view::{KvView, TensorView};
 pub use workspace::Workspace;

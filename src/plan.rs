@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use crate::bound::{Bound, KvView};
+use crate::bound::Bound;
 use crate::device::Capabilities;
 use crate::error::BuildError;
 use crate::kernel::{Checks, Kernels, Module};
 use crate::policy::{BudgetRule, Order, Policy, Selector};
 use crate::shape::KvShape;
 use crate::state::CacheState;
+use crate::view::KvView;
 use crate::workspace::{ScratchLayout, Workspace};
 
 /// Invocations of a workgroup, unless it owns a whole row.

@@ -1,0 +1,324 @@
+//! The binding of a plan: views checked, bind groups and pipelines made.
+
+use std::sync::Arc;
+
+use crate::bound::{Bound, LayerWindow, Moves, SelectWindow};
+use crate::draft::{Builder, CheckedLayer, INFOS_A_SLOT, LayerDraft, ParamsBlock, SelectDraft, word};
+use crate::error::{ArgumentError, BuildError};
+use crate::kernel::{Access, Checks, Kernels, LayoutKind, Module};
+use crate::params::{AppendParams, CompactParams, KeyNormParams, LayerEntry, TopKParams};
+use crate::plan::{Plan, WORKGROUP};
+use crate::policy::Order;
+use crate::shape::{KvShape, Lattice, TensorSpec, range_lattice};
+use crate::state::CacheState;
+use crate::view::{KvView, check_tensor};
+use crate::windows::{BoundRange, WindowLimits, layer_windows};
+use crate::workspace::{ROW_INFO_WORDS, Workspace};
+
+impl Bound {
+    pub(crate) fn new(
+        plan: &Plan,
+        device: &wgpu::Device,
+        views: &[KvView<'_>],
+        state: &CacheState,
+        workspace: &Workspace,
+        checks: &mut Checks,
+    ) -> Result<Self, BuildError> {
+        let inner = &plan.inner;
+        let builder = Builder { plan: inner, device, state, workspace };
+        let layers = builder.check(views)?;
+        let mut params = ParamsBlock::default();
+        let drafts: Vec<_> = layers.iter().flat_map(|layer| builder.draft_layer(layer, &mut params)).collect();
+        let select_drafts = builder.draft_selects(&mut params);
+        let append_params_offset = builder.push_append_params(&mut params);
+        let params = params.into_buffer(device, "keynorm.params", wgpu::BufferUsages::UNIFORM, checks);
+        let table = builder.layer_table(checks);
+        let layers = drafts.iter().map(|d| builder.layer_window(d, &params, views, checks)).collect();
+        let selects = select_drafts.iter().map(|d| builder.select_window(d, &params, &table, checks)).collect();
+        let append_group = builder.append_group(&params, checks);
+        Ok(Self { plan: Arc::clone(inner), layers, selects, state: state.clone(), append_group, append_params_offset })
+    }
+}
+
+impl Builder<'_> {
+    pub(crate) fn kernels(&self) -> &Kernels {
+        &self.plan.kernels
+    }
+
+    pub(crate) fn limits(&self) -> WindowLimits {
+        let c = &self.kernels().capabilities;
+        WindowLimits {
+            max_binding_bytes: c.max_binding_bytes,
+            offset_alignment: c.offset_alignment,
+            max_rows: c.max_workgroups.min(self.plan.scratch.max_rows(c.max_binding_bytes)),
+        }
+    }
+
+    fn check(&self, views: &[KvView<'_>]) -> Result<Vec<CheckedLayer>, BuildError> {
+        let shape = &self.plan.shape;
+        if self.kernels().device != *self.device {
+            return Err(ArgumentError::WrongDevice { argument: "device" }.into());
+        }
+        crate::state::check_count("views", views.len(), shape.num_layers as usize)?;
+        if self.state.shape != *shape {
+            return Err(ArgumentError::WrongPlan { argument: "state" }.into());
+        }
+        if self.workspace.layout != self.plan.scratch {
+            return Err(ArgumentError::WrongPlan { argument: "workspace" }.into());
+        }
+        let mut layers = Vec::new();
+        let mut placed: Vec<(&wgpu::Buffer, Lattice)> = Vec::new();
+        for (buffer, argument) in [
+            (self.state.meta(), "state.meta"),
+            (self.state.positions(), "state.positions"),
+            (self.state.status(), "state.status"),
+            (self.workspace.order_keys(), "workspace.order_keys"),
+        ] {
+            placed.push((buffer, range_lattice(argument, 0, buffer.size())));
+        }
+        for (compressed, &layer) in self.plan.layers.iter().enumerate() {
+            let view = &views[layer as usize];
+            let keys = check_tensor("keys", shape, &shape.keys, &view.keys)?;
+            let values = check_tensor("values", shape, &shape.values, &view.values)?;
+            for (buffer, lattice) in [(view.keys.buffer, keys), (view.values.buffer, values)] {
+                for (other_buffer, other) in &placed {
+                    if *other_buffer == buffer && lattice.overlaps(other) {
+                        let (first, second) = (other.argument, lattice.argument);
+                        return Err(ArgumentError::Overlap { first, second }.into());
+                    }
+                }
+                placed.push((buffer, lattice));
+            }
+            let same_buffer = view.keys.buffer == view.values.buffer;
+            let (windows, joined) = layer_windows(&keys, &values, same_buffer, self.limits())?;
+            let compressed = u32::try_from(compressed).unwrap_or(u32::MAX);
+            layers.push(CheckedLayer { compressed, layer, keys, values, windows, joined });
+        }
+        Ok(layers)
+    }
+
+    /// The plan's layers and budgets, as the select stage reads them.
+    fn layer_table(&self, checks: &mut Checks) -> wgpu::Buffer {
+        let rule = &self.plan.rule;
+        let entries: Vec<LayerEntry> = self
+            .plan
+            .layers
+            .iter()
+            .map(|_| LayerEntry {
+                budget_mode: rule.mode,
+                ratio_low: word(rule.ratio),
+                ratio_high: word(rule.ratio >> 32),
+                tokens: rule.tokens,
+                pad0: 0,
+                pad1: 0,
+                pad2: 0,
+                pad3: 0,
+            })
+            .collect();
+        let bytes = bytemuck::cast_slice(&entries).to_vec();
+        ParamsBlock(bytes).into_buffer(self.device, "keynorm.layers", wgpu::BufferUsages::STORAGE, checks)
+    }
+
+    fn layer_window(
+        &self,
+        draft: &LayerDraft,
+        params: &wgpu::Buffer,
+        views: &[KvView<'_>],
+        checks: &mut Checks,
+    ) -> LayerWindow {
+        let view = &views[draft.layer as usize];
+        let w = &draft.window;
+        let scratch = &self.plan.scratch;
+        let rows = |buffer, stride| row_binding(buffer, draft.first_scratch_row, w.num_rows, stride);
+        let position_words = u64::from(w.num_rows) * u64::from(self.plan.shape.capacity) + 64;
+        let keys = range_binding(view.keys.buffer, w.keys);
+        let score_group = self.group(
+            LayoutKind::KeyNorm,
+            &[
+                params_binding::<KeyNormParams>(params, draft.score_params),
+                keys.clone(),
+                self.state.meta().as_entire_binding(),
+                words_binding(self.state.positions(), draft.first_position, position_words),
+                rows(&self.workspace.order_keys, scratch.order_stride),
+                rows(&self.workspace.histogram, scratch.histogram_stride),
+                self.state.status().as_entire_binding(),
+            ],
+            checks,
+        );
+        let compact_params = params_binding::<CompactParams>(params, 0);
+        let lists = rows(&self.workspace.lists, scratch.lists_stride);
+        let infos = info_binding(&self.workspace.row_infos, draft.first_scratch_row, w.num_rows);
+        let compact_group = if draft.values_access == Access::Joined {
+            self.group(LayoutKind::CompactJoined, &[compact_params, keys, lists, infos], checks)
+        } else {
+            let values = range_binding(view.values.buffer, w.values);
+            self.group(LayoutKind::Compact, &[compact_params, keys, values, lists, infos], checks)
+        };
+        LayerWindow {
+            num_rows: w.num_rows,
+            score: self.score_pipeline(draft.keys_access, false, checks),
+            score_fused: self.score_pipeline(draft.keys_access, true, checks),
+            score_group,
+            compact_group,
+            compact_params: draft.compact_params,
+            moves: self.moves(draft, checks),
+        }
+    }
+
+    fn score_pipeline(&self, access: Access, fused: bool, checks: &mut Checks) -> wgpu::ComputePipeline {
+        let keys = &self.plan.shape.keys;
+        let tiles = self.plan.tiles;
+        let lanes = keys.lanes();
+        let module = Module::KeyNorm {
+            dtype: keys.dtype,
+            vec4: access == Access::Vec4,
+            reduction: self.kernels().capabilities.reduction(lanes),
+        };
+        let constants = [
+            ("WG_SIZE", f64::from(WORKGROUP)),
+            ("LANES", f64::from(lanes)),
+            ("CHUNKS", f64::from(keys.chunks())),
+            ("TILE", f64::from(if fused { tiles.fused } else { tiles.plain })),
+            ("HISTOGRAM", f64::from(u8::from(fused))),
+        ];
+        self.kernels().pipeline(module, "score", &constants, checks)
+    }
+
+    fn moves(&self, draft: &LayerDraft, checks: &mut Checks) -> Moves {
+        let shape = &self.plan.shape;
+        // Short rows have no work for a wide workgroup.
+        let wide = if shape.capacity > 1024 { self.kernels().capabilities.row_workgroup } else { WORKGROUP };
+        let slice = slice_chunks(shape, wide);
+        let (keys, values) = (&shape.keys, &shape.values);
+        // On a CPU an invocation moves whole rows.
+        let lanes = |spec: &TensorSpec| if self.kernels().capabilities.is_cpu { 1 } else { spec.lanes() };
+        let (key_lanes, value_lanes) = (lanes(keys), lanes(values));
+        let module = Module::Compact {
+            keys_vec4: draft.keys_access == Access::Vec4,
+            values_vec4: (draft.values_access != Access::Joined).then_some(draft.values_access == Access::Vec4),
+        };
+        let mut pipeline = |entry, workgroup: u32| {
+            let constants = [
+                ("WG_SIZE", f64::from(workgroup)),
+                ("KEY_CHUNKS", f64::from(keys.chunks())),
+                ("KEY_LANES", f64::from(key_lanes)),
+                ("VALUE_CHUNKS", f64::from(values.chunks())),
+                ("VALUE_LANES", f64::from(value_lanes)),
+                ("SLICE_CHUNKS", f64::from(slice)),
+            ];
+            self.kernels().pipeline(module, entry, &constants, checks)
+        };
+        let unit = WORKGROUP / key_lanes.max(value_lanes) * 4;
+        match self.plan.policy.order {
+            Order::Fill => Moves::Fill { fill: pipeline("fill", WORKGROUP), unit },
+            Order::Positional => Moves::Positional {
+                walk: pipeline("walk", wide),
+                range: pipeline("range", WORKGROUP),
+                slices: keys.chunks().div_ceil(slice) + values.chunks().div_ceil(slice),
+                unit,
+            },
+        }
+    }
+
+    fn select_window(
+        &self,
+        draft: &SelectDraft,
+        params: &wgpu::Buffer,
+        table: &wgpu::Buffer,
+        checks: &mut Checks,
+    ) -> SelectWindow {
+        let scratch = &self.plan.scratch;
+        let rows = |buffer, stride| row_binding(buffer, draft.first_row, draft.num_rows, stride);
+        let mut bindings = vec![
+            params_binding::<TopKParams>(params, 0),
+            rows(&self.workspace.order_keys, scratch.order_stride),
+            self.state.meta().as_entire_binding(),
+            words_binding(self.state.positions(), draft.first_position, draft.position_words),
+            rows(&self.workspace.lists, scratch.lists_stride),
+            info_binding(&self.workspace.row_infos, draft.first_row, draft.num_rows),
+            rows(&self.workspace.histogram, scratch.histogram_stride),
+            table.as_entire_binding(),
+        ];
+        let group = self.group(LayoutKind::TopK, &bindings, checks);
+        let state_bindings = [&bindings[0], &bindings[2], &bindings[3], &bindings[4], &bindings[5]];
+        let mut state_bindings: Vec<_> = state_bindings.into_iter().cloned().collect();
+        state_bindings.push(self.state.status().as_entire_binding());
+        let state_group = self.group(LayoutKind::State, &state_bindings, checks);
+        let bitonic_group = self.plan.select.bitonic.is_some().then(|| {
+            bindings.push(if scratch.sorted_stride > 0 {
+                rows(&self.workspace.sorted, scratch.sorted_stride)
+            } else {
+                self.workspace.sorted.as_entire_binding()
+            });
+            self.group(LayoutKind::Bitonic, &bindings, checks)
+        });
+        SelectWindow { num_rows: draft.num_rows, group, state_group, bitonic_group, params_offset: draft.params_offset }
+    }
+
+    fn append_group(&self, params: &wgpu::Buffer, checks: &mut Checks) -> wgpu::BindGroup {
+        self.group(
+            LayoutKind::Append,
+            &[
+                params_binding::<AppendParams>(params, 0),
+                self.state.meta().as_entire_binding(),
+                self.state.append_counts().as_entire_binding(),
+            ],
+            checks,
+        )
+    }
+
+    fn group(&self, kind: LayoutKind, resources: &[wgpu::BindingResource<'_>], checks: &mut Checks) -> wgpu::BindGroup {
+        let entries: Vec<_> = kind
+            .bindings()
+            .zip(resources)
+            .map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource: resource.clone() })
+            .collect();
+        checks.guard(self.device, "keynorm bind group", || {
+            self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some("keynorm"),
+                layout: self.kernels().bind_group_layout(kind),
+                entries: &entries,
+            })
+        })
+    }
+}
+
+/// Column slices of the walk, 16-byte chunks: as wide as leaves enough workgroups to fill the card.
+fn slice_chunks(shape: &KvShape, workgroup: u32) -> u32 {
+    let chunks = shape.rows_per_layer() * (shape.keys.chunks() + shape.values.chunks());
+    let wanted = 64 * 1024 / workgroup;
+    [16, 8, 4].into_iter().find(|slice| chunks / slice >= wanted).unwrap_or(if workgroup == 1024 { 4 } else { 2 })
+}
+
+fn params_binding<T>(buffer: &wgpu::Buffer, offset: u32) -> wgpu::BindingResource<'_> {
+    wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+        buffer,
+        offset: offset.into(),
+        size: wgpu::BufferSize::new(size_of::<T>() as u64),
+    })
+}
+
+fn range_binding(buffer: &wgpu::Buffer, range: BoundRange) -> wgpu::BindingResource<'_> {
+    let size = wgpu::BufferSize::new(range.size);
+    wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: range.start, size })
+}
+
+fn words_binding(buffer: &wgpu::Buffer, first: u64, count: u64) -> wgpu::BindingResource<'_> {
+    let start = first * 4;
+    range_binding(buffer, BoundRange { start, size: (count * 4).min(buffer.size() - start) })
+}
+
+/// Rows of a scratch array, whose stride is a multiple of 64 words; the whole dummy where the array is not used.
+fn row_binding(buffer: &wgpu::Buffer, first_row: u64, num_rows: u32, stride: u32) -> wgpu::BindingResource<'_> {
+    if stride == 0 {
+        return buffer.as_entire_binding();
+    }
+    words_binding(buffer, first_row * u64::from(stride), u64::from(num_rows) * u64::from(stride))
+}
+
+/// Row infos from an aligned one on; `first_info` of the parameters is the distance.
+fn info_binding(buffer: &wgpu::Buffer, first_row: u64, num_rows: u32) -> wgpu::BindingResource<'_> {
+    let skipped = first_row % INFOS_A_SLOT;
+    let words = u64::from(ROW_INFO_WORDS);
+    words_binding(buffer, (first_row - skipped) * words, (skipped + u64::from(num_rows)) * words)
+}
