@@ -72,15 +72,15 @@ fn least(selector: Selector, order: Order, recent: u32, direction: Direction) ->
 /// Rows for the chain of dispatches, twice: the second round finds the scratch of the first.
 fn long(selector: Selector, order: Order) -> Case {
     let keep_ratio = if order == Order::Fill { 0.5 } else { 0.002 };
-    let mut case = Case::new(shape(2, 1, 18_000, 16, Dtype::F16), policy(keep_ratio, selector, order));
-    case.lengths = vec![17_000, 9000];
-    case.appended = vec![1000, 9];
+    let mut case = Case::new(shape(2, 1, 10_000, 16, Dtype::F16), policy(keep_ratio, selector, order));
+    case.lengths = vec![9500, 4000];
+    case.appended = if order == Order::Fill { vec![5250, 5009] } else { vec![9900, 9000] };
     case.policy.recent = 70;
     case
 }
 
-/// Long rows of one tile, whose first digits hold a threshold in the last bin or a raised budget, twice.
-fn one_tile(selector: Selector, order: Order) -> Case {
+/// Rows of one workgroup of 512, whose first digits hold a threshold in the last bin or a raised budget, twice.
+fn one_workgroup(selector: Selector, order: Order) -> Case {
     let mut case = long(selector, order);
     case.shape.capacity = 3000;
     case.policy.budget = Budget::keep_ratio(0.002);
@@ -100,6 +100,27 @@ fn spread(order: Order) -> Case {
 /// Enough kept rows for every piece of the positional walk.
 fn walk() -> Case {
     Case::new(shape(1, 2, 2600, 16, Dtype::F16), policy(0.6, Selector::Radix, Order::Positional))
+}
+
+/// Keys of one bin: so many that they are held in workgroup memory, or read again for each digit.
+fn near(spread: i32, capacity: u32, order: Order) -> Case {
+    let mut case = Case::new(shape(2, 1, capacity, 16, Dtype::F16), policy(0.3, Selector::Radix, order));
+    case.data = Data::Near { spread };
+    case.lengths = vec![capacity, capacity - 700];
+    case
+}
+
+/// Keys before or after the window of first digits.
+fn outside(power: i32, capacity: u32) -> Case {
+    Case { data: Data::Scaled { power }, ..near(0, capacity, Order::Fill) }
+}
+
+/// Positional by four ranges; the first row moves by few slots, so that the last walk finds much.
+fn ranges() -> Case {
+    let mut case = Case::new(shape(2, 1, 20_000, 16, Dtype::F16), policy(0.0, Selector::Radix, Order::Positional));
+    case.policy.budget = Budget::KeepTokens(16_000);
+    case.lengths = vec![16_100, 20_000];
+    case
 }
 
 /// One of many equals is kept, before protected tokens.
@@ -126,34 +147,56 @@ fn edge() -> Case {
 pub fn quick() -> Vec<Quick> {
     let mut all = Vec::new();
     let mut add = |name, case, apart| all.push(Quick { name, case, apart });
+    let pairs = [
+        (Selector::Radix, Order::Fill),
+        (Selector::Bitonic, Order::Positional),
+        (Selector::Radix, Order::Positional),
+        (Selector::Bitonic, Order::Fill),
+    ];
+    for (selector, order) in pairs {
+        add("two rounds", two_rounds(selector, order), false);
+        add("special", special(selector, order), false);
+        add("ties", ties(selector, order), false);
+        add("random", random(selector, order), false);
+        add("least", least(selector, order, 0, Direction::Lowest), false);
+        add("least of highest", least(selector, order, 0, Direction::Highest), false);
+        add("raised", least(selector, order, 5, Direction::Lowest), false);
+        add("one of equals", one_of_equals(selector, order), false);
+    }
+    // The norm alone differs.
     for subgroups in [Switch::Off, Switch::On] {
         let with = |mut case: Case| {
             case.options = Options::with_subgroups(subgroups);
             case
         };
-        for (selector, order) in [
-            (Selector::Radix, Order::Fill),
-            (Selector::Bitonic, Order::Positional),
-            (Selector::Radix, Order::Positional),
-            (Selector::Bitonic, Order::Fill),
-        ] {
+        for (selector, order) in [(Selector::Radix, Order::Fill), (Selector::Bitonic, Order::Positional)] {
             add("two rounds", with(two_rounds(selector, order)), false);
             add("special", with(special(selector, order)), false);
             add("ties", with(ties(selector, order)), false);
-            add("random", with(random(selector, order)), false);
             add("least", with(least(selector, order, 0, Direction::Lowest)), false);
-            add("least of highest", with(least(selector, order, 0, Direction::Highest)), false);
-            add("raised", with(least(selector, order, 5, Direction::Lowest)), false);
-            add("one of equals", with(one_of_equals(selector, order)), false);
-            add("long", with(long(selector, order)), order == Order::Positional);
-            add("one tile", with(one_tile(selector, order)), false);
         }
-        add("spread", with(spread(Order::Fill)), false);
-        add("spread apart", with(spread(Order::Positional)), true);
-        add("walk", with(walk()), false);
-        add("edge", with(edge()), false);
-        add("many sorts", with(many_sorts()), false);
+        add("long", with(long(Selector::Radix, Order::Fill)), false);
     }
+    for (selector, order) in pairs {
+        add("long", long(selector, order), order == Order::Positional);
+        add("one workgroup", one_workgroup(selector, order), false);
+    }
+    add("long raised", long(Selector::Radix, Order::Positional), false);
+    for spread in [0, 2] {
+        add("near", near(spread, 1800, Order::Positional), false);
+        add("near, wide", near(spread, 5000, Order::Fill), false);
+        add("near, long", near(spread, 9000, Order::Positional), false);
+    }
+    for power in [-6, 9] {
+        add("outside", outside(power, 1500), false);
+        add("outside, long", outside(power, 9000), false);
+    }
+    add("spread", spread(Order::Fill), false);
+    add("spread apart", spread(Order::Positional), true);
+    add("walk", walk(), false);
+    add("ranges", ranges(), false);
+    add("edge", edge(), false);
+    add("many sorts", many_sorts(), false);
     all
 }
 

@@ -87,9 +87,25 @@ fn comparisons(code: &str, at: usize, find: &str) -> Vec<&'static str> {
     }
 }
 
+/// Where one invocation writes for its workgroup.
+const FIRST_WRITES: &str = "if index == 0u";
+
+/// With the last invocation for the first, which some devices, lavapipe among them, run before the others, whatever the
+/// barriers.
+fn last_writes(text: &str) -> String {
+    text.replace(FIRST_WRITES, "if index == WG_SIZE - 1u")
+}
+
+/// A uniform load, which is two barriers, and the name of what it loads.
+fn loaded(code: &str) -> (&str, &str) {
+    let whole = &code[..=code.find(')').expect("a bracket")];
+    (whole, whole.split(['&', ')']).nth(1).expect("a name"))
+}
+
 /// Every barrier, comparison and stride of a file.
 fn generate(file: &str) -> Vec<Place> {
     const BARRIER: &str = "workgroupBarrier();";
+    const UNIFORM_LOAD: &str = "workgroupUniformLoad(&";
     const COMPARISONS: [&str; 6] = [" < ", " <= ", " > ", " >= ", " == ", " != "];
     const STRIDE: &str = "_stride";
     let text = read(file);
@@ -97,8 +113,15 @@ fn generate(file: &str) -> Vec<Place> {
     let mut line_start = 0;
     for line in text.split_inclusive('\n') {
         let code = &line[..line.find("//").unwrap_or(line.len())];
-        for (at, _) in code.match_indices(BARRIER) {
-            places.push(vec![mutant(file, &text, line_start + at, BARRIER, ";")]);
+        let mut barrier = |at: usize, before: &str, after: &str| {
+            let dropped = mutant(file, &text, line_start + at, before, after);
+            let last = Mutant { mutated: last_writes(&dropped.mutated), ..dropped.clone() };
+            places.push(if text.contains(FIRST_WRITES) { vec![dropped, last] } else { vec![dropped] });
+        };
+        code.match_indices(BARRIER).for_each(|(at, _)| barrier(at, BARRIER, ";"));
+        for (at, _) in code.match_indices(UNIFORM_LOAD) {
+            let (whole, name) = loaded(&code[at..]);
+            barrier(at, whole, name);
         }
         for find in COMPARISONS {
             for (at, _) in code.match_indices(find) {
@@ -112,7 +135,9 @@ fn generate(file: &str) -> Vec<Place> {
             let start = code[..at].rfind(|c| !is_part(c)).map_or(0, |c| c + 1);
             let whole = &code[start..at + STRIDE.len()];
             // By one vector where strides are words and are divided by four.
-            places.push(vec![mutant(file, &text, line_start + start, whole, &format!("({whole} + 4u)"))]);
+            let faults = ["+ 4u", "/ 2u", "* 2u"];
+            let fault = |f| mutant(file, &text, line_start + start, whole, &format!("({whole} {f})"));
+            places.push(faults.map(fault).into());
         }
         line_start += line.len();
     }
