@@ -103,7 +103,8 @@ impl Bound {
     }
 
     /// Records the whole compression of every bound layer into the caller's pass. `max_len` (tokens) bounds the lengths
-    /// of the rows at execution and sizes the grids; the lengths themselves are read from the cache state on the GPU.
+    /// of the rows at execution and sizes the grids; the lengths themselves are read from the cache state on the GPU. A row
+    /// that is longer all the same loses which of its tokens are kept; other rows are not touched.
     ///
     /// Neither submits, polls, maps nor creates anything, and leaves the pass with another pipeline and bind group 0.
     ///

@@ -60,7 +60,7 @@ fn emit_keys(local_row: u32, s: SelectRow, keys: Keys, first_slot: u32, below: u
         k = rotated(k);
         if slot < s.row.len {
             if slot == s.budget {
-                row_infos[params.first_info + local_row].num_moved = s.budget - rank;
+                row_infos[params.first_info + local_row].num_moved = s.budget - min(rank, s.budget);
             }
             if params.order == POSITIONAL {
                 if kept {
@@ -71,7 +71,9 @@ fn emit_keys(local_row: u32, s: SelectRow, keys: Keys, first_slot: u32, below: u
                 }
             } else if kept == (slot >= s.budget) {
                 // A mover goes to the end of the list, a hole to its front.
-                lists[list_base + select(slot - rank, s.row.len - s.budget + rank, kept)] = slot;
+                // The bound keeps a row that exceeds the recorded max_len to its own list.
+                let place = select(slot - rank, s.row.len - s.budget + rank, kept);
+                lists[list_base + min(place, params.order_stride - 1u)] = slot;
             } else if kept && slot >= s.row.compacted {
                 positions[s.row.positions_base + slot] = position_of(s.row, slot);
             }

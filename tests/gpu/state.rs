@@ -234,3 +234,33 @@ fn two_plans_share_a_state() {
         fixture.compress_and_compare(gpu, &case, "second plan");
     }
 }
+
+/// A row beyond the recorded `max_len` breaks the contract; its neighbours must not notice.
+#[test]
+fn a_row_beyond_max_len_harms_no_other() {
+    let gpu = gpu();
+    for order in [Order::Fill, Order::Positional] {
+        for (capacity, max_len) in [(9000, 3000), (9000, 8192), (400, 100), (20_000, 9000)] {
+            let policy = Policy { order, ..Policy::new(Budget::keep_ratio(0.5)) };
+            let mut case = Case::new(shape(3, 1, capacity, 16, Dtype::F16), policy);
+            case.lengths = vec![max_len, capacity, max_len - 1];
+            let mut fixture = Fixture::new(gpu, &case);
+            let before = crate::support::download(gpu, &fixture.buffers[0][0]);
+            let kept = pollster::block_on(fixture.bound.compress(&gpu.device, &gpu.queue, max_len)).expect("a record");
+            fixture.host[0].compress(&case, 0);
+            let got = crate::support::download(gpu, &fixture.buffers[0][0]);
+            let row_bytes = capacity as usize * 32;
+            for row in [0, 2] {
+                let (from, to) = (row * row_bytes, (row + 1) * row_bytes);
+                assert_eq!(got[from..to], fixture.host[0].buffers[0][from..to], "row {row} of {order:?} {capacity}");
+                assert_eq!(
+                    kept.layers[0].positions[row].len() as u32,
+                    case.lengths[row].div_ceil(2),
+                    "length of row {row}"
+                );
+            }
+            assert_eq!(before.len(), got.len(), "the buffer");
+            assert_eq!(got[3 * row_bytes..], before[3 * row_bytes..], "the guard band of {order:?} {capacity}");
+        }
+    }
+}
