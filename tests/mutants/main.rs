@@ -17,9 +17,10 @@ mod list;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use keynorm::ShaderPatch;
+use support::{Built, Gpu, gpu, gpu_with};
 
 /// A line of a file before and after.
 #[derive(Clone)]
@@ -201,29 +202,24 @@ fn choose<'a>(places: &'a [Place], filter: &str) -> Vec<&'a Place> {
 struct Reach(cases::Quick, Vec<String>);
 
 /// Runs the quick cases on the sources as they are.
-fn reaches() -> &'static [Reach] {
-    static REACHES: OnceLock<Vec<Reach>> = OnceLock::new();
-    REACHES.get_or_init(all_reaches)
-}
-
-fn all_reaches() -> Vec<Reach> {
-    let reach = |mut quick: cases::Quick| {
+fn reaches() -> Vec<Reach> {
+    let reach = |gpu: &Gpu, mut quick: cases::Quick| {
         let sources: Arc<Mutex<Vec<String>>> = Arc::default();
         let seen = Arc::clone(&sources);
         quick.case.options.shader_patch = Some(ShaderPatch(Arc::new(move |source: &str| {
             seen.lock().expect("a lock").push(source.to_owned());
             source.to_owned()
         })));
-        cases::run(&quick, &support::Built::default());
+        cases::run(gpu, &quick, &Built::default());
         let sources = sources.lock().expect("a lock").clone();
         Reach(quick, sources)
     };
     let cases = Mutex::new(cases::quick().into_iter().enumerate());
     let reaches = Mutex::new(Vec::new());
-    on_all_threads(|| {
+    on_all_threads(|gpu| {
         let next = || cases.lock().expect("a lock").next();
         while let Some((ix, quick)) = next() {
-            let reached = reach(quick);
+            let reached = reach(gpu, quick);
             reaches.lock().expect("a lock").push((ix, reached));
         }
     });
@@ -232,27 +228,39 @@ fn all_reaches() -> Vec<Reach> {
     reaches.into_iter().map(|r| r.1).collect()
 }
 
-fn on_all_threads(work: impl Fn() + Sync) {
+/// Each with a device of its own: the shaders of one device are compiled one after the other.
+fn on_all_threads(work: impl Fn(&Gpu) + Sync) {
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from).min(8) {
-            scope.spawn(&work);
+            scope.spawn(|| work(&gpu_with(|_| ())));
         }
     });
 }
 
 /// What caught the fault: the first case that differs, or the refusal to build.
-fn caught_by(mutant: &Mutant, reaches: &[Reach]) -> Option<&'static str> {
+fn caught_by(gpu: &Gpu, mutant: &Mutant, reaches: &[Reach]) -> Option<&'static str> {
     let (text, mutated) = (mutant.text.clone(), mutant.mutated.clone());
     let patch = ShaderPatch(Arc::new(move |source: &str| source.replace(&text, &mutated)));
-    let built = support::Built::default();
+    let built = Built::default();
     let in_use: Vec<_> = reaches.iter().filter(|r| r.1.iter().any(|s| s.contains(&mutant.text))).collect();
     assert!(!in_use.is_empty(), "no quick case builds {}", mutant.file);
     in_use.into_iter().find_map(|Reach(quick, _)| {
         let mut quick = quick.clone();
         quick.case.options.shader_patch = Some(patch.clone());
-        let result = catch_unwind(AssertUnwindSafe(|| cases::run(&quick, &built)));
+        let result = catch_unwind(AssertUnwindSafe(|| cases::run(gpu, &quick, &built)));
         result.is_err().then_some(quick.name)
     })
+}
+
+/// What the second fault of a barrier supposes: that it does not matter which invocation writes for its workgroup.
+fn last_invocation_may_write(reaches: &[Reach]) {
+    for file in files() {
+        let text = read(&file);
+        if let Some(at) = text.find(FIRST_WRITES) {
+            let control = Mutant { mutated: last_writes(&text), ..mutant(&file, &text, at, "", "") };
+            assert_eq!(caught_by(gpu(), &control, reaches), None, "{file}");
+        }
+    }
 }
 
 #[test]
@@ -261,6 +269,7 @@ fn every_mutant_is_caught() {
     assert!(places.len() >= 100, "{} places", places.len());
     let reaches = reaches();
     let filter = std::env::var("KEYNORM_MUTANTS").unwrap_or_default();
+    last_invocation_may_write(&reaches);
     let chosen = choose(&places, &filter);
     assert!(!chosen.is_empty(), "no fault holds {filter}");
     let next = AtomicUsize::new(0);
@@ -268,9 +277,9 @@ fn every_mutant_is_caught() {
     // The failures of cases are what is looked for, and so are not printed.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
-    on_all_threads(|| {
+    on_all_threads(|gpu| {
         while let Some(place) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let caught = place.iter().find_map(|m| Some((m, caught_by(m, reaches)?)));
+            let caught = place.iter().find_map(|m| Some((m, caught_by(gpu, m, &reaches)?)));
             match caught {
                 Some((mutant, by)) if !filter.is_empty() => println!("{mutant}: {by}"),
                 Some(_) => (),
@@ -279,21 +288,7 @@ fn every_mutant_is_caught() {
         }
     });
     std::panic::set_hook(hook);
-    println!("{} of {} places on {}", chosen.len(), places.len(), support::gpu().info.name);
+    println!("{} of {} places on {}", chosen.len(), places.len(), gpu().info.name);
     let survivors = survivors.into_inner().expect("a lock");
     assert!(survivors.is_empty(), "{} survive:\n{}", survivors.len(), survivors.join("\n"));
-}
-
-/// What the second fault of a barrier supposes: that it does not matter which invocation writes for its workgroup.
-#[test]
-fn the_last_invocation_may_write() {
-    let reaches = reaches();
-    for file in files() {
-        let text = read(&file);
-        if text.contains(FIRST_WRITES) {
-            let mutated = last_writes(&text);
-            let control = Mutant { mutated, ..mutant(&file, &text, text.find(FIRST_WRITES).expect("one"), "", "") };
-            assert_eq!(caught_by(&control, reaches), None, "{file}");
-        }
-    }
 }
