@@ -2,7 +2,7 @@
 
 use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Rounding, Selector, Stages, Switch, TensorSpec};
 
-use crate::support::{Built, Case, Data, Fixture, Layout, gpu, shape, submit};
+use crate::support::{Built, Case, Data, Fixture, Gpu, Layout, shape, submit};
 
 #[derive(Clone)]
 pub struct Quick {
@@ -200,8 +200,8 @@ pub fn quick() -> Vec<Quick> {
     all
 }
 
-pub fn run(quick: &Quick, built: &Built) {
-    let (gpu, case) = (gpu(), &quick.case);
+pub fn run(gpu: &Gpu, quick: &Quick, built: &Built) {
+    let case = &quick.case;
     let mut fixture = Fixture::built(gpu, case, built);
     if quick.apart {
         let max_len = fixture.max_len();

@@ -1,7 +1,11 @@
 //! One-line faults planted in the shaders, caught by the quick cases. Each barrier is dropped, each comparison is made
 //! off by one or, where that changes nothing, negated, each stride is lengthened ([`generate`]); [`list::BY_HAND`] adds
 //! faults of other kinds. A place none of whose faults can be seen is listed with the reason; a list that no longer fits
-//! the shaders fails. `KEYNORM_MUTANTS=text` runs and prints only the faults whose description holds the text.
+//! the shaders fails.
+//!
+//! By default a part of the places is tried: every barrier and every fault by hand, and of each kind of comparison and
+//! each stride the first in its file. `KEYNORM_MUTANTS=all` tries all, for minutes; any other text only the places whose
+//! description holds it. Both print what catches each fault.
 
 #[path = "../gpu/support.rs"]
 #[allow(dead_code, reason = "shared with the tests of the GPU")]
@@ -16,6 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use keynorm::ShaderPatch;
+use support::{Built, Gpu, gpu, gpu_with};
 
 /// A line of a file before and after.
 #[derive(Clone)]
@@ -26,6 +31,8 @@ struct Mutant {
     after: String,
     text: String,
     mutated: String,
+    /// The comparison or stride; nothing where each place counts.
+    kind: String,
 }
 
 impl std::fmt::Display for Mutant {
@@ -59,7 +66,14 @@ fn mutant(file: &str, text: &str, at: usize, before: &str, after: &str) -> Mutan
     let line = text[..at].matches('\n').count();
     let nth = |text: &str| text.lines().nth(line).unwrap_or_default().to_owned();
     let (before, after) = (nth(text), nth(&mutated));
-    Mutant { file: file.to_owned(), line: line + 1, before, after, text: text.to_owned(), mutated }
+    let (file, text) = (file.to_owned(), text.to_owned());
+    Mutant { file, line: line + 1, before, after, text, mutated, kind: String::new() }
+}
+
+impl Mutant {
+    fn of_kind(self, kind: &str) -> Self {
+        Self { kind: kind.to_owned(), ..self }
+    }
 }
 
 /// The faults of one place, weakest first: one of them must be caught.
@@ -126,7 +140,8 @@ fn generate(file: &str) -> Vec<Place> {
         for find in COMPARISONS {
             for (at, _) in code.match_indices(find) {
                 let faults = comparisons(code, at, find);
-                places.push(faults.iter().map(|f| mutant(file, &text, line_start + at, find, f)).collect());
+                places
+                    .push(faults.iter().map(|f| mutant(file, &text, line_start + at, find, f).of_kind(find)).collect());
             }
         }
         // Uses, not the declarations of a struct.
@@ -136,7 +151,7 @@ fn generate(file: &str) -> Vec<Place> {
             let whole = &code[start..at + STRIDE.len()];
             // By one vector where strides are words and are divided by four.
             let faults = ["+ 4u", "/ 2u", "* 2u"];
-            let fault = |f| mutant(file, &text, line_start + start, whole, &format!("({whole} {f})"));
+            let fault = |f| mutant(file, &text, line_start + start, whole, &format!("({whole} {f})")).of_kind(whole);
             places.push(faults.map(fault).into());
         }
         line_start += line.len();
@@ -171,38 +186,81 @@ fn places() -> Vec<Place> {
     places
 }
 
+/// The places that are chosen: those with a fault whose description holds the filter; without one every barrier and
+/// every fault by hand, and of each comparison and stride of a file the first.
+fn choose<'a>(places: &'a [Place], filter: &str) -> Vec<&'a Place> {
+    let mut seen = std::collections::BTreeSet::new();
+    let is_chosen = |p: &&'a Place| match filter {
+        "" => p[0].kind.is_empty() || seen.insert((&p[0].file, &p[0].kind)),
+        "all" => true,
+        text => p.iter().any(|m| m.to_string().contains(text)),
+    };
+    places.iter().filter(is_chosen).collect()
+}
+
 /// A quick case and the sources that it builds.
 struct Reach(cases::Quick, Vec<String>);
 
 /// Runs the quick cases on the sources as they are.
 fn reaches() -> Vec<Reach> {
-    let reach = |mut quick: cases::Quick| {
+    let reach = |gpu: &Gpu, mut quick: cases::Quick| {
         let sources: Arc<Mutex<Vec<String>>> = Arc::default();
         let seen = Arc::clone(&sources);
         quick.case.options.shader_patch = Some(ShaderPatch(Arc::new(move |source: &str| {
             seen.lock().expect("a lock").push(source.to_owned());
             source.to_owned()
         })));
-        cases::run(&quick, &support::Built::default());
+        cases::run(gpu, &quick, &Built::default());
         let sources = sources.lock().expect("a lock").clone();
         Reach(quick, sources)
     };
-    cases::quick().into_iter().map(reach).collect()
+    let cases = Mutex::new(cases::quick().into_iter().enumerate());
+    let reaches = Mutex::new(Vec::new());
+    on_all_threads(|gpu| {
+        let next = || cases.lock().expect("a lock").next();
+        while let Some((ix, quick)) = next() {
+            let reached = reach(gpu, quick);
+            reaches.lock().expect("a lock").push((ix, reached));
+        }
+    });
+    let mut reaches = reaches.into_inner().expect("a lock");
+    reaches.sort_by_key(|r| r.0);
+    reaches.into_iter().map(|r| r.1).collect()
+}
+
+/// Each with a device of its own: the shaders of one device are compiled one after the other.
+fn on_all_threads(work: impl Fn(&Gpu) + Sync) {
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from).min(8) {
+            scope.spawn(|| work(&gpu_with(|_| ())));
+        }
+    });
 }
 
 /// What caught the fault: the first case that differs, or the refusal to build.
-fn caught_by(mutant: &Mutant, reaches: &[Reach]) -> Option<&'static str> {
+fn caught_by(gpu: &Gpu, mutant: &Mutant, reaches: &[Reach]) -> Option<&'static str> {
     let (text, mutated) = (mutant.text.clone(), mutant.mutated.clone());
     let patch = ShaderPatch(Arc::new(move |source: &str| source.replace(&text, &mutated)));
-    let built = support::Built::default();
+    let built = Built::default();
     let in_use: Vec<_> = reaches.iter().filter(|r| r.1.iter().any(|s| s.contains(&mutant.text))).collect();
     assert!(!in_use.is_empty(), "no quick case builds {}", mutant.file);
     in_use.into_iter().find_map(|Reach(quick, _)| {
         let mut quick = quick.clone();
         quick.case.options.shader_patch = Some(patch.clone());
-        let result = catch_unwind(AssertUnwindSafe(|| cases::run(&quick, &built)));
+        let result = catch_unwind(AssertUnwindSafe(|| cases::run(gpu, &quick, &built)));
         result.is_err().then_some(quick.name)
     })
+}
+
+/// What the second fault of a barrier supposes: that it does not matter which invocation writes for its workgroup.
+fn last_invocation_may_write(reaches: &[Reach]) {
+    for file in files() {
+        let text = read(&file);
+        if let Some(at) = text.find(FIRST_WRITES) {
+            let control = Mutant { mutated: last_writes(&text), ..mutant(&file, &text, at, "", "") };
+            assert_eq!(caught_by(gpu(), &control, reaches), None, "{file}");
+        }
+    }
 }
 
 #[test]
@@ -211,28 +269,26 @@ fn every_mutant_is_caught() {
     assert!(places.len() >= 100, "{} places", places.len());
     let reaches = reaches();
     let filter = std::env::var("KEYNORM_MUTANTS").unwrap_or_default();
-    let chosen: Vec<&Place> = places.iter().filter(|p| p.iter().any(|m| m.to_string().contains(&filter))).collect();
+    last_invocation_may_write(&reaches);
+    let chosen = choose(&places, &filter);
+    assert!(!chosen.is_empty(), "no fault holds {filter}");
     let next = AtomicUsize::new(0);
     let survivors = Mutex::new(Vec::new());
     // The failures of cases are what is looked for, and so are not printed.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from).min(8) {
-            scope.spawn(|| {
-                while let Some(place) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let caught = place.iter().find_map(|m| Some((m, caught_by(m, &reaches)?)));
-                    match caught {
-                        Some((mutant, by)) if !filter.is_empty() => println!("{mutant}: {by}"),
-                        Some(_) => (),
-                        None => survivors.lock().expect("a lock").push(place[0].to_string()),
-                    }
-                }
-            });
+    on_all_threads(|gpu| {
+        while let Some(place) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let caught = place.iter().find_map(|m| Some((m, caught_by(gpu, m, &reaches)?)));
+            match caught {
+                Some((mutant, by)) if !filter.is_empty() => println!("{mutant}: {by}"),
+                Some(_) => (),
+                None => survivors.lock().expect("a lock").push(place[0].to_string()),
+            }
         }
     });
     std::panic::set_hook(hook);
-    println!("{} of {} places on {}", chosen.len(), places.len(), support::gpu().info.name);
+    println!("{} of {} places on {}", chosen.len(), places.len(), gpu().info.name);
     let survivors = survivors.into_inner().expect("a lock");
     assert!(survivors.is_empty(), "{} survive:\n{}", survivors.len(), survivors.join("\n"));
 }
