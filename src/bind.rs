@@ -191,7 +191,7 @@ impl Builder<'_> {
         let slice = slice_chunks(shape, wide);
         let (keys, values) = (&shape.keys, &shape.values);
         // On a CPU an invocation moves whole rows.
-        let lanes = |spec: &TensorSpec| if self.kernels().capabilities.is_cpu { 1 } else { spec.lanes() };
+        let lanes = |spec: &TensorSpec| if self.kernels().capabilities.serial { 1 } else { spec.lanes() };
         let (key_lanes, value_lanes) = (lanes(keys), lanes(values));
         let module = Module::Compact {
             keys_vec4: draft.keys_access == Access::Vec4,

@@ -103,9 +103,7 @@ pub(crate) struct Capabilities {
     /// Keys that a bitonic sort holds in workgroup memory.
     pub sort_len: u32,
     pub max_workgroups: u32,
-    /// Lanes run on a CPU.
-    pub is_cpu: bool,
-    /// One invocation adds a token's lanes.
+    /// Lanes run on a CPU: an invocation takes a whole token, in the norm and in the moves.
     pub serial: bool,
 }
 
@@ -159,7 +157,6 @@ impl Capabilities {
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment).max(16),
             row_workgroup: if large { 1024 } else { 256 },
             sort_len: if limits.max_compute_workgroup_storage_size >= 24 * 1024 { 4096 } else { 2048 },
-            is_cpu,
             serial: is_cpu && options.subgroups == Switch::Auto,
             max_workgroups: limits.max_compute_workgroups_per_dimension,
         })
