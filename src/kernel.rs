@@ -312,7 +312,7 @@ impl Kernels {
     }
 }
 
-/// Bounds checks stay on; only the counters that wgpu adds to every loop are left out (8 % of a select stage).
+/// Bounds checks stay on; only the counters that wgpu adds to every loop are left out.
 #[expect(unsafe_code, reason = "loop bounding can be left out only through an unsafe function")]
 fn create_module(device: &wgpu::Device, descriptor: wgpu::ShaderModuleDescriptor<'_>) -> wgpu::ShaderModule {
     let checks = wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() };
