@@ -258,7 +258,7 @@ fn select_pipelines(kernels: &Kernels, policy: &Policy, checks: &mut Checks) -> 
     };
     let radix_rows = [narrow, wide.min(512.0), wide].map(|workgroup| radix("radix_row", workgroup));
     let [count_digits, collect, emit] = ["count_digits", "collect", "emit"].map(|entry| radix(entry, narrow));
-    let bitonic = (policy.selector != Selector::Radix).then(|| {
+    let bitonic = (policy.selector == Selector::Bitonic).then(|| {
         let mut bitonic = |entry, workgroup| {
             kernels.pipeline(Module::Bitonic, entry, &[("WG_SIZE", workgroup), ("SORT_LEN", sort_len)], checks)
         };

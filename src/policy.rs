@@ -138,7 +138,7 @@ pub enum Order {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Selector {
-    /// By measured crossover.
+    /// As measured: radix, which was the faster at every length tried so far.
     #[default]
     Auto,
     /// A parallel bitonic sort of the order keys: in workgroup memory where a row fits, tiles and merges beyond.
