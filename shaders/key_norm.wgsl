@@ -15,12 +15,12 @@
 //! Workgroup bytes: 8192 with HISTOGRAM, + 20 * WG_SIZE in the workgroup variant
 //! Algorithm: LANES invocations share a token (shared/score_tile.wgsl); invocation j sums the squares of its 16-byte
 //!   chunks j, j + LANES, … from left to right, then a butterfly at distances LANES / 2 … 1 adds the lanes. Four tokens
-//!   are in flight an invocation: four named loads, since a private array here costs two thirds of the bandwidth. On a
+//!   are in flight an invocation: four named loads, since a private array would go to local memory. On a
 //!   CPU one invocation takes all lanes of a token in turn (shared/reduce_serial.wgsl).
 //!   The fused histogram counts the first radix digit, so that the radix selector starts one pass ahead.
-//! Invariants: loads of tokens past the length are redirected to the last token and of chunks past the row to its
-//!   last chunk, and their results dropped, so the tail of a cache is never read. Squares of f16 and bf16 are exact in
-//!   f32, so contraction cannot change the bits. NaN is tested on bits.
+//! Invariants: loads of tokens past the length are redirected to the last token and their results dropped, so the tail
+//!   of a cache is never read. Lanes without a chunk add zero. Squares of f16 and bf16 are exact in f32, so contraction
+//!   cannot change the bits. NaN is tested on bits.
 
 struct Params {
     state: StateLayout,
