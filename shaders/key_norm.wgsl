@@ -9,7 +9,8 @@
 //!   4 order_keys read_write u32 [row, order_stride]
 //!   5 histogram read_write atomic u32 [row, histogram_stride] counts of first digits
 //!   6 status read_write atomic u32 [layer] sticky bits
-//! Entry points: score · dispatch (ceil(max_len / TILE), num_rows, 1) · needs none | subgroups
+//! Entry points: score · dispatch (ceil(max_len / TILE), num_rows, 1), max_len that of a segment where a row exceeds a
+//!   binding · needs none | subgroups
 //! Overrides: WG_SIZE = 256; LANES = 16, a power of two in 2..=32; CHUNKS = 16, in 2..=128; TILE = 64, a multiple
 //!   of WG_SIZE / LANES * 4; HISTOGRAM = false
 //! Workgroup bytes: 8192 with HISTOGRAM, + 20 * WG_SIZE in the workgroup variant
@@ -41,8 +42,8 @@ struct Params {
     histogram_stride: u32,  // words
     digit_shift: u32,       // the window of first digits
     digit_base: u32,
-    pad0: u32,
-    pad1: u32,
+    first_slot: u32,        // slots of this dispatch, where a row exceeds a binding
+    end_slot: u32,
     pad2: u32,
 }
 
@@ -114,6 +115,11 @@ fn scored_row(row: u32) -> Row {
         r.len = 0u;
     }
     return r;
+}
+
+// One past the last slot that this dispatch scores.
+fn end_of(r: Row) -> u32 {
+    return min(r.len, params.end_slot);
 }
 
 fn row_base_of(row: u32) -> u32 {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::bound::{Bound, LayerWindow, Moves, SelectWindow};
-use crate::draft::{Builder, CheckedLayer, INFOS_A_SLOT, LayerDraft, ParamsBlock, SelectDraft, word};
+use crate::draft::{Builder, CheckedLayer, INFOS_A_SLOT, LayerDraft, ParamsBlock, RowRange, SelectDraft, word};
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Access, Checks, Kernels, LayoutKind, Module};
 use crate::params::{AppendParams, CompactParams, KeyNormParams, LayerEntry, TopKParams};
@@ -29,14 +29,24 @@ impl Bound {
         let layers = builder.check(views)?;
         let mut params = ParamsBlock::default();
         let drafts: Vec<_> = layers.iter().flat_map(|layer| builder.draft_layer(layer, &mut params)).collect();
+        let segment_drafts: Vec<_> = layers.iter().flat_map(|l| builder.draft_segments(l, &mut params)).collect();
         let select_drafts = builder.draft_selects(&mut params);
         let append_params_offset = builder.push_append_params(&mut params);
         let params = params.into_buffer(device, "keynorm.params", wgpu::BufferUsages::UNIFORM, checks);
         let table = builder.layer_table(checks);
         let layers = drafts.iter().map(|d| builder.layer_window(d, &params, views, checks)).collect();
+        let segmented = segment_drafts.iter().map(|d| builder.segmented(d, &params, views, checks)).collect();
         let selects = select_drafts.iter().map(|d| builder.select_window(d, &params, &table, checks)).collect();
         let append_group = builder.append_group(&params, checks);
-        Ok(Self { plan: Arc::clone(inner), layers, selects, state: state.clone(), append_group, append_params_offset })
+        Ok(Self {
+            plan: Arc::clone(inner),
+            layers,
+            segmented,
+            selects,
+            state: state.clone(),
+            append_group,
+            append_params_offset,
+        })
     }
 }
 
@@ -90,9 +100,9 @@ impl Builder<'_> {
                 placed.push((buffer, lattice));
             }
             let same_buffer = view.keys.buffer == view.values.buffer;
-            let (windows, joined) = layer_windows(&keys, &values, same_buffer, self.limits())?;
+            let windows = layer_windows(&keys, &values, same_buffer, self.limits());
             let compressed = u32::try_from(compressed).unwrap_or(u32::MAX);
-            layers.push(CheckedLayer { compressed, layer, keys, values, windows, joined });
+            layers.push(CheckedLayer { compressed, layer, keys, values, windows });
         }
         Ok(layers)
     }
@@ -126,28 +136,12 @@ impl Builder<'_> {
         views: &[KvView<'_>],
         checks: &mut Checks,
     ) -> LayerWindow {
-        let view = &views[draft.layer as usize];
+        let view = &views[draft.rows.layer as usize];
         let w = &draft.window;
-        let scratch = &self.plan.scratch;
-        let rows = |buffer, stride| row_binding(buffer, draft.first_scratch_row, w.num_rows, stride);
-        let position_words = u64::from(w.num_rows) * u64::from(self.plan.shape.capacity) + 64;
         let keys = range_binding(view.keys.buffer, w.keys);
-        let score_group = self.group(
-            LayoutKind::KeyNorm,
-            &[
-                params_binding::<KeyNormParams>(params, draft.score_params),
-                keys.clone(),
-                self.state.meta().as_entire_binding(),
-                words_binding(self.state.positions(), draft.first_position, position_words),
-                rows(&self.workspace.order_keys, scratch.order_stride),
-                rows(&self.workspace.histogram, scratch.histogram_stride),
-                self.state.status().as_entire_binding(),
-            ],
-            checks,
-        );
+        let score_group = self.score_group(&draft.rows, draft.score_params, params, keys.clone(), checks);
         let compact_params = params_binding::<CompactParams>(params, 0);
-        let lists = rows(&self.workspace.lists, scratch.lists_stride);
-        let infos = info_binding(&self.workspace.row_infos, draft.first_scratch_row, w.num_rows);
+        let (lists, infos) = self.moves_bindings(&draft.rows);
         let compact_group = if draft.values_access == Access::Joined {
             self.group(LayoutKind::CompactJoined, &[compact_params, keys, lists, infos], checks)
         } else {
@@ -165,7 +159,40 @@ impl Builder<'_> {
         }
     }
 
-    fn score_pipeline(&self, access: Access, fused: bool, checks: &mut Checks) -> wgpu::ComputePipeline {
+    pub(crate) fn score_group(
+        &self,
+        rows: &RowRange,
+        offset: u32,
+        params: &wgpu::Buffer,
+        keys: wgpu::BindingResource<'_>,
+        checks: &mut Checks,
+    ) -> wgpu::BindGroup {
+        let scratch = &self.plan.scratch;
+        let scratch_rows = |buffer, stride| row_binding(buffer, rows.first_scratch_row, rows.num_rows, stride);
+        let position_words = u64::from(rows.num_rows) * u64::from(self.plan.shape.capacity) + 64;
+        self.group(
+            LayoutKind::KeyNorm,
+            &[
+                params_binding::<KeyNormParams>(params, offset),
+                keys,
+                self.state.meta().as_entire_binding(),
+                words_binding(self.state.positions(), rows.first_position, position_words),
+                scratch_rows(&self.workspace.order_keys, scratch.order_stride),
+                scratch_rows(&self.workspace.histogram, scratch.histogram_stride),
+                self.state.status().as_entire_binding(),
+            ],
+            checks,
+        )
+    }
+
+    /// Lists and row infos of rows.
+    pub(crate) fn moves_bindings(&self, rows: &RowRange) -> (wgpu::BindingResource<'_>, wgpu::BindingResource<'_>) {
+        let (first, count) = (rows.first_scratch_row, rows.num_rows);
+        let lists = row_binding(&self.workspace.lists, first, count, self.plan.scratch.lists_stride);
+        (lists, info_binding(&self.workspace.row_infos, first, count))
+    }
+
+    pub(crate) fn score_pipeline(&self, access: Access, fused: bool, checks: &mut Checks) -> wgpu::ComputePipeline {
         let keys = &self.plan.shape.keys;
         let tiles = self.plan.tiles;
         let lanes = keys.lanes();
@@ -267,7 +294,12 @@ impl Builder<'_> {
         )
     }
 
-    fn group(&self, kind: LayoutKind, resources: &[wgpu::BindingResource<'_>], checks: &mut Checks) -> wgpu::BindGroup {
+    pub(crate) fn group(
+        &self,
+        kind: LayoutKind,
+        resources: &[wgpu::BindingResource<'_>],
+        checks: &mut Checks,
+    ) -> wgpu::BindGroup {
         let entries: Vec<_> = kind
             .bindings()
             .zip(resources)
@@ -284,13 +316,13 @@ impl Builder<'_> {
 }
 
 /// Column slices of the walk, 16-byte chunks: as wide as leaves enough workgroups to fill the card.
-fn slice_chunks(shape: &KvShape, workgroup: u32) -> u32 {
+pub(crate) fn slice_chunks(shape: &KvShape, workgroup: u32) -> u32 {
     let chunks = shape.rows_per_layer() * (shape.keys.chunks() + shape.values.chunks());
     let wanted = 64 * 1024 / workgroup;
     [16, 8, 4].into_iter().find(|slice| chunks / slice >= wanted).unwrap_or(if workgroup == 1024 { 4 } else { 2 })
 }
 
-fn params_binding<T>(buffer: &wgpu::Buffer, offset: u32) -> wgpu::BindingResource<'_> {
+pub(crate) fn params_binding<T>(buffer: &wgpu::Buffer, offset: u32) -> wgpu::BindingResource<'_> {
     wgpu::BindingResource::Buffer(wgpu::BufferBinding {
         buffer,
         offset: offset.into(),
@@ -298,7 +330,7 @@ fn params_binding<T>(buffer: &wgpu::Buffer, offset: u32) -> wgpu::BindingResourc
     })
 }
 
-fn range_binding(buffer: &wgpu::Buffer, range: BoundRange) -> wgpu::BindingResource<'_> {
+pub(crate) fn range_binding(buffer: &wgpu::Buffer, range: BoundRange) -> wgpu::BindingResource<'_> {
     let size = wgpu::BufferSize::new(range.size);
     wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: range.start, size })
 }

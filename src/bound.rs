@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::error::ArgumentError;
 use crate::plan::{PlanInner, ROW_TOKENS, SELECT_TILE, WORKGROUP};
 use crate::policy::{Order, Selector};
+use crate::segments::SegmentedLayer;
 use crate::state::{CacheState, check_slot};
 
 /// Stages to record. Each may be recorded alone, in this order, with the same workspace.
@@ -37,6 +38,8 @@ impl Stages {
 pub struct Bound {
     pub(crate) plan: Arc<PlanInner>,
     pub(crate) layers: Vec<LayerWindow>,
+    /// Of the layers whose rows exceed a binding.
+    pub(crate) segmented: Vec<SegmentedLayer>,
     pub(crate) selects: Vec<SelectWindow>,
     pub(crate) state: CacheState,
     pub(crate) append_group: wgpu::BindGroup,
@@ -131,7 +134,7 @@ impl Bound {
         if max_len > capacity {
             return Err(ArgumentError::TooLarge { argument: "max_len", got: max_len.into(), limit: capacity.into() });
         }
-        if max_len == 0 || self.layers.is_empty() {
+        if max_len == 0 || self.selects.is_empty() {
             return Ok(());
         }
         let path = self.path(max_len);
@@ -188,6 +191,9 @@ impl Bound {
             pass.set_pipeline(pipeline);
             pass.set_bind_group(0, &window.score_group, &[]);
             pass.dispatch_workgroups(max_len.div_ceil(tile), window.num_rows, 1);
+        }
+        for layer in &self.segmented {
+            layer.record_score(pass, max_len, tiles, fused);
         }
     }
 
@@ -286,6 +292,9 @@ impl Bound {
 
     fn record_moves(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
         let max_moved = self.plan.max_moved(max_len);
+        for layer in &self.segmented {
+            layer.record_moves(pass, max_len, self.plan.max_budget(max_len));
+        }
         for window in &self.layers {
             match &window.moves {
                 Moves::Fill { fill, unit } => {

@@ -7,7 +7,7 @@ use crate::plan::{PlanInner, ROW_TOKENS};
 use crate::policy::{Direction, Order};
 use crate::shape::Lattice;
 use crate::state::{CacheState, NUM_APPEND_SLOTS, append_slot_words};
-use crate::windows::{BoundRange, Window, scratch_windows};
+use crate::windows::{BoundRange, LayerWindows, Window, scratch_windows};
 use crate::workspace::{ROW_INFO_WORDS, Workspace};
 
 /// Row infos in 256 bytes.
@@ -54,15 +54,22 @@ pub(crate) struct CheckedLayer {
     pub layer: u32,
     pub keys: Lattice,
     pub values: Lattice,
-    pub windows: Vec<Window>,
-    pub joined: bool,
+    pub windows: LayerWindows,
+}
+
+/// Neighbouring rows of a layer, and where they lie in scratch and state.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowRange {
+    pub layer: u32,
+    pub first_row: u32,
+    pub num_rows: u32,
+    pub first_scratch_row: u64,
+    pub first_position: u64,
 }
 
 pub(crate) struct LayerDraft {
-    pub layer: u32,
+    pub rows: RowRange,
     pub window: Window,
-    pub first_scratch_row: u64,
-    pub first_position: u64,
     pub keys_access: Access,
     pub values_access: Access,
     pub score_params: u32,
@@ -86,84 +93,95 @@ pub(crate) struct Builder<'a> {
 }
 
 impl Builder<'_> {
+    /// The drafts of a layer of whole rows; none where it is bound by segments.
     pub(crate) fn draft_layer(&self, layer: &CheckedLayer, params: &mut ParamsBlock) -> Vec<LayerDraft> {
         let shape = &self.plan.shape;
-        let scratch = &self.plan.scratch;
-        let (keys_access, values_access) = match (layer.joined, layer.keys.is_vec4(), layer.values.is_vec4()) {
+        let LayerWindows::Rows { windows, joined } = &layer.windows else { return Vec::new() };
+        let (keys_access, values_access) = match (joined, layer.keys.is_vec4(), layer.values.is_vec4()) {
             (true, true, true) => (Access::Vec4, Access::Joined),
             (true, ..) => (Access::Word, Access::Joined),
             (false, k, v) => (access_of(k), access_of(v)),
         };
-        let values_unit = if layer.joined { keys_access } else { values_access };
+        let values_unit = if *joined { keys_access } else { values_access };
         let draft = |window: &Window| {
-            let first_sequence = window.first_row / shape.num_kv_heads;
+            let rows = self.row_range(layer, window.first_row, window.num_rows);
             let keys = tensor_layout(&layer.keys, window.first_row, window.keys, keys_access);
             let values = tensor_layout(&layer.values, window.first_row, window.values, values_unit);
-            let state_row = u64::from(layer.layer) * u64::from(shape.rows_per_layer()) + u64::from(window.first_row);
-            let first_position = state_row * u64::from(shape.capacity) / 64 * 64;
-            let first_scratch_row =
-                u64::from(layer.compressed) * u64::from(shape.rows_per_layer()) + u64::from(window.first_row);
-            let policy = &self.plan.policy;
-            let (direction, seed) = match policy.direction {
-                Direction::Lowest => (0, 0),
-                Direction::Highest => (1, 0),
-                Direction::Random { seed } => (2, seed),
-            };
-            let (digit_shift, digit_base) = digit_window(policy.direction);
-            let score_params = params.push(&KeyNormParams {
-                state: StateLayout::new(shape, first_position),
-                num_rows: window.num_rows,
-                first_row: window.first_row,
-                layer: layer.layer,
-                order_stride: scratch.order_stride,
-                batch_stride: keys.batch_stride,
-                head_stride: keys.head_stride,
-                token_stride: keys.token_stride,
-                base: keys.base,
-                first_sequence,
-                direction,
-                seed_low: word(seed),
-                seed_high: word(seed >> 32),
-                sinks: policy.sinks,
-                recent: policy.recent,
-                histogram_stride: scratch.histogram_stride,
-                digit_shift,
-                digit_base,
-                pad0: 0,
-                pad1: 0,
-                pad2: 0,
-            });
             let compact = CompactParams {
                 keys,
                 values,
                 num_rows: window.num_rows,
                 first_row: window.first_row,
-                first_sequence,
+                first_sequence: window.first_row / shape.num_kv_heads,
                 num_kv_heads: shape.num_kv_heads,
-                lists_stride: scratch.lists_stride,
-                first_info: word(first_scratch_row % INFOS_A_SLOT),
+                lists_stride: self.plan.scratch.lists_stride,
+                first_info: word(rows.first_scratch_row % INFOS_A_SLOT),
                 walk_len: u32::MAX,
                 range_ix: u32::MAX,
             };
+            let score_params = self.push_score_params(&rows, keys, (0, u32::MAX), params);
             let compact_params = params.push(&compact);
-            if policy.order == Order::Positional {
+            if self.plan.policy.order == Order::Positional {
                 params.push(&CompactParams { walk_len: WALK_LEN, ..compact });
                 for range_ix in 0..=MAX_RANGES {
                     params.push(&CompactParams { walk_len: WALK_LEN, range_ix, ..compact });
                 }
             }
-            LayerDraft {
-                layer: layer.layer,
-                window: *window,
-                first_scratch_row,
-                first_position,
-                keys_access,
-                values_access,
-                score_params,
-                compact_params,
-            }
+            LayerDraft { rows, window: *window, keys_access, values_access, score_params, compact_params }
         };
-        layer.windows.iter().map(draft).collect()
+        windows.iter().map(draft).collect()
+    }
+
+    pub(crate) fn row_range(&self, layer: &CheckedLayer, first_row: u32, num_rows: u32) -> RowRange {
+        let rows_per_layer = u64::from(self.plan.shape.rows_per_layer());
+        let row_of = |layer: u32| u64::from(layer) * rows_per_layer + u64::from(first_row);
+        RowRange {
+            layer: layer.layer,
+            first_row,
+            num_rows,
+            first_scratch_row: row_of(layer.compressed),
+            first_position: row_of(layer.layer) * u64::from(self.plan.shape.capacity) / 64 * 64,
+        }
+    }
+
+    /// Parameters of the score of rows, of the slots from the first to before the second.
+    pub(crate) fn push_score_params(
+        &self,
+        rows: &RowRange,
+        keys: TensorLayout,
+        (first_slot, end_slot): (u32, u32),
+        params: &mut ParamsBlock,
+    ) -> u32 {
+        let (shape, scratch, policy) = (&self.plan.shape, &self.plan.scratch, &self.plan.policy);
+        let (direction, seed) = match policy.direction {
+            Direction::Lowest => (0, 0),
+            Direction::Highest => (1, 0),
+            Direction::Random { seed } => (2, seed),
+        };
+        let (digit_shift, digit_base) = digit_window(policy.direction);
+        params.push(&KeyNormParams {
+            state: StateLayout::new(shape, rows.first_position),
+            num_rows: rows.num_rows,
+            first_row: rows.first_row,
+            layer: rows.layer,
+            order_stride: scratch.order_stride,
+            batch_stride: keys.batch_stride,
+            head_stride: keys.head_stride,
+            token_stride: keys.token_stride,
+            base: keys.base,
+            first_sequence: rows.first_row / shape.num_kv_heads,
+            direction,
+            seed_low: word(seed),
+            seed_high: word(seed >> 32),
+            sinks: policy.sinks,
+            recent: policy.recent,
+            histogram_stride: scratch.histogram_stride,
+            digit_shift,
+            digit_base,
+            first_slot,
+            end_slot,
+            pad2: 0,
+        })
     }
 
     pub(crate) fn draft_selects(&self, params: &mut ParamsBlock) -> Vec<SelectDraft> {
@@ -271,7 +289,7 @@ const fn digit_window(direction: Direction) -> (u32, u32) {
     }
 }
 
-fn access_of(vec4: bool) -> Access {
+pub(crate) fn access_of(vec4: bool) -> Access {
     if vec4 { Access::Vec4 } else { Access::Word }
 }
 
@@ -281,15 +299,16 @@ pub(crate) const fn word(value: u64) -> u32 {
     value as u32
 }
 
-fn tensor_layout(lattice: &Lattice, first_row: u32, range: BoundRange, access: Access) -> TensorLayout {
+/// Strides and base in units of the access. The base may lie before the range, modulo 2^32.
+pub(crate) fn tensor_layout(lattice: &Lattice, first_row: u32, range: BoundRange, access: Access) -> TensorLayout {
     let unit = access.unit_bytes();
     let head = u64::from(first_row % lattice.num_kv_heads);
     // Of head 0, which may lie before the window: the shader adds the head's stride again, modulo 2^32.
-    let base = (lattice.row_start(first_row) - range.start) / unit;
+    let base = word(lattice.row_start(first_row) / unit).wrapping_sub(word(range.start / unit));
     TensorLayout {
         batch_stride: word(lattice.batch_stride / unit),
         head_stride: word(lattice.head_stride / unit),
         token_stride: word(lattice.token_stride / unit),
-        base: word(base).wrapping_sub(word(head * (lattice.head_stride / unit))),
+        base: base.wrapping_sub(word(head * (lattice.head_stride / unit))),
     }
 }

@@ -137,19 +137,6 @@ pub enum ArgumentError {
         /// Capacity of a row, tokens.
         capacity: u32,
     },
-    /// One row that is larger than a storage binding of the device.
-    #[error(
-        "one row of {argument} spans {row_bytes} bytes, more than max_storage_buffer_binding_size = {limit}; \
-         use a layout whose rows are contiguous, or a shorter capacity"
-    )]
-    RowExceedsBinding {
-        /// Name of the argument.
-        argument: &'static str,
-        /// Bytes from the row's first to its last element.
-        row_bytes: u64,
-        /// Limit of the device, bytes.
-        limit: u64,
-    },
     /// An address that does not fit the arithmetic (u64 bytes, u32 words within a binding).
     #[error("addresses of {argument} overflow; its strides or offset are too large")]
     AddressOverflow {

@@ -72,6 +72,13 @@ pub enum Module {
         /// Likewise for values; `None` when they are bound with the keys.
         values_vec4: Option<bool>,
     },
+    /// Moves of one tensor's rows that exceed a binding.
+    CompactSegments {
+        /// 16-byte accesses, else 4-byte ones.
+        vec4: bool,
+        /// From one segment to another, else within one.
+        pair: bool,
+    },
 }
 
 impl Module {
@@ -88,6 +95,7 @@ impl Module {
             for values_vec4 in [Some(true), Some(false), None] {
                 all.push(Self::Compact { keys_vec4, values_vec4 });
             }
+            all.extend([true, false].map(|pair| Self::CompactSegments { vec4: keys_vec4, pair }));
         }
         all
     }
@@ -102,6 +110,7 @@ impl Module {
             Self::State => "keynorm.state",
             Self::Append => "keynorm.append",
             Self::Compact { .. } => "keynorm.compact",
+            Self::CompactSegments { .. } => "keynorm.compact_segments",
         }
     }
 
@@ -156,6 +165,16 @@ impl Module {
                 },
             ]
             .concat(),
+            Self::CompactSegments { vec4, pair } => [
+                shader!("compact_segments.wgsl"),
+                info,
+                match (pair, vec4) {
+                    (false, _) => keys(vec4),
+                    (true, true) => shader!("shared/keys_pair_vec4.wgsl"),
+                    (true, false) => shader!("shared/keys_pair_word.wgsl"),
+                },
+            ]
+            .concat(),
         }
     }
 
@@ -166,8 +185,12 @@ impl Module {
             Self::State => LayoutKind::State,
             Self::Bitonic => LayoutKind::Bitonic,
             Self::Append => LayoutKind::Append,
-            Self::Compact { values_vec4: Some(_), .. } => LayoutKind::Compact,
-            Self::Compact { values_vec4: None, .. } => LayoutKind::CompactJoined,
+            Self::Compact { values_vec4: Some(_), .. } | Self::CompactSegments { pair: true, .. } => {
+                LayoutKind::Compact
+            }
+            Self::Compact { values_vec4: None, .. } | Self::CompactSegments { pair: false, .. } => {
+                LayoutKind::CompactJoined
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod params;
 mod plan;
 mod policy;
 pub mod reference;
+mod segments;
 mod shape;
 mod state;
 mod view;

@@ -67,8 +67,8 @@ pub struct KeyNormParams {
     pub histogram_stride: u32,
     pub digit_shift: u32,
     pub digit_base: u32,
-    pub pad0: u32,
-    pub pad1: u32,
+    pub first_slot: u32,
+    pub end_slot: u32,
     pub pad2: u32,
 }
 
@@ -137,6 +137,25 @@ pub struct CompactParams {
     pub first_info: u32,
     pub walk_len: u32,
     pub range_ix: u32,
+}
+
+/// Mirror of `Params` in compact_segments.wgsl.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct SegmentParams {
+    pub tensor: TensorLayout,
+    pub store_shift: u32,
+    pub num_rows: u32,
+    pub first_row: u32,
+    pub first_sequence: u32,
+    pub num_kv_heads: u32,
+    pub lists_stride: u32,
+    pub first_info: u32,
+    pub order: u32,
+    pub first_source: u32,
+    pub end_source: u32,
+    pub first_slot: u32,
+    pub end_slot: u32,
 }
 
 /// Mirror of `Params` in append.wgsl.

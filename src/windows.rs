@@ -1,6 +1,5 @@
-//! Windows: runs of whole rows whose bytes fit one binding.
+//! Windows: runs of whole rows whose bytes fit one binding; where a row alone does not, segments of its tokens that do.
 
-use crate::error::ArgumentError;
 use crate::shape::Lattice;
 
 /// A range of a buffer that is bound.
@@ -39,21 +38,103 @@ pub(crate) struct WindowLimits {
     pub max_rows: u32,
 }
 
-/// The windows of a layer, and whether keys and values are bound once.
-pub(crate) fn layer_windows(
-    keys: &Lattice,
-    values: &Lattice,
-    same_buffer: bool,
-    limits: WindowLimits,
-) -> Result<(Vec<Window>, bool), ArgumentError> {
-    let split = cover(keys, values, false, limits)?;
-    if !same_buffer || !split.iter().any(|w| w.keys.intersects(w.values)) {
-        return Ok((split, false));
-    }
-    Ok((cover(keys, values, true, limits)?, true))
+/// How the rows of a layer are bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LayerWindows {
+    /// Whole rows; `joined` where keys and values are bound once.
+    Rows { windows: Vec<Window>, joined: bool },
+    /// A row exceeds a binding: each tensor by itself, by segments of tokens.
+    Segments { keys: Vec<RowGroup>, values: Vec<RowGroup> },
 }
 
-fn cover(keys: &Lattice, values: &Lattice, joined: bool, limits: WindowLimits) -> Result<Vec<Window>, ArgumentError> {
+/// Neighbouring rows whose tokens lie side by side, so that the same slots of all of them make a range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RowGroup {
+    pub first_row: u32,
+    pub num_rows: u32,
+    pub segments: Vec<Segment>,
+}
+
+/// Slots of a group's rows, and the range that holds them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub first_slot: u32,
+    pub end_slot: u32,
+    pub range: BoundRange,
+}
+
+/// The windows of a layer.
+pub(crate) fn layer_windows(keys: &Lattice, values: &Lattice, same_buffer: bool, limits: WindowLimits) -> LayerWindows {
+    let windows = cover(keys, values, false, limits).and_then(|split| {
+        if !same_buffer || !split.iter().any(|w| w.keys.intersects(w.values)) {
+            return Some((split, false));
+        }
+        Some((cover(keys, values, true, limits)?, true))
+    });
+    match windows {
+        Some((windows, joined)) => LayerWindows::Rows { windows, joined },
+        None => LayerWindows::Segments { keys: segment(keys, limits), values: segment(values, limits) },
+    }
+}
+
+/// Rows in groups, their tokens in segments that each fit a binding.
+fn segment(lattice: &Lattice, limits: WindowLimits) -> Vec<RowGroup> {
+    let num_rows = lattice.batch_size * lattice.num_kv_heads;
+    let mut groups = Vec::new();
+    let mut first_row = 0;
+    while first_row < num_rows {
+        let row_span = |row| {
+            let start = lattice.row_start(row);
+            (start, start + lattice.row_bytes)
+        };
+        // Of one token of each row.
+        let mut span = row_span(first_row);
+        let mut end_row = first_row + 1;
+        while end_row < num_rows.min(first_row.saturating_add(limits.max_rows)) {
+            let next = union(span, row_span(end_row));
+            if next.1 - next.0 > lattice.token_stride.min(limits.max_binding_bytes / 2) {
+                break;
+            }
+            (span, end_row) = (next, end_row + 1);
+        }
+        groups.push(RowGroup { first_row, num_rows: end_row - first_row, segments: segments(lattice, span, limits) });
+        first_row = end_row;
+    }
+    groups
+}
+
+/// Segments of as many tokens as fit. They meet at an aligned address if a token begins at one, so that their ranges are
+/// disjoint: browsers refuse a dispatch that binds a byte twice.
+fn segments(lattice: &Lattice, (start, end): (u64, u64), limits: WindowLimits) -> Vec<Segment> {
+    let capacity = u64::from(lattice.capacity);
+    let stride = lattice.token_stride;
+    let span = |first: u64, end_slot: u64| (start + first * stride, end + (end_slot - 1) * stride);
+    let is_aligned = |slot: u64| (start + slot * stride).is_multiple_of(limits.offset_alignment);
+    let mut segments = Vec::new();
+    let mut first = 0;
+    while first < capacity {
+        let bound_start = aligned(span(first, first + 1), limits).start;
+        // The last token of `most` still ends in the binding; a token is at most half of one, so that one fits.
+        let room = (limits.max_binding_bytes + bound_start).saturating_sub(end);
+        let most = room.checked_div(stride).map_or(capacity, |last| last + 1).clamp(first + 1, capacity);
+        let mut candidates = (first + 1..=most).rev().take(64);
+        let end_slot = candidates.find(|&slot| slot == capacity || is_aligned(slot)).unwrap_or(most);
+        segments.push(Segment {
+            first_slot: slot_of(first),
+            end_slot: slot_of(end_slot),
+            range: aligned(span(first, end_slot), limits),
+        });
+        first = end_slot;
+    }
+    segments
+}
+
+fn slot_of(slot: u64) -> u32 {
+    u32::try_from(slot).unwrap_or(u32::MAX)
+}
+
+/// Windows of whole rows, if each row fits a binding.
+fn cover(keys: &Lattice, values: &Lattice, joined: bool, limits: WindowLimits) -> Option<Vec<Window>> {
     let num_rows = keys.batch_size * keys.num_kv_heads;
     let mut windows = Vec::new();
     let mut first_row = 0;
@@ -74,21 +155,11 @@ fn cover(keys: &Lattice, values: &Lattice, joined: bool, limits: WindowLimits) -
             }
             accepted = Some(Window { first_row, num_rows: row - first_row + 1, keys: ranges[0], values: ranges[1] });
         }
-        let Some(window) = accepted else {
-            let (argument, row_bytes) = if joined {
-                let both = union(span_of(keys, first_row), span_of(values, first_row));
-                ("keys and values, which are bound as one range,", both.1 - both.0)
-            } else if keys.row_span() >= values.row_span() {
-                ("keys", keys.row_span())
-            } else {
-                ("values", values.row_span())
-            };
-            return Err(ArgumentError::RowExceedsBinding { argument, row_bytes, limit: limits.max_binding_bytes });
-        };
+        let window = accepted?;
         first_row += window.num_rows;
         windows.push(window);
     }
-    Ok(windows)
+    Some(windows)
 }
 
 fn span_of(lattice: &Lattice, row: u32) -> (u64, u64) {

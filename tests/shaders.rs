@@ -311,6 +311,7 @@ fn mirrors() -> Vec<(String, u32)> {
         of::<params::KeyNormParams>(),
         of::<params::TopKParams>(),
         of::<params::CompactParams>(),
+        of::<params::SegmentParams>(),
         of::<params::AppendParams>(),
         of::<params::LayerEntry>(),
     ]

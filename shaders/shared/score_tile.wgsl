@@ -15,14 +15,15 @@ fn score_tile(wg: vec3<u32>, index: u32) {
     let r = scored_row(row);
     let row_base = row_base_of(row);
     let lane = index % LANES;
-    let tile_base = wg.x * TILE + index / LANES * 4u;
-    let last = max(r.len, 1u) - 1u;
+    let tile_base = params.first_slot + wg.x * TILE + index / LANES * 4u;
+    let end = end_of(r);
+    let last = max(end, 1u) - 1u;
     start_histogram(index);
     for (var offset = 0u; offset < TILE; offset += WG_SIZE / LANES * 4u) {
         let slot = tile_base + offset;
         var sums = vec4<f32>(0.0);
         var nan = 0u;
-        if slot < r.len {
+        if slot < end {
             let b0 = row_base + slot * params.token_stride;
             let b1 = row_base + min(slot + 1u, last) * params.token_stride;
             let b2 = row_base + min(slot + 2u, last) * params.token_stride;
@@ -44,7 +45,7 @@ fn score_tile(wg: vec3<u32>, index: u32) {
         }
         let reduced = reduce(sums, nan, index);
         for (var j = lane; j < 4u; j += LANES) {
-            if slot + j < r.len {
+            if slot + j < end {
                 write_score(wg, r, row, slot + j, component(reduced.sums, j), ((reduced.nan >> j) & 1u) != 0u);
             }
         }

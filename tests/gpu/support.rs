@@ -77,6 +77,8 @@ pub static BUILT: Built = Built::new();
 pub enum Layout {
     Hnd,
     Nhd,
+    /// [token, batch, head, dim]
+    TokenMajor,
     /// HND at an offset of some words into a larger buffer, rows padded apart.
     Offset {
         words: u64,
@@ -103,6 +105,8 @@ pub enum Data {
     Near {
         spread: i32,
     },
+    /// Four random elements, then zeros: cheap where rows are many.
+    Sparse,
     /// Random keys times a power of two: their norms may lie outside the window of first digits.
     Scaled {
         power: i32,
@@ -185,7 +189,7 @@ pub fn make_row(spec: &TensorSpec, data: Data, rng: &mut Rng) -> Vec<u8> {
     let scale = 0.2 + rng.below(1000) as f32 / 500.0;
     let special = if data == Data::Special { rng.below(12) } else { 99 };
     let tiny = 2.0_f32.powi(if spec.dtype == Dtype::F16 { -24 } else { -63 });
-    for i in 0..spec.head_dim {
+    for i in 0..if data == Data::Sparse { 4 } else { spec.head_dim } {
         let value = match (data, special) {
             (Data::AllEqual, _) => 0.5,
             (Data::Near { .. }, _) if i == 0 => 1.0,
@@ -207,6 +211,7 @@ pub fn make_row(spec: &TensorSpec, data: Data, rng: &mut Rng) -> Vec<u8> {
         };
         encode(spec.dtype, value, &mut row);
     }
+    row.resize(spec.row_bytes() as usize, 0);
     if special == 9 {
         // The NaN next to infinity, in the high half of a word.
         let bits = match spec.dtype {
@@ -242,12 +247,14 @@ pub fn places(layout: Layout, shape: &KvShape) -> (Place, Place, Vec<u64>) {
         (Place { buffer, offset_bytes, strides }, (offset_bytes + bytes(spec, &strides) + GUARD).next_multiple_of(4))
     };
     match layout {
-        Layout::Hnd | Layout::Nhd => {
+        Layout::Hnd | Layout::Nhd | Layout::TokenMajor => {
             let strides = |spec: &TensorSpec| {
-                if layout == Layout::Hnd {
-                    Strides::hnd(h, c, spec.head_dim)
-                } else {
-                    Strides::nhd(h, c, spec.head_dim)
+                let head = u64::from(spec.head_dim);
+                let batch = head * u64::from(h);
+                match layout {
+                    Layout::Hnd => Strides::hnd(h, c, spec.head_dim),
+                    Layout::Nhd => Strides::nhd(h, c, spec.head_dim),
+                    _ => Strides { batch, head, token: batch * u64::from(shape.batch_size) },
                 }
             };
             let (k, k_size) = own(&shape.keys, strides(&shape.keys), 0, 0);
@@ -317,8 +324,8 @@ impl HostLayer {
     pub fn write_tokens(&mut self, case: &Case, row: u32, slots: std::ops::Range<u32>, rng: &mut Rng) {
         let shape = &case.shape;
         for slot in slots {
-            for (place, spec, data) in [(self.keys, &shape.keys, case.data), (self.values, &shape.values, Data::Random)]
-            {
+            let values = if case.data == Data::Sparse { Data::Sparse } else { Data::Random };
+            for (place, spec, data) in [(self.keys, &shape.keys, case.data), (self.values, &shape.values, values)] {
                 let offset = row_offset(&place, spec, shape, row, slot);
                 let bytes = make_row(spec, data, rng);
                 self.buffers[place.buffer][offset..][..bytes.len()].copy_from_slice(&bytes);
@@ -329,12 +336,12 @@ impl HostLayer {
     pub fn gather(&self, place: &Place, spec: &TensorSpec, shape: &KvShape, row: u32) -> Vec<u8> {
         let len = self.rows[row as usize].len;
         let bytes = spec.row_bytes() as usize;
-        (0..len)
-            .flat_map(|slot| {
-                let offset = row_offset(place, spec, shape, row, slot);
-                self.buffers[place.buffer][offset..][..bytes].to_vec()
-            })
-            .collect()
+        let mut rows = Vec::with_capacity(len as usize * bytes);
+        for slot in 0..len {
+            let offset = row_offset(place, spec, shape, row, slot);
+            rows.extend_from_slice(&self.buffers[place.buffer][offset..][..bytes]);
+        }
+        rows
     }
 
     fn scatter(&mut self, place: Place, spec: &TensorSpec, shape: &KvShape, row: u32, rows: &[u8]) {

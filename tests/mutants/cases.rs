@@ -144,6 +144,34 @@ fn edge() -> Case {
     case
 }
 
+/// Rows larger than a binding: three segments or more, heads apart or side by side, words or vectors.
+fn segments(selector: Selector, order: Order, layout: Layout) -> Case {
+    let mut case = Case::new(shape(2, 3, 1300, 64, Dtype::F16), policy(0.7, selector, order));
+    case.shape.values.head_dim = 96;
+    case.shape.num_layers = 2;
+    case.layout = layout;
+    case.options.max_binding_bytes = Some(1 << 16);
+    case.lengths = vec![1200, 700];
+    case.appended = vec![100, 500];
+    case.active = vec![true, layout != Layout::Nhd];
+    case
+}
+
+/// Enough moves for every piece of a walk within a segment, and for every token in flight from one to another.
+fn segments_of_many(keep_ratio: f64, order: Order) -> Case {
+    let mut case = Case::new(shape(1, 2, 5000, 16, Dtype::F16), policy(keep_ratio, Selector::Radix, order));
+    case.options.max_binding_bytes = Some(1 << 16);
+    case
+}
+
+/// The last but one token is dropped, all others are protected.
+fn segment_with_one_move() -> Case {
+    let mut case = segments_of_many(0.0, Order::Positional);
+    case.policy.budget = Budget::KeepTokens(4999);
+    (case.policy.sinks, case.policy.recent) = (4998, 1);
+    case
+}
+
 pub fn quick() -> Vec<Quick> {
     let mut all = Vec::new();
     let mut add = |name, case, apart| all.push(Quick { name, case, apart });
@@ -196,6 +224,15 @@ pub fn quick() -> Vec<Quick> {
     add("walk", walk(), false);
     add("ranges", ranges(), false);
     add("edge", edge(), false);
+    for order in [Order::Fill, Order::Positional] {
+        for layout in [Layout::TokenMajor, Layout::Nhd, Layout::Hnd, Layout::Offset { words: 1, pad_elements: 2 }] {
+            add("segments", segments(Selector::Radix, order, layout), false);
+        }
+        for keep_ratio in [0.5, 0.7, 0.9] {
+            add("segments of many", segments_of_many(keep_ratio, order), false);
+        }
+    }
+    add("segment with one move", segment_with_one_move(), false);
     add("many sorts", many_sorts(), false);
     all
 }

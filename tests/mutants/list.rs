@@ -26,6 +26,13 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
     ("shared/element_bf16.wgsl", "0x20000000u", "0x20800000u"),
     ("shared/element_bf16.wgsl", "0x007f007fu", "0x007e007fu"),
     ("shared/element_f16.wgsl", "0x03ff03ffu", "0x03fe03ffu"),
+    ("shared/keys_pair_word.wgsl", "front[w + 3u] = chunk.w", "front[w + 3u] = chunk.z"),
+    ("shared/keys_pair_vec4.wgsl", "return keys[base + chunk_ix];", "return keys[base + chunk_ix + 1u];"),
+    (
+        "compact_segments.wgsl",
+        "storageBarrier();\n        workgroupBarrier();\n        if valid && r0 < moves.end {",
+        "if valid && r0 < moves.end {",
+    ),
     ("shared/keys_word.wgsl", "keys[w + 3u] = chunk.w", "keys[w + 3u] = chunk.z"),
     ("shared/values_word.wgsl", "values[w + 3u] = chunk.w", "values[w + 3u] = chunk.z"),
     ("shared/keys_vec4.wgsl", "return keys[base + chunk_ix];", "return keys[base + chunk_ix + 1u];"),
@@ -50,6 +57,7 @@ pub const EXCUSED: &[(&str, &str, usize, &str)] = &[
     ("compact.wgsl", "if wg.z != 0u {", 1, "as the one before"),
     ("compact.wgsl", ";", 0, "naga makes a control barrier of the storageBarrier before it; BY_HAND drops both"),
     ("compact.wgsl", ";", 1, "as the one before"),
+    ("compact_segments.wgsl", ";", 0, "as in compact.wgsl"),
     (
         "radix.wgsl",
         "if wg.x != 0u && index == 0u {",

@@ -112,39 +112,64 @@ fn forced_subgroups_on_a_device_without() {
     noop.compressor();
 }
 
+/// Rows at a binding's size go whole, larger ones in segments; either way wgpu finds nothing wrong with a record.
 #[test]
 fn rows_beyond_a_binding() {
     let noop = noop();
     let mut options = Options::default();
     options.max_binding_bytes = Some(1 << 16);
-    let compressor = Compressor::new(&noop.device, options).expect("a compressor");
-    let row = |argument: &str, row_bytes: u64| {
-        format!("Argument(RowExceedsBinding {{ argument: \"{argument}\", row_bytes: {row_bytes}, limit: 65536 }})")
-    };
-    let bind = |shape: &KvShape, edit: &dyn Fn(&mut Draft)| {
-        let plan = compressor.plan(shape, &policy()).expect("a sound plan");
-        let mut draft = Draft::new(&noop, &plan);
-        edit(&mut draft);
-        draft.bind(&plan).map(|bound| (plan, bound))
+    let is_segmented = |shape: &KvShape, edit: &dyn Fn(&mut Draft)| {
+        let modules = built(&noop, &options, shape, edit);
+        let segments = modules.iter().filter(|m| matches!(m, Module::CompactSegments { .. })).count();
+        let whole = modules.iter().filter(|m| matches!(m, Module::Compact { .. })).count();
+        assert!((segments == 0) != (whole == 0), "{modules:?}");
+        segments > 0
     };
     // 512 tokens of 128 bytes are a binding; 6 rows of them are six windows.
     let exact = KvShape { capacity: 512, ..shape() };
-    let (plan, bound) = bind(&exact, &|_| ()).expect("windows of one row");
-    assert_records(&noop, &plan, &bound);
-    assert_error("one token more", bind(&KvShape { capacity: 513, ..exact }, &|_| ()), &row("keys", 65664));
+    assert!(!is_segmented(&exact, &|_| ()));
+    assert!(is_segmented(&KvShape { capacity: 513, ..exact }, &|_| ()));
     let wide = KvShape { capacity: 256, values: TensorSpec::new(Dtype::F32, 72), ..exact };
-    assert_error("values", bind(&wide, &|_| ()), &row("values", 73728));
+    assert!(is_segmented(&wide, &|_| ()));
     let nhd = |draft: &mut Draft| draft.layers[0].0.strides = Strides::nhd(3, 512, 64);
-    assert_error("strided", bind(&exact, &nhd), &row("keys", 512 * 384 - 256));
+    assert!(is_segmented(&exact, &nhd));
     // Ranges that intersect are bound once, so here it is their union that is too long.
-    let joined = |draft: &mut Draft| {
-        let strides = Strides { batch: 3 * 512 * 128, head: 512 * 128, token: 128 };
-        let keys = Tensor { buffer: noop.storage(7 * 512 * 256), offset_bytes: 0, strides };
-        draft.layers[0] = (keys.clone(), Tensor { offset_bytes: 128 + 200 * 256, ..keys });
+    let joined = |distance: u64| {
+        let noop = &noop;
+        move |draft: &mut Draft| {
+            let strides = Strides { batch: 3 * 512 * 128, head: 512 * 128, token: 128 };
+            let keys = Tensor { buffer: noop.storage(7 * 512 * 256), offset_bytes: 0, strides };
+            draft.layers[0] = (keys.clone(), Tensor { offset_bytes: 128 + distance * 256, ..keys });
+        }
     };
-    let half = KvShape { capacity: 256, ..exact };
-    let name = "keys and values, which are bound as one range,";
-    assert_error("joined", bind(&half, &joined), &row(name, 256 * 256 + 200 * 256));
+    let half = KvShape { capacity: 200, ..exact };
+    assert!(!is_segmented(&half, &joined(0)));
+    assert!(is_segmented(&half, &joined(150)));
+}
+
+/// At the end of the largest buffer that wgpu makes, in which a byte's address takes all of a u32.
+#[test]
+fn a_tensor_at_the_end_of_4_gib() {
+    let limits = wgpu::Limits { max_buffer_size: u64::from(u32::MAX), ..Default::default() };
+    let noop = noop_with(&limits, wgpu::Features::empty(), 4);
+    let shape = shape();
+    let plan = noop.compressor().plan(&shape, &policy()).expect("a sound plan");
+    let mut draft = Draft::new(&noop, &plan);
+    let size = (1 << 32) - 4;
+    let keys = &mut draft.layers[0].0;
+    // The noop backend touches no page of a buffer that nobody writes.
+    *keys = Tensor { buffer: noop.storage(size), offset_bytes: size - 7680, ..keys.clone() };
+    let bound = draft.bind(&plan).expect("a sound binding");
+    assert_records(&noop, &plan, &bound);
+    let beyond = |draft: &mut Draft, batch: u64| draft.layers[0].0.strides.batch = batch;
+    // The second sequence would end at 4 GiB + 4 bytes of this buffer, whatever a u32 makes of that.
+    beyond(&mut draft, (1 << 31) + 2);
+    draft.layers[0].0.offset_bytes = 0;
+    let outside = format!(
+        "Argument(OutsideBuffer {{ argument: \"keys\", end: {}, buffer_bytes: {size} }})",
+        (1_u64 << 32) + 4 + 3 * 10 * 128
+    );
+    assert_error("beyond", draft.bind(&plan), &outside);
 }
 
 #[test]
