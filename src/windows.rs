@@ -187,3 +187,64 @@ pub(crate) fn scratch_windows(num_rows: u64, max_rows: u32) -> Vec<(u64, u32)> {
     }
     windows
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::{Dtype, KvShape, Strides, TensorSpec};
+
+    const LIMITS: WindowLimits = WindowLimits { max_binding_bytes: 1 << 16, offset_alignment: 256, max_rows: 100 };
+
+    /// 300,000 tokens of 64 f16 elements from beyond 4 GiB on, which no buffer of wgpu 30 has yet.
+    fn lattice(offset: u64, strides: &Strides) -> Lattice {
+        let spec = TensorSpec::new(Dtype::F16, 64);
+        let shape =
+            KvShape { num_layers: 1, batch_size: 2, num_kv_heads: 3, capacity: 300_000, keys: spec, values: spec };
+        Lattice::new("keys", &shape, &spec, offset, strides).expect("a sound tensor")
+    }
+
+    #[test]
+    fn segments_hold_every_token_once_and_fit() {
+        let nhd = Strides::nhd(3, 300_000, 64);
+        let token_major = Strides { batch: 3 * 64, head: 64, token: 6 * 64 };
+        let padded = Strides { batch: 1 << 33, head: (1 << 31) + 2, token: 66 };
+        for (strides, rows_a_group) in [(Strides::hnd(3, 300_000, 64), 1), (nhd, 3), (token_major, 6), (padded, 1)] {
+            for offset in [0, 4, (5 << 30) + 12] {
+                let lattice = lattice(offset, &strides);
+                let LayerWindows::Segments { keys, values } = layer_windows(&lattice, &lattice, true, LIMITS) else {
+                    panic!("a row fits a binding");
+                };
+                assert_eq!(keys, values, "two equal tensors");
+                assert_eq!(
+                    keys.iter().map(|g| g.num_rows).collect::<Vec<_>>(),
+                    vec![rows_a_group; 6 / rows_a_group as usize]
+                );
+                for group in keys {
+                    check_group(&lattice, &group);
+                }
+            }
+        }
+    }
+
+    fn check_group(lattice: &Lattice, group: &RowGroup) {
+        let mut next = 0;
+        for segment in &group.segments {
+            assert_eq!(segment.first_slot, next, "a gap or an overlap");
+            next = segment.end_slot;
+            assert!(segment.range.size <= LIMITS.max_binding_bytes, "{segment:?}");
+            assert!(segment.range.start.is_multiple_of(LIMITS.offset_alignment), "{segment:?}");
+            for row in group.first_row..group.first_row + group.num_rows {
+                let token = |slot: u32| lattice.row_start(row) + u64::from(slot) * lattice.token_stride;
+                assert!(token(segment.first_slot) >= segment.range.start, "{segment:?}");
+                assert!(token(segment.end_slot - 1) + lattice.row_bytes <= segment.range.end(), "{segment:?}");
+            }
+        }
+        assert_eq!(next, lattice.capacity, "the last token");
+        let full = group.segments.iter().filter(|s| s.range.size > LIMITS.max_binding_bytes / 2).count();
+        assert!(full + 1 >= group.segments.len(), "segments are smaller than they could be");
+        if lattice.offset == 0 && lattice.token_stride.is_multiple_of(128) {
+            let disjoint = group.segments.windows(2).all(|s| !s[0].range.intersects(s[1].range));
+            assert!(disjoint, "aligned rows are bound twice: {:?}", group.segments);
+        }
+    }
+}

@@ -147,31 +147,6 @@ fn rows_beyond_a_binding() {
     assert!(is_segmented(&half, &joined(150)));
 }
 
-/// At the end of the largest buffer that wgpu makes, in which a byte's address takes all of a u32.
-#[test]
-fn a_tensor_at_the_end_of_4_gib() {
-    let limits = wgpu::Limits { max_buffer_size: u64::from(u32::MAX), ..Default::default() };
-    let noop = noop_with(&limits, wgpu::Features::empty(), 4);
-    let shape = shape();
-    let plan = noop.compressor().plan(&shape, &policy()).expect("a sound plan");
-    let mut draft = Draft::new(&noop, &plan);
-    let size = (1 << 32) - 4;
-    let keys = &mut draft.layers[0].0;
-    // The noop backend touches no page of a buffer that nobody writes.
-    *keys = Tensor { buffer: noop.storage(size), offset_bytes: size - 7680, ..keys.clone() };
-    let bound = draft.bind(&plan).expect("a sound binding");
-    assert_records(&noop, &plan, &bound);
-    let beyond = |draft: &mut Draft, batch: u64| draft.layers[0].0.strides.batch = batch;
-    // The second sequence would end at 4 GiB + 4 bytes of this buffer, whatever a u32 makes of that.
-    beyond(&mut draft, (1 << 31) + 2);
-    draft.layers[0].0.offset_bytes = 0;
-    let outside = format!(
-        "Argument(OutsideBuffer {{ argument: \"keys\", end: {}, buffer_bytes: {size} }})",
-        (1_u64 << 32) + 4 + 3 * 10 * 128
-    );
-    assert_error("beyond", draft.bind(&plan), &outside);
-}
-
 #[test]
 fn caches_beyond_the_default_binding_go_in_windows() {
     let limits = wgpu::Limits { max_storage_buffer_binding_size: 1 << 20, ..Default::default() };
