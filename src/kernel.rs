@@ -61,6 +61,12 @@ pub enum Module {
     Radix,
     /// Bitonic selector.
     Bitonic,
+    /// Order keys from cached norms.
+    Order,
+    /// Segments of positions that keep tokens of their own.
+    Reserve,
+    /// Budgets shared by the heads of a layer.
+    Pool,
     /// Cache state after a compression.
     State,
     /// Counting appended tokens.
@@ -73,10 +79,10 @@ pub enum Module {
         values_vec4: Option<bool>,
     },
     /// Moves of one tensor's rows that exceed a binding.
-    CompactSegments {
+    CompactBands {
         /// 16-byte accesses, else 4-byte ones.
         vec4: bool,
-        /// From one segment to another, else within one.
+        /// From one band to another, else within one.
         pair: bool,
     },
 }
@@ -85,7 +91,8 @@ impl Module {
     /// Every module there is, for tests of the shaders themselves.
     #[must_use]
     pub fn all() -> Vec<Self> {
-        let mut all = vec![Self::Radix, Self::Bitonic, Self::State, Self::Append];
+        let mut all =
+            vec![Self::Radix, Self::Bitonic, Self::Order, Self::Reserve, Self::Pool, Self::State, Self::Append];
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
                 all.extend([true, false].map(|vec4| Self::KeyNorm { dtype, vec4, reduction }));
@@ -95,7 +102,7 @@ impl Module {
             for values_vec4 in [Some(true), Some(false), None] {
                 all.push(Self::Compact { keys_vec4, values_vec4 });
             }
-            all.extend([true, false].map(|pair| Self::CompactSegments { vec4: keys_vec4, pair }));
+            all.extend([true, false].map(|pair| Self::CompactBands { vec4: keys_vec4, pair }));
         }
         all
     }
@@ -107,10 +114,13 @@ impl Module {
             Self::KeyNorm { .. } => "keynorm.key_norm",
             Self::Radix => "keynorm.radix",
             Self::Bitonic => "keynorm.bitonic",
+            Self::Order => "keynorm.order",
+            Self::Reserve => "keynorm.reserve",
+            Self::Pool => "keynorm.pool",
             Self::State => "keynorm.state",
             Self::Append => "keynorm.append",
             Self::Compact { .. } => "keynorm.compact",
-            Self::CompactSegments { .. } => "keynorm.compact_segments",
+            Self::CompactBands { .. } => "keynorm.compact_bands",
         }
     }
 
@@ -123,8 +133,10 @@ impl Module {
         let state = state.as_str();
         let params = shader!("shared/top_k_params.wgsl");
         let digits = shader!("shared/first_digit.wgsl");
-        let rows = [params, shader!("shared/top_k_rows.wgsl")].concat();
+        let rule = shader!("shared/row_rule.wgsl");
+        let rows = [params, shader!("shared/top_k_rows.wgsl"), rule].concat();
         let rows = rows.as_str();
+        let order_key = shader!("shared/order_key.wgsl");
         let info = shader!("shared/row_info.wgsl");
         let scan = shader!("shared/scan.wgsl");
         let emit = shader!("shared/top_k_emit.wgsl");
@@ -132,6 +144,7 @@ impl Module {
             Self::KeyNorm { dtype, vec4, reduction } => [
                 shader!("key_norm.wgsl"),
                 digits,
+                order_key,
                 state,
                 keys(vec4),
                 match dtype {
@@ -152,6 +165,9 @@ impl Module {
             .concat(),
             Self::Radix => [shader!("radix.wgsl"), digits, rows, info, state, emit, scan].concat(),
             Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
+            Self::Order => [shader!("order.wgsl"), order_key, state].concat(),
+            Self::Reserve => [shader!("reserve.wgsl"), params, state, scan].concat(),
+            Self::Pool => [shader!("pool.wgsl"), params, rule, info, layout, scan].concat(),
             Self::State => [shader!("state.wgsl"), params, info, layout].concat(),
             Self::Append => [shader!("append.wgsl"), layout].concat(),
             Self::Compact { keys_vec4, values_vec4 } => [
@@ -165,8 +181,8 @@ impl Module {
                 },
             ]
             .concat(),
-            Self::CompactSegments { vec4, pair } => [
-                shader!("compact_segments.wgsl"),
+            Self::CompactBands { vec4, pair } => [
+                shader!("compact_bands.wgsl"),
                 info,
                 match (pair, vec4) {
                     (false, _) => keys(vec4),
@@ -182,13 +198,14 @@ impl Module {
         match self {
             Self::KeyNorm { .. } => LayoutKind::KeyNorm,
             Self::Radix => LayoutKind::TopK,
+            Self::Order => LayoutKind::Order,
+            Self::Reserve => LayoutKind::Reserve,
+            Self::Pool => LayoutKind::Pool,
             Self::State => LayoutKind::State,
             Self::Bitonic => LayoutKind::Bitonic,
             Self::Append => LayoutKind::Append,
-            Self::Compact { values_vec4: Some(_), .. } | Self::CompactSegments { pair: true, .. } => {
-                LayoutKind::Compact
-            }
-            Self::Compact { values_vec4: None, .. } | Self::CompactSegments { pair: false, .. } => {
+            Self::Compact { values_vec4: Some(_), .. } | Self::CompactBands { pair: true, .. } => LayoutKind::Compact,
+            Self::Compact { values_vec4: None, .. } | Self::CompactBands { pair: false, .. } => {
                 LayoutKind::CompactJoined
             }
         }
@@ -200,6 +217,9 @@ impl Module {
 pub(crate) enum LayoutKind {
     KeyNorm,
     TopK,
+    Order,
+    Reserve,
+    Pool,
     State,
     Bitonic,
     Append,
@@ -208,15 +228,28 @@ pub(crate) enum LayoutKind {
 }
 
 impl LayoutKind {
-    const ALL: [Self; 7] =
-        [Self::KeyNorm, Self::TopK, Self::State, Self::Bitonic, Self::Append, Self::Compact, Self::CompactJoined];
+    const ALL: [Self; 10] = [
+        Self::KeyNorm,
+        Self::TopK,
+        Self::Order,
+        Self::Reserve,
+        Self::Pool,
+        Self::State,
+        Self::Bitonic,
+        Self::Append,
+        Self::Compact,
+        Self::CompactJoined,
+    ];
 
     /// (binding, read-only) of the storage buffers. Binding 0 is always the uniform parameters.
     fn storage(self) -> &'static [(u32, bool)] {
         match self {
-            Self::KeyNorm => &[(1, false), (2, false), (3, false), (4, false), (5, false), (6, false)],
+            Self::KeyNorm => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false)],
             Self::TopK => &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true)],
-            Self::State => &[(1, false), (2, false), (3, true), (4, true), (5, false)],
+            Self::Order => &[(1, true), (2, true), (3, false), (4, false), (5, false), (6, false)],
+            Self::Reserve => &[(1, false), (2, true), (3, true)],
+            Self::Pool => &[(1, true), (2, true), (3, false), (4, false), (5, true), (6, false)],
+            Self::State => &[(1, false), (2, false), (3, true), (4, true), (5, false), (6, false), (7, true)],
             Self::Bitonic => {
                 &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true), (8, false)]
             }
@@ -227,7 +260,7 @@ impl LayoutKind {
     }
 
     fn has_dynamic_params(self) -> bool {
-        matches!(self, Self::TopK | Self::State | Self::Bitonic | Self::Append | Self::Compact | Self::CompactJoined)
+        self != Self::KeyNorm
     }
 }
 

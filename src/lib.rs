@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod bands;
 mod bind;
 mod bound;
 mod compressor;
@@ -13,7 +14,6 @@ pub mod params;
 mod plan;
 mod policy;
 pub mod reference;
-mod segments;
 mod shape;
 mod state;
 mod view;
@@ -31,8 +31,8 @@ pub use error::{ArgumentError, BuildError, ReadError};
 #[doc(hidden)]
 pub use kernel::{Module, Reduction};
 pub use plan::Plan;
-pub use policy::{Budget, Direction, Order, Policy, Rounding, Selector};
+pub use policy::{Budget, BudgetOverride, Direction, Order, Policy, Pool, Rounding, Selector};
 pub use shape::{Dtype, KvShape, MAX_CAPACITY, MAX_HEAD_DIM, Strides, TensorSpec};
-pub use state::{CacheState, NUM_APPEND_SLOTS, StateOffsets, Status};
+pub use state::{CacheState, MAX_SEGMENTS, NUM_APPEND_SLOTS, Segment, StateOffsets, Status};
 pub use view::{KvView, TensorView};
 pub use workspace::Workspace;

@@ -1,4 +1,4 @@
-//! Windows: runs of whole rows whose bytes fit one binding; where a row alone does not, segments of its tokens that do.
+//! Windows: runs of whole rows whose bytes fit one binding; where a row alone does not, bands of its tokens that do.
 
 use crate::shape::Lattice;
 
@@ -43,8 +43,8 @@ pub(crate) struct WindowLimits {
 pub(crate) enum LayerWindows {
     /// Whole rows; `joined` where keys and values are bound once.
     Rows { windows: Vec<Window>, joined: bool },
-    /// A row exceeds a binding: each tensor by itself, by segments of tokens.
-    Segments { keys: Vec<RowGroup>, values: Vec<RowGroup> },
+    /// A row exceeds a binding: each tensor by itself, by bands of tokens.
+    Bands { keys: Vec<RowGroup>, values: Vec<RowGroup> },
 }
 
 /// Neighbouring rows whose tokens lie side by side, so that the same slots of all of them make a range.
@@ -52,12 +52,12 @@ pub(crate) enum LayerWindows {
 pub(crate) struct RowGroup {
     pub first_row: u32,
     pub num_rows: u32,
-    pub segments: Vec<Segment>,
+    pub bands: Vec<Band>,
 }
 
 /// Slots of a group's rows, and the range that holds them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Segment {
+pub(crate) struct Band {
     pub first_slot: u32,
     pub end_slot: u32,
     pub range: BoundRange,
@@ -73,12 +73,12 @@ pub(crate) fn layer_windows(keys: &Lattice, values: &Lattice, same_buffer: bool,
     });
     match windows {
         Some((windows, joined)) => LayerWindows::Rows { windows, joined },
-        None => LayerWindows::Segments { keys: segment(keys, limits), values: segment(values, limits) },
+        None => LayerWindows::Bands { keys: band(keys, limits), values: band(values, limits) },
     }
 }
 
-/// Rows in groups, their tokens in segments that each fit a binding.
-fn segment(lattice: &Lattice, limits: WindowLimits) -> Vec<RowGroup> {
+/// Rows in groups, their tokens in bands that each fit a binding.
+fn band(lattice: &Lattice, limits: WindowLimits) -> Vec<RowGroup> {
     let num_rows = lattice.batch_size * lattice.num_kv_heads;
     let mut groups = Vec::new();
     let mut first_row = 0;
@@ -97,20 +97,20 @@ fn segment(lattice: &Lattice, limits: WindowLimits) -> Vec<RowGroup> {
             }
             (span, end_row) = (next, end_row + 1);
         }
-        groups.push(RowGroup { first_row, num_rows: end_row - first_row, segments: segments(lattice, span, limits) });
+        groups.push(RowGroup { first_row, num_rows: end_row - first_row, bands: bands(lattice, span, limits) });
         first_row = end_row;
     }
     groups
 }
 
-/// Segments of as many tokens as fit. They meet at an aligned address if a token begins at one, so that their ranges are
+/// Bands of as many tokens as fit. They meet at an aligned address if a token begins at one, so that their ranges are
 /// disjoint: browsers refuse a dispatch that binds a byte twice.
-fn segments(lattice: &Lattice, (start, end): (u64, u64), limits: WindowLimits) -> Vec<Segment> {
+fn bands(lattice: &Lattice, (start, end): (u64, u64), limits: WindowLimits) -> Vec<Band> {
     let capacity = u64::from(lattice.capacity);
     let stride = lattice.token_stride;
     let span = |first: u64, end_slot: u64| (start + first * stride, end + (end_slot - 1) * stride);
     let is_aligned = |slot: u64| (start + slot * stride).is_multiple_of(limits.offset_alignment);
-    let mut segments = Vec::new();
+    let mut bands = Vec::new();
     let mut first = 0;
     while first < capacity {
         let bound_start = aligned(span(first, first + 1), limits).start;
@@ -119,14 +119,14 @@ fn segments(lattice: &Lattice, (start, end): (u64, u64), limits: WindowLimits) -
         let most = room.checked_div(stride).map_or(capacity, |last| last + 1).clamp(first + 1, capacity);
         let mut candidates = (first + 1..=most).rev().take(64);
         let end_slot = candidates.find(|&slot| slot == capacity || is_aligned(slot)).unwrap_or(most);
-        segments.push(Segment {
+        bands.push(Band {
             first_slot: slot_of(first),
             end_slot: slot_of(end_slot),
             range: aligned(span(first, end_slot), limits),
         });
         first = end_slot;
     }
-    segments
+    bands
 }
 
 fn slot_of(slot: u64) -> u32 {
@@ -204,14 +204,14 @@ mod tests {
     }
 
     #[test]
-    fn segments_hold_every_token_once_and_fit() {
+    fn bands_hold_every_token_once_and_fit() {
         let nhd = Strides::nhd(3, 300_000, 64);
         let token_major = Strides { batch: 3 * 64, head: 64, token: 6 * 64 };
         let padded = Strides { batch: 1 << 33, head: (1 << 31) + 2, token: 66 };
         for (strides, rows_a_group) in [(Strides::hnd(3, 300_000, 64), 1), (nhd, 3), (token_major, 6), (padded, 1)] {
             for offset in [0, 4, (5 << 30) + 12] {
                 let lattice = lattice(offset, &strides);
-                let LayerWindows::Segments { keys, values } = layer_windows(&lattice, &lattice, true, LIMITS) else {
+                let LayerWindows::Bands { keys, values } = layer_windows(&lattice, &lattice, true, LIMITS) else {
                     panic!("a row fits a binding");
                 };
                 assert_eq!(keys, values, "two equal tensors");
@@ -228,23 +228,23 @@ mod tests {
 
     fn check_group(lattice: &Lattice, group: &RowGroup) {
         let mut next = 0;
-        for segment in &group.segments {
-            assert_eq!(segment.first_slot, next, "a gap or an overlap");
-            next = segment.end_slot;
-            assert!(segment.range.size <= LIMITS.max_binding_bytes, "{segment:?}");
-            assert!(segment.range.start.is_multiple_of(LIMITS.offset_alignment), "{segment:?}");
+        for band in &group.bands {
+            assert_eq!(band.first_slot, next, "a gap or an overlap");
+            next = band.end_slot;
+            assert!(band.range.size <= LIMITS.max_binding_bytes, "{band:?}");
+            assert!(band.range.start.is_multiple_of(LIMITS.offset_alignment), "{band:?}");
             for row in group.first_row..group.first_row + group.num_rows {
                 let token = |slot: u32| lattice.row_start(row) + u64::from(slot) * lattice.token_stride;
-                assert!(token(segment.first_slot) >= segment.range.start, "{segment:?}");
-                assert!(token(segment.end_slot - 1) + lattice.row_bytes <= segment.range.end(), "{segment:?}");
+                assert!(token(band.first_slot) >= band.range.start, "{band:?}");
+                assert!(token(band.end_slot - 1) + lattice.row_bytes <= band.range.end(), "{band:?}");
             }
         }
         assert_eq!(next, lattice.capacity, "the last token");
-        let full = group.segments.iter().filter(|s| s.range.size > LIMITS.max_binding_bytes / 2).count();
-        assert!(full + 1 >= group.segments.len(), "segments are smaller than they could be");
+        let full = group.bands.iter().filter(|s| s.range.size > LIMITS.max_binding_bytes / 2).count();
+        assert!(full + 1 >= group.bands.len(), "bands are smaller than they could be");
         if lattice.offset == 0 && lattice.token_stride.is_multiple_of(128) {
-            let disjoint = group.segments.windows(2).all(|s| !s[0].range.intersects(s[1].range));
-            assert!(disjoint, "aligned rows are bound twice: {:?}", group.segments);
+            let disjoint = group.bands.windows(2).all(|s| !s[0].range.intersects(s[1].range));
+            assert!(disjoint, "aligned rows are bound twice: {:?}", group.bands);
         }
     }
 }

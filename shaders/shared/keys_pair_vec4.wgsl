@@ -1,5 +1,5 @@
-// Rows of one tensor that move from a segment to one before it, on 16-byte boundaries: one access a chunk. Addresses are
-// those of the source's segment, in chunks of 16 bytes.
+// Rows of one tensor that move from a band to one before it, on 16-byte boundaries: one access a chunk. Addresses are
+// those of the source's band, in chunks of 16 bytes.
 @group(0) @binding(1) var<storage, read_write> keys: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read_write> front: array<vec4<u32>>;
 

@@ -1,5 +1,5 @@
-// Rows of one tensor that move from a segment to one before it, on 4-byte boundaries: four accesses a chunk. Addresses are
-// those of the source's segment, in words of 4 bytes.
+// Rows of one tensor that move from a band to one before it, on 4-byte boundaries: four accesses a chunk. Addresses are
+// those of the source's band, in words of 4 bytes.
 @group(0) @binding(1) var<storage, read_write> keys: array<u32>;
 @group(0) @binding(2) var<storage, read_write> front: array<u32>;
 

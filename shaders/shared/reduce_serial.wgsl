@@ -12,7 +12,7 @@ fn score(
     let r = scored_row(row);
     let row_base = row_base_of(row);
     start_histogram(index);
-    let first = params.first_slot + wg.x * TILE;
+    let first = first_slot(r, row) + wg.x * TILE;
     for (var slot = first + index; slot < min(end_of(r), first + TILE); slot += WG_SIZE) {
         let base = row_base + slot * params.token_stride;
         var nan = 0u;

@@ -160,9 +160,9 @@ fn windows_of_whole_rows() {
     }
 }
 
-/// Rows larger than a binding, in segments of their tokens: rows apart, heads side by side, at any alignment.
+/// Rows larger than a binding, in bands of their tokens: rows apart, heads side by side, at any alignment.
 #[test]
-fn segments_of_rows() {
+fn bands_of_rows() {
     let layouts = [
         Layout::Hnd,
         Layout::Nhd,
@@ -180,12 +180,14 @@ fn segments_of_rows() {
             case.appended = vec![700, 3];
             case.lengths[0] -= 700;
             run(&case);
+            case.policy.cached_norms = true;
+            run(&case);
         }
     }
 }
 
 #[test]
-fn segments_of_one_tensor_alone() {
+fn bands_of_one_tensor_alone() {
     for order in ORDERS {
         for head_dims in [(64, 16), (16, 64)] {
             for keep_ratio in [0.0, 0.05, 0.97, 1.0] {

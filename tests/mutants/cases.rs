@@ -1,6 +1,9 @@
 //! Small cases that between them reach every kernel, variant and branch.
 
-use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Rounding, Selector, Stages, Switch, TensorSpec};
+use keynorm::{
+    Budget, BudgetOverride, Direction, Dtype, Options, Order, Policy, Pool, Rounding, Segment, Selector, Stages,
+    Switch, TensorSpec,
+};
 
 use crate::support::{Built, Case, Data, Fixture, Gpu, Layout, shape, submit};
 
@@ -144,8 +147,8 @@ fn edge() -> Case {
     case
 }
 
-/// Rows larger than a binding: three segments or more, heads apart or side by side, words or vectors.
-fn segments(selector: Selector, order: Order, layout: Layout) -> Case {
+/// Rows larger than a binding: three bands or more, heads apart or side by side, words or vectors.
+fn bands(selector: Selector, order: Order, layout: Layout) -> Case {
     let mut case = Case::new(shape(2, 3, 1300, 64, Dtype::F16), policy(0.7, selector, order));
     case.shape.values.head_dim = 96;
     case.shape.num_layers = 2;
@@ -157,18 +160,62 @@ fn segments(selector: Selector, order: Order, layout: Layout) -> Case {
     case
 }
 
-/// Enough moves for every piece of a walk within a segment, and for every token in flight from one to another.
-fn segments_of_many(keep_ratio: f64, order: Order) -> Case {
+/// Enough moves for every piece of a walk within a band, and for every token in flight from one to another.
+fn bands_of_many(keep_ratio: f64, order: Order) -> Case {
     let mut case = Case::new(shape(1, 2, 5000, 16, Dtype::F16), policy(keep_ratio, Selector::Radix, order));
     case.options.max_binding_bytes = Some(1 << 16);
     case
 }
 
 /// The last but one token is dropped, all others are protected.
-fn segment_with_one_move() -> Case {
-    let mut case = segments_of_many(0.0, Order::Positional);
+fn band_with_one_move() -> Case {
+    let mut case = bands_of_many(0.0, Order::Positional);
     case.policy.budget = Budget::KeepTokens(4999);
     (case.policy.sinks, case.policy.recent) = (4998, 1);
+    case
+}
+
+/// Norms in the cache state, of which the second round reads old ones; every kind of budget with them.
+fn cached(selector: Selector, order: Order) -> Case {
+    let mut case = two_rounds(selector, order);
+    case.policy.cached_norms = true;
+    case.policy.min_len = 41;
+    case.policy.budgets = vec![
+        BudgetOverride { layers: 1..2, heads: 1..3, budget: Budget::MaxNorm(3.0) },
+        BudgetOverride { layers: 0..1, heads: 2..3, budget: Budget::keep_ratio(0.9) },
+    ];
+    case
+}
+
+/// Keys up to a limit, in rows for the chain of dispatches.
+fn norm_limit(selector: Selector) -> Case {
+    let mut case = long(selector, Order::Fill);
+    case.policy.budget = Budget::MaxNorm(2.0);
+    case
+}
+
+/// Pooled heads and segments of each kind.
+fn pooled(data: Data, min_tokens: u32, recent: u32) -> Case {
+    let mut case = two_rounds(Selector::Radix, Order::Fill);
+    case.data = data;
+    case.active = vec![true, min_tokens > 1];
+    case.policy.recent = recent;
+    case.policy.pool = Some(Pool { min_tokens });
+    case
+}
+
+fn segments(data: Data) -> Case {
+    let mut case = two_rounds(Selector::Radix, Order::Fill);
+    case.data = data;
+    case.policy.segments = true;
+    case.segments = vec![
+        vec![
+            Segment::pinned(10..30),
+            Segment { positions: 30..90, min_tokens: 31 },
+            Segment { positions: 90..300, min_tokens: 100 },
+        ],
+        vec![Segment { positions: 0..40, min_tokens: 39 }],
+    ];
     case
 }
 
@@ -219,6 +266,18 @@ pub fn quick() -> Vec<Quick> {
         add("outside", outside(power, 1500), false);
         add("outside, long", outside(power, 9000), false);
     }
+    for (selector, order) in pairs {
+        add("cached", cached(selector, order), false);
+    }
+    for selector in [Selector::Radix, Selector::Bitonic] {
+        add("norm limit", norm_limit(selector), false);
+    }
+    for data in [Data::Random, Data::Ties, Data::Special] {
+        add("pooled", pooled(data, 1, 9), false);
+        add("pooled with least", pooled(data, 60, 9), false);
+        add("pooled and raised", pooled(data, 1, 200), false);
+        add("segments", segments(data), false);
+    }
     add("spread", spread(Order::Fill), false);
     add("spread apart", spread(Order::Positional), true);
     add("walk", walk(), false);
@@ -226,13 +285,13 @@ pub fn quick() -> Vec<Quick> {
     add("edge", edge(), false);
     for order in [Order::Fill, Order::Positional] {
         for layout in [Layout::TokenMajor, Layout::Nhd, Layout::Hnd, Layout::Offset { words: 1, pad_elements: 2 }] {
-            add("segments", segments(Selector::Radix, order, layout), false);
+            add("bands", bands(Selector::Radix, order, layout), false);
         }
         for keep_ratio in [0.5, 0.7, 0.9] {
-            add("segments of many", segments_of_many(keep_ratio, order), false);
+            add("bands of many", bands_of_many(keep_ratio, order), false);
         }
     }
-    add("segment with one move", segment_with_one_move(), false);
+    add("band with one move", band_with_one_move(), false);
     add("many sorts", many_sorts(), false);
     all
 }

@@ -2,7 +2,9 @@
 
 /// (file below `shaders`, what occurs once in it, replacement).
 pub const BY_HAND: &[(&str, &str, &str)] = &[
-    ("append.wgsl", "state_meta[s.lengths_base + id.x] +=", "state_meta[s.lengths_base + id.x] ="),
+    ("append.wgsl", "= len + counts[", "= counts["),
+    ("append.wgsl", "min(state_meta[s.scored_base + id.x], len)", "state_meta[s.scored_base + id.x]"),
+    ("append.wgsl", "min(state_meta[s.compacted_base + id.x], len)", "state_meta[s.compacted_base + id.x]"),
     ("append.wgsl", "let sequence = row / s.num_kv_heads", "let sequence = id.x / s.num_kv_heads"),
     ("bitonic.wgsl", "var key = PAD_KEY;\n        if i < len", "var key = 0u;\n        if i < len"),
     ("bitonic.wgsl", "wg_protected = i + 1u;", "wg_protected = i;"),
@@ -18,10 +20,25 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
         "if valid && r0 < budget {\n            store_value_chunk(",
     ),
     ("shared/score_tile.wgsl", "nan_bits(c1) != 0u", "nan_bits(c0) != 0u"),
-    ("key_norm.wgsl", "var key = bits + 1u;", "var key = bits;"),
-    ("key_norm.wgsl", "key = INFINITY_BITS - bits + 1u;", "key = INFINITY_BITS - bits;"),
-    ("key_norm.wgsl", "mix(h ^ params.seed_high)", "mix(h ^ params.seed_low)"),
-    ("key_norm.wgsl", "(params.layer * 0x85ebca6bu)", "(params.layer * 0x85ebca6du)"),
+    ("shared/order_key.wgsl", "var key = norm + 1u;", "var key = norm;"),
+    ("shared/order_key.wgsl", "key = INFINITY_BITS - norm + 1u;", "key = INFINITY_BITS - norm;"),
+    ("shared/order_key.wgsl", "mix(h ^ params.seed_high)", "mix(h ^ params.seed_low)"),
+    ("shared/order_key.wgsl", "(layer * 0x85ebca6bu)", "(layer * 0x85ebca6du)"),
+    (
+        "key_norm.wgsl",
+        "bitcast<u32>(sum) & 0x7fffffffu, INFINITY_BITS), NAN_NORM",
+        "bitcast<u32>(sum) & 0x7fffffffu, INFINITY_BITS), INFINITY_BITS",
+    ),
+    ("order.wgsl", "key_norms[norm_ix] = NO_NORM;", ""),
+    ("order.wgsl", "norm_copies[ix] = norm;", ""),
+    ("pool.wgsl", "min(median, MAX_SCORE)", "median"),
+    ("pool.wgsl", "(row_len(local_row) - num_protected) / 2u", "row_len(local_row) / 2u"),
+    ("pool.wgsl", "min(key, MAX_SCORE) + (0x80000000u", "min(key, MAX_SCORE) / 2u + (0x40000000u"),
+    ("pool.wgsl", "kept += max(up_to, least(first + head, pool_row.num_protected));", "kept += up_to;"),
+    ("pool.wgsl", "left -= taken;", ""),
+    ("pool.wgsl", "select(0u, POOL_RAISED, raised)", "0u"),
+    ("reserve.wgsl", "wg_rank = rank - before;", "wg_rank = rank;"),
+    ("reserve.wgsl", "ties_before += scanned.total;", ""),
     ("shared/score_tile.wgsl", "min(slot + 3u, last)", "min(slot + 2u, last)"),
     ("shared/element_bf16.wgsl", "0x20000000u", "0x20800000u"),
     ("shared/element_bf16.wgsl", "0x007f007fu", "0x007e007fu"),
@@ -29,7 +46,7 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
     ("shared/keys_pair_word.wgsl", "front[w + 3u] = chunk.w", "front[w + 3u] = chunk.z"),
     ("shared/keys_pair_vec4.wgsl", "return keys[base + chunk_ix];", "return keys[base + chunk_ix + 1u];"),
     (
-        "compact_segments.wgsl",
+        "compact_bands.wgsl",
         "storageBarrier();\n        workgroupBarrier();\n        if valid && r0 < moves.end {",
         "if valid && r0 < moves.end {",
     ),
@@ -38,9 +55,12 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
     ("shared/keys_vec4.wgsl", "return keys[base + chunk_ix];", "return keys[base + chunk_ix + 1u];"),
     ("shared/values_vec4.wgsl", "return values[base + chunk_ix];", "return values[base + chunk_ix + 1u];"),
     ("shared/state_rows.wgsl", "return r.num_seen - (r.len - slot);", "return slot;"),
-    ("shared/top_k_rows.wgsl", "(middle >> 16u) + (middle2 >> 16u)", "(middle >> 16u)"),
-    ("shared/top_k_rows.wgsl", "max(num_protected, 1u)));", "num_protected));"),
+    ("shared/row_rule.wgsl", "(middle >> 16u) + (middle2 >> 16u)", "(middle >> 16u)"),
+    ("shared/top_k_rows.wgsl", "max(s.num_protected, 1u)));", "s.num_protected));"),
+    ("shared/top_k_rows.wgsl", "s.pooled_budget & ~POOL_RAISED", "s.pooled_budget"),
     ("state.wgsl", "info.num_seen - (info.len - mover)", "info.num_seen - (info.len - hole)"),
+    ("state.wgsl", "key_norms[positions_base + hole] = key_norms[positions_base + mover];", ""),
+    ("state.wgsl", "select(0u, info.budget, CACHED)", "0u"),
 ];
 
 /// (file below `shaders`, the line with the fault, which of the file's lines of that kind from 0, why it is not caught).
@@ -57,7 +77,7 @@ pub const EXCUSED: &[(&str, &str, usize, &str)] = &[
     ("compact.wgsl", "if wg.z != 0u {", 1, "as the one before"),
     ("compact.wgsl", ";", 0, "naga makes a control barrier of the storageBarrier before it; BY_HAND drops both"),
     ("compact.wgsl", ";", 1, "as the one before"),
-    ("compact_segments.wgsl", ";", 0, "as in compact.wgsl"),
+    ("compact_bands.wgsl", ";", 0, "as in compact.wgsl"),
     (
         "radix.wgsl",
         "if wg.x != 0u && index == 0u {",

@@ -112,27 +112,27 @@ fn forced_subgroups_on_a_device_without() {
     noop.compressor();
 }
 
-/// Rows at a binding's size go whole, larger ones in segments; either way wgpu finds nothing wrong with a record.
+/// Rows at a binding's size go whole, larger ones in bands; either way wgpu finds nothing wrong with a record.
 #[test]
 fn rows_beyond_a_binding() {
     let noop = noop();
     let mut options = Options::default();
     options.max_binding_bytes = Some(1 << 16);
-    let is_segmented = |shape: &KvShape, edit: &dyn Fn(&mut Draft)| {
+    let is_banded = |shape: &KvShape, edit: &dyn Fn(&mut Draft)| {
         let modules = built(&noop, &options, shape, edit);
-        let segments = modules.iter().filter(|m| matches!(m, Module::CompactSegments { .. })).count();
+        let bands = modules.iter().filter(|m| matches!(m, Module::CompactBands { .. })).count();
         let whole = modules.iter().filter(|m| matches!(m, Module::Compact { .. })).count();
-        assert!((segments == 0) != (whole == 0), "{modules:?}");
-        segments > 0
+        assert!((bands == 0) != (whole == 0), "{modules:?}");
+        bands > 0
     };
     // 512 tokens of 128 bytes are a binding; 6 rows of them are six windows.
     let exact = KvShape { capacity: 512, ..shape() };
-    assert!(!is_segmented(&exact, &|_| ()));
-    assert!(is_segmented(&KvShape { capacity: 513, ..exact }, &|_| ()));
+    assert!(!is_banded(&exact, &|_| ()));
+    assert!(is_banded(&KvShape { capacity: 513, ..exact }, &|_| ()));
     let wide = KvShape { capacity: 256, values: TensorSpec::new(Dtype::F32, 72), ..exact };
-    assert!(is_segmented(&wide, &|_| ()));
+    assert!(is_banded(&wide, &|_| ()));
     let nhd = |draft: &mut Draft| draft.layers[0].0.strides = Strides::nhd(3, 512, 64);
-    assert!(is_segmented(&exact, &nhd));
+    assert!(is_banded(&exact, &nhd));
     // Ranges that intersect are bound once, so here it is their union that is too long.
     let joined = |distance: u64| {
         let noop = &noop;
@@ -143,8 +143,8 @@ fn rows_beyond_a_binding() {
         }
     };
     let half = KvShape { capacity: 200, ..exact };
-    assert!(!is_segmented(&half, &joined(0)));
-    assert!(is_segmented(&half, &joined(150)));
+    assert!(!is_banded(&half, &joined(0)));
+    assert!(is_banded(&half, &joined(150)));
 }
 
 #[test]

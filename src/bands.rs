@@ -1,24 +1,24 @@
-//! Layers whose rows exceed a binding: scored and moved by segments of tokens.
+//! Layers whose rows exceed a binding: scored and moved by bands of tokens.
 
 use crate::bind::{params_binding, range_binding, slice_chunks};
 use crate::draft::{Builder, CheckedLayer, INFOS_A_SLOT, ParamsBlock, RowRange, access_of, tensor_layout, word};
 use crate::kernel::{Access, Checks, LayoutKind, Module};
-use crate::params::SegmentParams;
+use crate::params::BandParams;
 use crate::plan::{ScoreTiles, WORKGROUP};
 use crate::policy::Order;
 use crate::shape::{Lattice, TensorSpec};
 use crate::view::KvView;
-use crate::windows::{LayerWindows, RowGroup, Segment};
+use crate::windows::{Band, LayerWindows, RowGroup};
 
 /// A bound layer, in the order of its dispatches.
 #[derive(Debug)]
-pub(crate) struct SegmentedLayer {
-    scores: Vec<ScoreSegment>,
+pub(crate) struct BandedLayer {
+    scores: Vec<ScoreBand>,
     moves: Vec<PairMoves>,
 }
 
 #[derive(Debug)]
-struct ScoreSegment {
+struct ScoreBand {
     num_rows: u32,
     first_slot: u32,
     end_slot: u32,
@@ -39,7 +39,7 @@ struct PairMoves {
 }
 
 /// The drafted dispatches of a layer.
-pub(crate) struct SegmentsDraft {
+pub(crate) struct BandsDraft {
     layer: u32,
     keys_access: Access,
     scores: Vec<ScoreDraft>,
@@ -48,7 +48,7 @@ pub(crate) struct SegmentsDraft {
 
 struct ScoreDraft {
     rows: RowRange,
-    segment: Segment,
+    band: Band,
     params: u32,
 }
 
@@ -64,18 +64,26 @@ struct PairDraft {
     of_keys: bool,
     rows: RowRange,
     access: Access,
-    source: Segment,
-    target: Segment,
+    source: Band,
+    target: Band,
     params: u32,
 }
 
-impl SegmentedLayer {
-    pub(crate) fn record_score(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32, tiles: ScoreTiles, fused: bool) {
+impl BandedLayer {
+    pub(crate) fn record_score(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        max_len: u32,
+        tiles: ScoreTiles,
+        (fused, cached): (bool, bool),
+    ) {
         let tile = if fused { tiles.fused } else { tiles.plain };
-        for score in self.scores.iter().filter(|s| s.first_slot < max_len) {
+        // New tokens, of which there are at most max_len, may lie in any band.
+        for score in self.scores.iter().filter(|s| cached || s.first_slot < max_len) {
             pass.set_pipeline(&score.pipelines[usize::from(fused)]);
             pass.set_bind_group(0, &score.group, &[]);
-            let slots = score.end_slot.min(max_len) - score.first_slot;
+            let slots = score.end_slot - score.first_slot;
+            let slots = slots.min(if cached { max_len } else { max_len - score.first_slot });
             pass.dispatch_workgroups(slots.div_ceil(tile), score.num_rows, 1);
         }
     }
@@ -90,17 +98,17 @@ impl SegmentedLayer {
 }
 
 impl Builder<'_> {
-    /// The dispatches of a layer that is bound by segments.
-    pub(crate) fn draft_segments(&self, layer: &CheckedLayer, params: &mut ParamsBlock) -> Option<SegmentsDraft> {
-        let LayerWindows::Segments { keys, values } = &layer.windows else { return None };
+    /// The dispatches of a layer that is bound by bands.
+    pub(crate) fn draft_bands(&self, layer: &CheckedLayer, params: &mut ParamsBlock) -> Option<BandsDraft> {
+        let LayerWindows::Bands { keys, values } = &layer.windows else { return None };
         let keys_access = access_of(layer.keys.is_vec4());
         let mut scores = Vec::new();
         for group in keys {
             let rows = self.row_range(layer, group.first_row, group.num_rows);
-            for &segment in &group.segments {
-                let layout = tensor_layout(&layer.keys, group.first_row, segment.range, keys_access);
-                let slots = (segment.first_slot, segment.end_slot);
-                scores.push(ScoreDraft { rows, segment, params: self.push_score_params(&rows, layout, slots, params) });
+            for &band in &group.bands {
+                let layout = tensor_layout(&layer.keys, group.first_row, band.range, keys_access);
+                let slots = (band.first_slot, band.end_slot);
+                scores.push(ScoreDraft { rows, band, params: self.push_score_params(&rows, layout, slots, params) });
             }
         }
         let mut moves = Vec::new();
@@ -110,16 +118,16 @@ impl Builder<'_> {
                 moves.extend(self.draft_pairs(&TensorGroup { of_keys, lattice, rows, group }, params));
             }
         }
-        Some(SegmentsDraft { layer: layer.layer, keys_access, scores, moves })
+        Some(BandsDraft { layer: layer.layer, keys_access, scores, moves })
     }
 
-    /// The pairs of segments of a group, by source, then by target.
+    /// The pairs of bands of a group, by source, then by target.
     fn draft_pairs(&self, tensor: &TensorGroup<'_>, params: &mut ParamsBlock) -> Vec<PairDraft> {
         let &TensorGroup { of_keys, lattice, rows, group } = tensor;
         let access = access_of(lattice.is_vec4());
         let shape = &self.plan.shape;
-        let mut push = |source: &Segment, target: &Segment| {
-            params.push(&SegmentParams {
+        let mut push = |source: &Band, target: &Band| {
+            params.push(&BandParams {
                 tensor: tensor_layout(lattice, group.first_row, source.range, access),
                 store_shift: word((source.range.start - target.range.start) / access.unit_bytes()),
                 num_rows: rows.num_rows,
@@ -136,34 +144,28 @@ impl Builder<'_> {
             })
         };
         let mut pairs = Vec::new();
-        for (ix, &source) in group.segments.iter().enumerate() {
-            for &target in &group.segments[..=ix] {
+        for (ix, &source) in group.bands.iter().enumerate() {
+            for &target in &group.bands[..=ix] {
                 pairs.push(PairDraft { of_keys, rows, access, source, target, params: push(&source, &target) });
             }
         }
         pairs
     }
 
-    pub(crate) fn segmented(
+    pub(crate) fn banded_layer(
         &self,
-        draft: &SegmentsDraft,
+        draft: &BandsDraft,
         params: &wgpu::Buffer,
         views: &[KvView<'_>],
         checks: &mut Checks,
-    ) -> SegmentedLayer {
+    ) -> BandedLayer {
         let view = &views[draft.layer as usize];
-        let score = |s: &ScoreDraft, checks: &mut Checks| ScoreSegment {
+        let score = |s: &ScoreDraft, checks: &mut Checks| ScoreBand {
             num_rows: s.rows.num_rows,
-            first_slot: s.segment.first_slot,
-            end_slot: s.segment.end_slot,
+            first_slot: s.band.first_slot,
+            end_slot: s.band.end_slot,
             pipelines: [false, true].map(|fused| self.score_pipeline(draft.keys_access, fused, checks)),
-            group: self.score_group(
-                &s.rows,
-                s.params,
-                params,
-                range_binding(view.keys.buffer, s.segment.range),
-                checks,
-            ),
+            group: self.score_group(&s.rows, s.params, params, range_binding(view.keys.buffer, s.band.range), checks),
         };
         let scores = draft.scores.iter().map(|s| score(s, checks)).collect();
         let moves = draft
@@ -174,7 +176,7 @@ impl Builder<'_> {
                 self.pair_moves(m, params, buffer, checks)
             })
             .collect();
-        SegmentedLayer { scores, moves }
+        BandedLayer { scores, moves }
     }
 
     fn pair_moves(
@@ -186,7 +188,7 @@ impl Builder<'_> {
     ) -> PairMoves {
         let spec = if draft.of_keys { &self.plan.shape.keys } else { &self.plan.shape.values };
         let is_pair = draft.source != draft.target;
-        let params_block = params_binding::<SegmentParams>(params, 0);
+        let params_block = params_binding::<BandParams>(params, 0);
         let source = range_binding(buffer, draft.source.range);
         let (lists, infos) = self.moves_bindings(&draft.rows);
         let group = if is_pair {
@@ -220,20 +222,20 @@ impl Builder<'_> {
         let lanes = if capabilities.serial { 1 } else { spec.lanes() };
         let workgroup = if walks { capabilities.row_workgroup } else { WORKGROUP };
         let slice = slice_chunks(&self.plan.shape, workgroup);
-        let module = Module::CompactSegments { vec4: draft.access == Access::Vec4, pair: draft.source != draft.target };
+        let module = Module::CompactBands { vec4: draft.access == Access::Vec4, pair: draft.source != draft.target };
         let constants = [
             ("WG_SIZE", f64::from(workgroup)),
             ("CHUNKS", f64::from(spec.chunks())),
             ("LANES", f64::from(lanes)),
             ("SLICE_CHUNKS", f64::from(slice)),
         ];
-        let entry = if walks { "walk_segment" } else { "move_pair" };
+        let entry = if walks { "walk_band" } else { "move_pair" };
         let pipeline = self.kernels().pipeline(module, entry, &constants, checks);
         if walks {
             return (pipeline, spec.chunks().div_ceil(slice));
         }
-        // No pair moves more rows than the shorter of its segments has; a dispatch goes round where it moves more.
-        let slots = |s: &Segment| s.end_slot - s.first_slot;
+        // No pair moves more rows than the shorter of its bands has; a dispatch goes round where it moves more.
+        let slots = |s: &Band| s.end_slot - s.first_slot;
         let most = slots(&draft.source).min(slots(&draft.target));
         (pipeline, most.div_ceil(WORKGROUP / lanes * 4).min(capabilities.max_workgroups))
     }

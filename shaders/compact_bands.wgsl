@@ -1,33 +1,33 @@
-//! compact_segments: moves the kept rows of one tensor whose rows exceed a binding, a pair of segments at a time.
+//! compact_bands: moves the kept rows of one tensor whose rows exceed a binding, a pair of bands at a time.
 //! Source: as compact.wgsl. Reference: src/reference/compact.rs, exact.
 //! Bindings:
 //!   0 params uniform Params
-//!   1 keys read_write u32 words of the segment that rows come from; keys or values (shared/keys_*.wgsl)
-//!   2 front read_write u32 words of the segment that they go to; absent when it is the same
+//!   1 keys read_write u32 words of the band that rows come from; keys or values (shared/keys_*.wgsl)
+//!   2 front read_write u32 words of the band that they go to; absent when it is the same
 //!   3 lists read u32 [row, lists_stride]
 //!   4 row_infos read RowInfo [row]
 //! Entry points: move_pair · dispatch (any, num_rows, 1) · none: walks on by its grid
-//!   walk_segment · dispatch (ceil(CHUNKS / SLICE_CHUNKS), num_rows, 1) · none
+//!   walk_band · dispatch (ceil(CHUNKS / SLICE_CHUNKS), num_rows, 1) · none
 //! Overrides: WG_SIZE = 256; CHUNKS = 16, in 2..=128; LANES = 16, a power of two in 1..=32; SLICE_CHUNKS = 4, a power of
 //!   two
 //! Workgroup bytes: 8
-//! Algorithm: sources and destinations both ascend, so the moves from one segment to another are neighbours in the
-//!   row's list: two binary searches find them. move_pair moves them at once. Positional moves within a segment go
-//!   upwards by walk_segment, a workgroup to a column slice, a tile of loads, a barrier, the stores.
+//! Algorithm: sources and destinations both ascend, so the moves from one band to another are neighbours in the
+//!   row's list: two binary searches find them. move_pair moves them at once. Positional moves within a band go
+//!   upwards by walk_band, a workgroup to a column slice, a tile of loads, a barrier, the stores.
 //! Invariants: pairs are recorded by ascending source, then destination. A destination's slot holds no row that is still
-//!   to move: fill's sources and destinations are disjoint, and a positional source in an earlier segment has left
-//!   before. Within a segment dst(j) <= src(j) < src(j + 1), as in compact.wgsl.
+//!   to move: fill's sources and destinations are disjoint, and a positional source in an earlier band has left
+//!   before. Within a band dst(j) <= src(j) < src(j + 1), as in compact.wgsl.
 
 struct TensorLayout {
     batch_stride: u32, // units of the access file, modulo 2^32
     head_stride: u32,  // units
     token_stride: u32, // units
-    base: u32,         // units, modulo 2^32: of sequence `first_sequence`, head 0, token 0, in the source's segment
+    base: u32,         // units, modulo 2^32: of sequence `first_sequence`, head 0, token 0, in the source's band
 }
 
 struct Params {
     tensor: TensorLayout,
-    store_shift: u32,    // units from an address in the source's segment to the same in the destination's, modulo 2^32
+    store_shift: u32,    // units from an address in the source's band to the same in the destination's, modulo 2^32
     num_rows: u32,       // rows of this group
     first_row: u32,      // row of the layer that is row 0 here
     first_sequence: u32,
@@ -35,9 +35,9 @@ struct Params {
     lists_stride: u32,   // words
     first_info: u32,     // index of row 0 in row_infos
     order: u32,          // 0 fill, 1 positional
-    first_source: u32,   // slots of the segment that rows come from
+    first_source: u32,   // slots of the band that rows come from
     end_source: u32,
-    first_slot: u32,     // slots of the segment that they go to
+    first_slot: u32,     // slots of the band that they go to
     end_slot: u32,
 }
 
@@ -158,7 +158,7 @@ fn move_pair(
 }
 
 @compute @workgroup_size(WG_SIZE)
-fn walk_segment(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn walk_band(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     if index == 0u {
         wg_moves = moves_of(wg.y);
     }
