@@ -161,6 +161,66 @@ pub enum ArgumentError {
         /// Capacity of a row, tokens.
         capacity: u32,
     },
+    /// The elements of a token lie in groups, with the same groups of other tokens between them, as vLLM holds its keys.
+    #[error(
+        "{argument}: head_dim lies in groups of {group} elements, {group_stride} elements apart, so that tokens \
+         interleave; a row must be contiguous to move as a whole: bind before the host interleaves it, or let the cache \
+         hold [page, head, slot, dim]"
+    )]
+    InterleavedTokens {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Contiguous elements of a group.
+        group: u64,
+        /// From one group of a token to its next, elements.
+        group_stride: u64,
+    },
+    /// The tokens of a row are contiguous, and the elements of a token are not: transposed values.
+    #[error(
+        "{argument} is transposed: its tokens are contiguous and head_dim has stride {dim_stride} elements; a row must \
+         be contiguous to move as a whole: hold the tensor with head_dim innermost (in llama.cpp, with flash attention)"
+    )]
+    Transposed {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Given stride of head_dim, elements.
+        dim_stride: u64,
+    },
+    /// The elements of a token are not contiguous.
+    #[error(
+        "{argument}: head_dim has stride {dim_stride} elements, expected 1; hold the tensor with head_dim innermost and \
+         its elements side by side"
+    )]
+    HeadDimStride {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Given stride of head_dim, elements.
+        dim_stride: u64,
+    },
+    /// Axes that do not make a tensor of tokens.
+    #[error("{argument} has {got} axes of kind {axis}, expected {expected}")]
+    Axes {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Kind of the axis.
+        axis: &'static str,
+        /// Axes of that kind.
+        got: usize,
+        /// Axes expected.
+        expected: &'static str,
+    },
+    /// An axis of another length than the shape has.
+    #[error("{argument} has {got} elements along {axis}, expected {expected}")]
+    AxisLength {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Kind of the axis.
+        axis: &'static str,
+        /// Given length.
+        got: u64,
+        /// Length expected.
+        expected: u64,
+    },
     /// An address that does not fit the arithmetic (u64 bytes, u32 words within a binding).
     #[error("addresses of {argument} overflow; its strides or offset are too large")]
     AddressOverflow {

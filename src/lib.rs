@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod axes;
 mod bands;
 mod bind;
 mod bound;
@@ -22,6 +23,7 @@ mod workspace;
 
 pub use wgpu;
 
+pub use axes::{Axis, AxisKind};
 pub use bound::{Bound, Stages};
 pub use compressor::Compressor;
 #[doc(hidden)]

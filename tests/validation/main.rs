@@ -2,5 +2,6 @@
 //! afterwards, and that nothing was recorded.
 
 mod arguments;
+mod axes;
 mod devices;
 mod support;
