@@ -18,13 +18,6 @@
 //!   to move: fill's sources and destinations are disjoint, and a positional source in an earlier band has left
 //!   before. Within a band dst(j) <= src(j) < src(j + 1), as in compact.wgsl.
 
-struct TensorLayout {
-    batch_stride: u32, // units of the access file, modulo 2^32
-    head_stride: u32,  // units
-    token_stride: u32, // units
-    base: u32,         // units, modulo 2^32: of sequence `first_sequence`, head 0, token 0, in the source's band
-}
-
 struct Params {
     tensor: TensorLayout,
     store_shift: u32,    // units from an address in the source's band to the same in the destination's, modulo 2^32
@@ -60,10 +53,7 @@ struct Moves {
 var<workgroup> wg_moves: Moves;
 
 fn row_base_of(local_row: u32) -> u32 {
-    let row = params.first_row + local_row;
-    let t = params.tensor;
-    let sequence = row / params.num_kv_heads - params.first_sequence;
-    return t.base + sequence * t.batch_stride + row % params.num_kv_heads * t.head_stride;
+    return place_of(params.tensor, params.first_row + local_row, params.num_kv_heads);
 }
 
 // Words of `lists` from move 0 to its source.

@@ -1,13 +1,15 @@
 //! Layers whose rows exceed a binding: scored and moved by bands of tokens.
 
 use crate::bind::{params_binding, range_binding, slice_chunks};
-use crate::draft::{Builder, CheckedLayer, INFOS_A_SLOT, ParamsBlock, RowRange, access_of, tensor_layout, word};
+use crate::draft::{
+    Builder, CheckedLayer, INFOS_A_SLOT, ParamsBlock, RowRange, ScoredSlots, access_of, tensor_layout, word,
+};
 use crate::kernel::{Access, Checks, LayoutKind, Module};
+use crate::pages::Views;
 use crate::params::BandParams;
 use crate::plan::{ScoreTiles, WORKGROUP};
 use crate::policy::Order;
 use crate::shape::{Lattice, TensorSpec};
-use crate::view::KvView;
 use crate::windows::{Band, LayerWindows, RowGroup};
 
 /// A bound layer, in the order of its dispatches.
@@ -107,8 +109,9 @@ impl Builder<'_> {
             let rows = self.row_range(layer, group.first_row, group.num_rows);
             for &band in &group.bands {
                 let layout = tensor_layout(&layer.keys, group.first_row, band.range, keys_access);
-                let slots = (band.first_slot, band.end_slot);
-                scores.push(ScoreDraft { rows, band, params: self.push_score_params(&rows, layout, slots, params) });
+                let slots = band.first_slot..band.end_slot;
+                let place = ScoredSlots { keys: layout, slots, table_base: 0, table_stride: 0 };
+                scores.push(ScoreDraft { rows, band, params: self.push_score_params(&rows, place, params) });
             }
         }
         let mut moves = Vec::new();
@@ -156,16 +159,22 @@ impl Builder<'_> {
         &self,
         draft: &BandsDraft,
         params: &wgpu::Buffer,
-        views: &[KvView<'_>],
+        views: &Views<'_>,
         checks: &mut Checks,
     ) -> BandedLayer {
-        let view = &views[draft.layer as usize];
+        let view = &views.layers[draft.layer as usize];
         let score = |s: &ScoreDraft, checks: &mut Checks| ScoreBand {
             num_rows: s.rows.num_rows,
             first_slot: s.band.first_slot,
             end_slot: s.band.end_slot,
             pipelines: [false, true].map(|fused| self.score_pipeline(draft.keys_access, fused, checks)),
-            group: self.score_group(&s.rows, s.params, params, range_binding(view.keys.buffer, s.band.range), checks),
+            group: self.score_group(
+                &s.rows,
+                s.params,
+                params,
+                &[range_binding(view.keys.buffer, s.band.range)],
+                checks,
+            ),
         };
         let scores = draft.scores.iter().map(|s| score(s, checks)).collect();
         let moves = draft

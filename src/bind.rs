@@ -3,46 +3,48 @@
 use std::sync::Arc;
 
 use crate::bound::{Bound, LayerWindow, Moves, SelectWindow};
-use crate::draft::{Builder, CheckedLayer, INFOS_A_SLOT, LayerDraft, ParamsBlock, RowRange, SelectDraft, word};
-use crate::error::{ArgumentError, BuildError};
+use crate::draft::{Builder, INFOS_A_SLOT, LayerDraft, ParamsBlock, RowRange, SelectDraft, word};
+use crate::error::BuildError;
 use crate::kernel::{Access, Checks, Kernels, LayoutKind, Module};
+use crate::pages::Views;
 use crate::params::{AppendParams, CompactParams, KeyNormParams, OrderParams, RowRule, TopKParams};
 use crate::plan::{Plan, WORKGROUP};
 use crate::policy::{BudgetRule, Order};
-use crate::shape::{KvShape, Lattice, TensorSpec, range_lattice};
+use crate::shape::{KvShape, TensorSpec};
 use crate::state::CacheState;
-use crate::view::{KvView, check_tensor};
-use crate::windows::{BoundRange, WindowLimits, layer_windows};
+use crate::windows::{BoundRange, WindowLimits};
 use crate::workspace::{ROW_INFO_WORDS, Workspace};
 
 impl Bound {
     pub(crate) fn new(
         plan: &Plan,
         device: &wgpu::Device,
-        views: &[KvView<'_>],
-        state: &CacheState,
-        workspace: &Workspace,
+        views: &Views<'_>,
+        (state, workspace): (&CacheState, &Workspace),
         checks: &mut Checks,
     ) -> Result<Self, BuildError> {
         let inner = &plan.inner;
-        let builder = Builder { plan: inner, device, state, workspace };
+        let builder = Builder { plan: inner, device, state, workspace, pages: views.pages };
         let layers = builder.check(views)?;
         let mut params = ParamsBlock::default();
         let drafts: Vec<_> = layers.iter().flat_map(|layer| builder.draft_layer(layer, &mut params)).collect();
         let band_drafts: Vec<_> = layers.iter().flat_map(|l| builder.draft_bands(l, &mut params)).collect();
+        let table_drafts = builder.draft_tables(&layers, views, &mut params);
         let select_drafts = builder.draft_selects(&mut params);
         let append_params_offset = builder.push_append_params(&mut params);
         let params = params.into_buffer(device, "keynorm.params", wgpu::BufferUsages::UNIFORM, checks);
-        let table = builder.rule_table(checks);
+        let rules = builder.rule_table(checks);
+        let pages = builder.bound_pages(&table_drafts, &params, checks)?;
         let layers = drafts.iter().map(|d| builder.layer_window(d, &params, views, checks)).collect();
         let banded = band_drafts.iter().map(|d| builder.banded_layer(d, &params, views, checks)).collect();
-        let selects = select_drafts.iter().map(|d| builder.select_window(d, &params, &table, checks)).collect();
+        let selects = select_drafts.iter().map(|d| builder.select_window(d, &params, &rules, checks)).collect();
         let append_group = builder.append_group(&params, checks);
         Ok(Self {
             plan: Arc::clone(inner),
             layers,
             banded,
             selects,
+            pages,
             state: state.clone(),
             append_group,
             append_params_offset,
@@ -62,50 +64,6 @@ impl Builder<'_> {
             offset_alignment: c.offset_alignment,
             max_rows: c.max_workgroups.min(self.plan.scratch.max_rows(c.max_binding_bytes)),
         }
-    }
-
-    fn check(&self, views: &[KvView<'_>]) -> Result<Vec<CheckedLayer>, BuildError> {
-        let shape = &self.plan.shape;
-        if self.kernels().device != *self.device {
-            return Err(ArgumentError::WrongDevice { argument: "device" }.into());
-        }
-        crate::state::check_count("views", views.len(), shape.num_layers as usize)?;
-        if self.state.shape != *shape || (self.plan.policy.cached_norms && self.state.key_norms().is_none()) {
-            return Err(ArgumentError::WrongPlan { argument: "state" }.into());
-        }
-        if self.workspace.layout != self.plan.scratch {
-            return Err(ArgumentError::WrongPlan { argument: "workspace" }.into());
-        }
-        let mut layers = Vec::new();
-        let mut placed: Vec<(&wgpu::Buffer, Lattice)> = Vec::new();
-        for (buffer, argument) in [
-            (self.state.meta(), "state.meta"),
-            (self.state.positions(), "state.positions"),
-            (self.state.status(), "state.status"),
-            (self.state.norms_or_dummy(), "state.key_norms"),
-            (self.workspace.order_keys(), "workspace.order_keys"),
-        ] {
-            placed.push((buffer, range_lattice(argument, 0, buffer.size())));
-        }
-        for (compressed, &layer) in self.plan.layers.iter().enumerate() {
-            let view = &views[layer as usize];
-            let keys = check_tensor("keys", shape, &shape.keys, &view.keys)?;
-            let values = check_tensor("values", shape, &shape.values, &view.values)?;
-            for (buffer, lattice) in [(view.keys.buffer, keys), (view.values.buffer, values)] {
-                for (other_buffer, other) in &placed {
-                    if *other_buffer == buffer && lattice.overlaps(other) {
-                        let (first, second) = (other.argument, lattice.argument);
-                        return Err(ArgumentError::Overlap { first, second }.into());
-                    }
-                }
-                placed.push((buffer, lattice));
-            }
-            let same_buffer = view.keys.buffer == view.values.buffer;
-            let windows = layer_windows(&keys, &values, same_buffer, self.limits());
-            let compressed = u32::try_from(compressed).unwrap_or(u32::MAX);
-            layers.push(CheckedLayer { compressed, layer, keys, values, windows });
-        }
-        Ok(layers)
     }
 
     /// The budgets of the compressed layers' heads, as the select stage reads them.
@@ -129,21 +87,25 @@ impl Builder<'_> {
         &self,
         draft: &LayerDraft,
         params: &wgpu::Buffer,
-        views: &[KvView<'_>],
+        views: &Views<'_>,
         checks: &mut Checks,
     ) -> LayerWindow {
-        let view = &views[draft.rows.layer as usize];
+        let view = &views.layers[draft.rows.layer as usize];
+        let table = views.tables.get(draft.rows.layer as usize).zip(draft.table);
+        let table = table.map(|(table, range)| range_binding(table.buffer, range));
         let w = &draft.window;
         let keys = range_binding(view.keys.buffer, w.keys);
-        let score_group = self.score_group(&draft.rows, draft.score_params, params, keys.clone(), checks);
+        let scored: Vec<_> = std::iter::once(keys.clone()).chain(table.clone()).collect();
+        let score_group = self.score_group(&draft.rows, draft.score_params, params, &scored, checks);
         let compact_params = params_binding::<CompactParams>(params, 0);
         let (lists, infos) = self.moves_bindings(&draft.rows);
-        let compact_group = if draft.values_access == Access::Joined {
-            self.group(LayoutKind::CompactJoined, &[compact_params, keys, lists, infos], checks)
-        } else {
-            let values = range_binding(view.values.buffer, w.values);
-            self.group(LayoutKind::Compact, &[compact_params, keys, values, lists, infos], checks)
-        };
+        let values = range_binding(view.values.buffer, w.values);
+        let is_joined = draft.values_access == Access::Joined;
+        let values = (!is_joined).then_some(values);
+        let kind = LayoutKind::compact(is_joined, table.is_some());
+        let bindings: Vec<_> =
+            [compact_params, keys].into_iter().chain(values).chain([lists, infos]).chain(table).collect();
+        let compact_group = self.group(kind, &bindings, checks);
         LayerWindow {
             num_rows: w.num_rows,
             score: self.score_pipeline(draft.keys_access, false, checks),
@@ -160,29 +122,34 @@ impl Builder<'_> {
         rows: &RowRange,
         offset: u32,
         params: &wgpu::Buffer,
-        keys: wgpu::BindingResource<'_>,
+        keys_and_table: &[wgpu::BindingResource<'_>],
         checks: &mut Checks,
     ) -> wgpu::BindGroup {
         let scratch = &self.plan.scratch;
         let scratch_rows = |buffer, stride| row_binding(buffer, rows.first_scratch_row, rows.num_rows, stride);
         let position_words = u64::from(rows.num_rows) * u64::from(self.plan.shape.capacity) + 64;
-        self.group(
-            LayoutKind::KeyNorm,
-            &[
-                params_binding::<KeyNormParams>(params, offset),
-                keys,
-                self.state.meta().as_entire_binding(),
-                words_binding(self.state.positions(), rows.first_position, position_words),
-                if self.plan.policy.cached_norms {
-                    words_binding(self.state.norms_or_dummy(), rows.first_position, position_words)
-                } else {
-                    scratch_rows(&self.workspace.order_keys, scratch.order_stride)
-                },
-                scratch_rows(&self.workspace.histogram, scratch.histogram_stride),
-                self.state.status().as_entire_binding(),
-            ],
-            checks,
-        )
+        let table = keys_and_table.get(1);
+        let mut bindings = vec![
+            params_binding::<KeyNormParams>(params, offset),
+            keys_and_table[0].clone(),
+            self.state.meta().as_entire_binding(),
+            words_binding(self.state.positions(), rows.first_position, position_words),
+            if self.plan.policy.cached_norms {
+                words_binding(self.state.norms_or_dummy(), rows.first_position, position_words)
+            } else {
+                scratch_rows(&self.workspace.order_keys, scratch.order_stride)
+            },
+            scratch_rows(&self.workspace.histogram, scratch.histogram_stride),
+            self.state.status().as_entire_binding(),
+        ];
+        bindings.extend(table.cloned());
+        let kind = if table.is_some() { LayoutKind::KeyNormPaged } else { LayoutKind::KeyNorm };
+        self.group(kind, &bindings, checks)
+    }
+
+    /// The constant of the kernels that find tokens by a table.
+    fn page_size(&self) -> Option<(&'static str, f64)> {
+        self.pages.map(|pages| ("PAGE_SIZE", f64::from(pages.page_size)))
     }
 
     /// Lists and row infos of rows.
@@ -200,8 +167,9 @@ impl Builder<'_> {
             dtype: keys.dtype,
             vec4: access == Access::Vec4,
             reduction: self.kernels().capabilities.reduction(lanes),
+            paged: self.pages.is_some(),
         };
-        let constants = [
+        let mut constants = vec![
             ("WG_SIZE", f64::from(WORKGROUP)),
             ("LANES", f64::from(lanes)),
             ("CHUNKS", f64::from(keys.chunks())),
@@ -209,6 +177,7 @@ impl Builder<'_> {
             ("HISTOGRAM", f64::from(u8::from(fused))),
             ("CACHED", f64::from(u8::from(self.plan.policy.cached_norms))),
         ];
+        constants.extend(self.page_size());
         self.kernels().pipeline(module, "score", &constants, checks)
     }
 
@@ -224,9 +193,10 @@ impl Builder<'_> {
         let module = Module::Compact {
             keys_vec4: draft.keys_access == Access::Vec4,
             values_vec4: (draft.values_access != Access::Joined).then_some(draft.values_access == Access::Vec4),
+            paged: self.pages.is_some(),
         };
         let mut pipeline = |entry, workgroup: u32| {
-            let constants = [
+            let mut constants = vec![
                 ("WG_SIZE", f64::from(workgroup)),
                 ("KEY_CHUNKS", f64::from(keys.chunks())),
                 ("KEY_LANES", f64::from(key_lanes)),
@@ -234,6 +204,7 @@ impl Builder<'_> {
                 ("VALUE_LANES", f64::from(value_lanes)),
                 ("SLICE_CHUNKS", f64::from(slice)),
             ];
+            constants.extend(self.page_size());
             self.kernels().pipeline(module, entry, &constants, checks)
         };
         let unit = WORKGROUP / key_lanes.max(value_lanes) * 4;

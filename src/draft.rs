@@ -2,6 +2,7 @@
 
 use crate::bound::{MAX_RANGES, PARAMS_STRIDE, POOL_PASSES, WALK_LEN, sort_steps};
 use crate::kernel::{Access, Checks};
+use crate::pages::PageShape;
 use crate::params::{AppendParams, CompactParams, KeyNormParams, OrderParams, StateLayout, TensorLayout, TopKParams};
 use crate::plan::{PlanInner, ROW_TOKENS};
 use crate::policy::{Direction, Order};
@@ -55,6 +56,8 @@ pub(crate) struct CheckedLayer {
     pub keys: Lattice,
     pub values: Lattice,
     pub windows: LayerWindows,
+    /// Of a paged cache.
+    pub table: Option<Lattice>,
 }
 
 /// Neighbouring rows of a layer, and where they lie in scratch and state.
@@ -67,9 +70,18 @@ pub(crate) struct RowRange {
     pub first_position: u64,
 }
 
+/// What of its rows a dispatch of the score reads.
+pub(crate) struct ScoredSlots {
+    pub keys: TensorLayout,
+    pub slots: std::ops::Range<u32>,
+    pub table_base: u32,
+    pub table_stride: u32,
+}
+
 pub(crate) struct LayerDraft {
     pub rows: RowRange,
     pub window: Window,
+    pub table: Option<BoundRange>,
     pub keys_access: Access,
     pub values_access: Access,
     pub score_params: u32,
@@ -93,6 +105,7 @@ pub(crate) struct Builder<'a> {
     pub device: &'a wgpu::Device,
     pub state: &'a CacheState,
     pub workspace: &'a Workspace,
+    pub pages: Option<PageShape>,
 }
 
 impl Builder<'_> {
@@ -108,21 +121,29 @@ impl Builder<'_> {
         let values_unit = if *joined { keys_access } else { values_access };
         let draft = |window: &Window| {
             let rows = self.row_range(layer, window.first_row, window.num_rows);
-            let keys = tensor_layout(&layer.keys, window.first_row, window.keys, keys_access);
-            let values = tensor_layout(&layer.values, window.first_row, window.values, values_unit);
+            // Rows of a paged cache are found by the table, from page 0 on.
+            let first_row = if self.pages.is_some() { 0 } else { window.first_row };
+            let keys = tensor_layout(&layer.keys, first_row, window.keys, keys_access);
+            let values = tensor_layout(&layer.values, first_row, window.values, values_unit);
+            let (table_base, table_stride) = self.table_words(layer);
             let compact = CompactParams {
                 keys,
                 values,
                 num_rows: window.num_rows,
                 first_row: window.first_row,
-                first_sequence: window.first_row / shape.num_kv_heads,
+                first_sequence: first_row / shape.num_kv_heads,
                 num_kv_heads: shape.num_kv_heads,
                 lists_stride: self.plan.scratch.lists_stride,
                 first_info: word(rows.first_scratch_row % INFOS_A_SLOT),
                 walk_len: u32::MAX,
                 range_ix: u32::MAX,
+                table_base,
+                table_stride,
+                pad0: 0,
+                pad1: 0,
             };
-            let score_params = self.push_score_params(&rows, keys, (0, u32::MAX), params);
+            let place = ScoredSlots { keys, slots: 0..u32::MAX, table_base, table_stride };
+            let score_params = self.push_score_params(&rows, place, params);
             let compact_params = params.push(&compact);
             if self.plan.policy.order == Order::Positional {
                 params.push(&CompactParams { walk_len: WALK_LEN, ..compact });
@@ -130,7 +151,8 @@ impl Builder<'_> {
                     params.push(&CompactParams { walk_len: WALK_LEN, range_ix, ..compact });
                 }
             }
-            LayerDraft { rows, window: *window, keys_access, values_access, score_params, compact_params }
+            let table = layer.table.map(|t| BoundRange::aligned((t.offset, t.end()), self.limits()));
+            LayerDraft { rows, window: *window, table, keys_access, values_access, score_params, compact_params }
         };
         windows.iter().map(draft).collect()
     }
@@ -147,27 +169,18 @@ impl Builder<'_> {
         }
     }
 
-    /// Parameters of the score of rows, of the slots from the first to before the second.
-    pub(crate) fn push_score_params(
-        &self,
-        rows: &RowRange,
-        keys: TensorLayout,
-        (first_slot, end_slot): (u32, u32),
-        params: &mut ParamsBlock,
-    ) -> u32 {
+    /// Parameters of the score of rows.
+    pub(crate) fn push_score_params(&self, rows: &RowRange, place: ScoredSlots, params: &mut ParamsBlock) -> u32 {
         let (shape, scratch, policy) = (&self.plan.shape, &self.plan.scratch, &self.plan.policy);
         let (direction, seed) = direction_words(policy.direction);
         let (digit_shift, digit_base) = digit_window(policy.direction);
         params.push(&KeyNormParams {
-            state: StateLayout::new(shape, rows.first_position),
+            state: self.state_layout(rows.first_position),
             num_rows: rows.num_rows,
             first_row: rows.first_row,
             layer: rows.layer,
             order_stride: scratch.order_stride,
-            batch_stride: keys.batch_stride,
-            head_stride: keys.head_stride,
-            token_stride: keys.token_stride,
-            base: keys.base,
+            keys: place.keys,
             first_sequence: rows.first_row / shape.num_kv_heads,
             direction,
             seed_low: word(seed),
@@ -177,8 +190,12 @@ impl Builder<'_> {
             histogram_stride: scratch.histogram_stride,
             digit_shift,
             digit_base,
-            first_slot,
-            end_slot,
+            first_slot: place.slots.start,
+            end_slot: place.slots.end,
+            table_base: place.table_base,
+            table_stride: place.table_stride,
+            pad0: 0,
+            pad1: 0,
             pad2: 0,
         })
     }
@@ -228,7 +245,7 @@ impl Builder<'_> {
         let scratch = &self.plan.scratch;
         let (digit_shift, digit_base) = digit_window(self.plan.policy.direction);
         TopKParams {
-            state: StateLayout::new(&self.plan.shape, first_position),
+            state: self.state_layout(first_position),
             num_rows,
             first_row: word(first_row),
             order_stride: scratch.order_stride,

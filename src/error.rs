@@ -221,6 +221,34 @@ pub enum ArgumentError {
         /// Length expected.
         expected: u64,
     },
+    /// A page size that is not served.
+    #[error("page_size is {got} tokens, expected a multiple of 8 from 8 to 256")]
+    PageSize {
+        /// Given tokens.
+        got: u32,
+    },
+    /// A capacity that ends within a page.
+    #[error("capacity is {capacity} tokens, no multiple of page_size = {page_size}; round it up to whole pages")]
+    PartialPage {
+        /// Given capacity, tokens.
+        capacity: u32,
+        /// Tokens a page.
+        page_size: u32,
+    },
+    /// A pool of pages that is larger than a storage binding of the device.
+    #[error(
+        "the pool of {argument} spans {pool_bytes} bytes, more than max_storage_buffer_binding_size = {limit}; a page may \
+         lie anywhere in its pool, which is therefore bound whole: give each layer, or keys and values, pools of their \
+         own, or request a device with a higher limit"
+    )]
+    PoolExceedsBinding {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Bytes from the first to the last page.
+        pool_bytes: u64,
+        /// Limit of the device, bytes.
+        limit: u64,
+    },
     /// An address that does not fit the arithmetic (u64 bytes, u32 words within a binding).
     #[error("addresses of {argument} overflow; its strides or offset are too large")]
     AddressOverflow {

@@ -56,6 +56,8 @@ pub enum Module {
         vec4: bool,
         /// How the lanes of a token are added.
         reduction: Reduction,
+        /// Tokens are found by a page table, else by strides.
+        paged: bool,
     },
     /// Radix selector, and the emission for long rows.
     Radix,
@@ -77,7 +79,11 @@ pub enum Module {
         keys_vec4: bool,
         /// Likewise for values; `None` when they are bound with the keys.
         values_vec4: Option<bool>,
+        /// Tokens are found by a page table, else by strides.
+        paged: bool,
     },
+    /// Page tables of a paged cache.
+    Pages,
     /// Moves of one tensor's rows that exceed a binding.
     CompactBands {
         /// 16-byte accesses, else 4-byte ones.
@@ -91,16 +97,26 @@ impl Module {
     /// Every module there is, for tests of the shaders themselves.
     #[must_use]
     pub fn all() -> Vec<Self> {
-        let mut all =
-            vec![Self::Radix, Self::Bitonic, Self::Order, Self::Reserve, Self::Pool, Self::State, Self::Append];
+        let mut all = vec![
+            Self::Radix,
+            Self::Bitonic,
+            Self::Order,
+            Self::Reserve,
+            Self::Pool,
+            Self::State,
+            Self::Append,
+            Self::Pages,
+        ];
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
-                all.extend([true, false].map(|vec4| Self::KeyNorm { dtype, vec4, reduction }));
+                for paged in [false, true] {
+                    all.extend([true, false].map(|vec4| Self::KeyNorm { dtype, vec4, reduction, paged }));
+                }
             }
         }
         for keys_vec4 in [true, false] {
             for values_vec4 in [Some(true), Some(false), None] {
-                all.push(Self::Compact { keys_vec4, values_vec4 });
+                all.extend([false, true].map(|paged| Self::Compact { keys_vec4, values_vec4, paged }));
             }
             all.extend([true, false].map(|pair| Self::CompactBands { vec4: keys_vec4, pair }));
         }
@@ -120,6 +136,7 @@ impl Module {
             Self::State => "keynorm.state",
             Self::Append => "keynorm.append",
             Self::Compact { .. } => "keynorm.compact",
+            Self::Pages => "keynorm.pages",
             Self::CompactBands { .. } => "keynorm.compact_bands",
         }
     }
@@ -128,6 +145,9 @@ impl Module {
     #[must_use]
     pub fn source(&self) -> String {
         let keys = |vec4| if vec4 { shader!("shared/keys_vec4.wgsl") } else { shader!("shared/keys_word.wgsl") };
+        let address = |paged| {
+            if paged { shader!("shared/address_paged.wgsl") } else { shader!("shared/address_strided.wgsl") }
+        };
         let layout = shader!("shared/state_layout.wgsl");
         let state = [layout, shader!("shared/state_rows.wgsl")].concat();
         let state = state.as_str();
@@ -141,11 +161,12 @@ impl Module {
         let scan = shader!("shared/scan.wgsl");
         let emit = shader!("shared/top_k_emit.wgsl");
         match *self {
-            Self::KeyNorm { dtype, vec4, reduction } => [
+            Self::KeyNorm { dtype, vec4, reduction, paged } => [
                 shader!("key_norm.wgsl"),
                 digits,
                 order_key,
                 state,
+                address(paged),
                 keys(vec4),
                 match dtype {
                     Dtype::F32 => shader!("shared/element_f32.wgsl"),
@@ -170,9 +191,11 @@ impl Module {
             Self::Pool => [shader!("pool.wgsl"), params, rule, info, layout, scan].concat(),
             Self::State => [shader!("state.wgsl"), params, info, layout].concat(),
             Self::Append => [shader!("append.wgsl"), layout].concat(),
-            Self::Compact { keys_vec4, values_vec4 } => [
+            Self::Pages => [shader!("pages.wgsl"), layout].concat(),
+            Self::Compact { keys_vec4, values_vec4, paged } => [
                 shader!("compact.wgsl"),
                 info,
+                address(paged),
                 keys(keys_vec4),
                 match values_vec4 {
                     Some(true) => shader!("shared/values_vec4.wgsl"),
@@ -184,6 +207,7 @@ impl Module {
             Self::CompactBands { vec4, pair } => [
                 shader!("compact_bands.wgsl"),
                 info,
+                address(false),
                 match (pair, vec4) {
                     (false, _) => keys(vec4),
                     (true, true) => shader!("shared/keys_pair_vec4.wgsl"),
@@ -196,7 +220,9 @@ impl Module {
 
     fn layout(&self) -> LayoutKind {
         match self {
-            Self::KeyNorm { .. } => LayoutKind::KeyNorm,
+            Self::KeyNorm { paged: false, .. } => LayoutKind::KeyNorm,
+            Self::KeyNorm { paged: true, .. } => LayoutKind::KeyNormPaged,
+            Self::Pages => LayoutKind::Pages,
             Self::Radix => LayoutKind::TopK,
             Self::Order => LayoutKind::Order,
             Self::Reserve => LayoutKind::Reserve,
@@ -204,10 +230,8 @@ impl Module {
             Self::State => LayoutKind::State,
             Self::Bitonic => LayoutKind::Bitonic,
             Self::Append => LayoutKind::Append,
-            Self::Compact { values_vec4: Some(_), .. } | Self::CompactBands { pair: true, .. } => LayoutKind::Compact,
-            Self::Compact { values_vec4: None, .. } | Self::CompactBands { pair: false, .. } => {
-                LayoutKind::CompactJoined
-            }
+            Self::Compact { values_vec4, paged, .. } => LayoutKind::compact(values_vec4.is_none(), *paged),
+            Self::CompactBands { pair, .. } => LayoutKind::compact(!pair, false),
         }
     }
 }
@@ -225,10 +249,14 @@ pub(crate) enum LayoutKind {
     Append,
     Compact,
     CompactJoined,
+    KeyNormPaged,
+    CompactPaged,
+    CompactJoinedPaged,
+    Pages,
 }
 
 impl LayoutKind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 14] = [
         Self::KeyNorm,
         Self::TopK,
         Self::Order,
@@ -239,7 +267,20 @@ impl LayoutKind {
         Self::Append,
         Self::Compact,
         Self::CompactJoined,
+        Self::KeyNormPaged,
+        Self::CompactPaged,
+        Self::CompactJoinedPaged,
+        Self::Pages,
     ];
+
+    pub fn compact(is_joined: bool, is_paged: bool) -> Self {
+        match (is_joined, is_paged) {
+            (false, false) => Self::Compact,
+            (true, false) => Self::CompactJoined,
+            (false, true) => Self::CompactPaged,
+            (true, true) => Self::CompactJoinedPaged,
+        }
+    }
 
     /// (binding, read-only) of the storage buffers. Binding 0 is always the uniform parameters.
     fn storage(self) -> &'static [(u32, bool)] {
@@ -256,11 +297,15 @@ impl LayoutKind {
             Self::Append => &[(1, false), (2, true)],
             Self::Compact => &[(1, false), (2, false), (3, true), (4, true)],
             Self::CompactJoined => &[(1, false), (3, true), (4, true)],
+            Self::KeyNormPaged => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false), (7, false)],
+            Self::CompactPaged => &[(1, false), (2, false), (3, true), (4, true), (7, false)],
+            Self::CompactJoinedPaged => &[(1, false), (3, true), (4, true), (7, false)],
+            Self::Pages => &[(1, false), (2, false), (3, false), (4, false), (5, false)],
         }
     }
 
     fn has_dynamic_params(self) -> bool {
-        self != Self::KeyNorm
+        !matches!(self, Self::KeyNorm | Self::KeyNormPaged)
     }
 }
 

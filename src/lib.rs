@@ -4,12 +4,14 @@ mod axes;
 mod bands;
 mod bind;
 mod bound;
+mod check;
 mod compressor;
 mod device;
 mod draft;
 mod error;
 pub mod kept;
 mod kernel;
+mod pages;
 #[doc(hidden)]
 pub mod params;
 mod plan;
@@ -32,6 +34,7 @@ pub use device::{Options, Switch, optional_features, recommended_limits};
 pub use error::{ArgumentError, BuildError, ReadError};
 #[doc(hidden)]
 pub use kernel::{Module, Reduction};
+pub use pages::{FreedPages, PageShape, PageTable, PagedKvView, SequencePages};
 pub use plan::Plan;
 pub use policy::{Budget, BudgetOverride, Direction, Order, Policy, Pool, Rounding, Selector};
 pub use shape::{Dtype, KvShape, MAX_CAPACITY, MAX_HEAD_DIM, Strides, TensorSpec};

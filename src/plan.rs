@@ -6,6 +6,7 @@ use crate::bound::Bound;
 use crate::device::Capabilities;
 use crate::error::BuildError;
 use crate::kernel::{Checks, Kernels, Module};
+use crate::pages::{PageShape, PagedKvView, Views};
 use crate::policy::{Budget, BudgetRule, Order, Policy, Selector};
 use crate::shape::KvShape;
 use crate::state::CacheState;
@@ -169,8 +170,56 @@ impl Plan {
         workspace: &Workspace,
     ) -> Result<Bound, BuildError> {
         let mut checks = Checks::default();
-        let bound = Bound::new(self, device, views, state, workspace, &mut checks)?;
+        let bound = Bound::new(self, device, &Views::strided(views), (state, workspace), &mut checks)?;
         checks.finish().inspect_err(|_| self.inner.kernels.forget())?;
+        Ok(bound)
+    }
+
+    /// Binds a paged cache: pools of pages, and a table that says which of them a sequence has. Kept tokens move to the
+    /// front of the sequence's pages; [`Bound::freed_pages`] says which pages are free then.
+    ///
+    /// Semantically the same as [`Plan::bind`] of a contiguous cache with the same tokens. In addition
+    /// [`reference::pages`](crate::reference::pages): before it reads a key, a compression checks the tables on the GPU. A
+    /// sequence with an id outside the pool, an id twice, the sentinel, or a page after its first writable one
+    /// ([`CacheState::set_first_writable`]) that another active sequence has as well, is left as it is in the layers that
+    /// share the table, with [`Status::BAD_PAGE`](crate::Status::BAD_PAGE); others are compressed. Tables that differ by
+    /// layer are checked each by itself: layers must not give each other's pages to different sequences.
+    ///
+    /// A page is freed when every head of the sequence is done with it. Budgets that are the same for all heads make
+    /// their lengths the same, unless protection raises some; budgets that differ by head leave every page that the
+    /// longest head needs, so that what the other heads drop there is saved in attention and not in memory.
+    ///
+    /// # Errors
+    /// As [`Plan::bind`]; a page size, capacity, pool or table that does not fit.
+    pub fn bind_paged(
+        &self,
+        device: &wgpu::Device,
+        pages: &PageShape,
+        views: &[PagedKvView<'_>],
+        state: &CacheState,
+        workspace: &Workspace,
+    ) -> Result<Bound, BuildError> {
+        let mut checks = Checks::default();
+        let bound = Bound::new(self, device, &Views::paged(pages, views), (state, workspace), &mut checks)?;
+        checks.finish().inspect_err(|_| self.inner.kernels.forget())?;
+        Ok(bound)
+    }
+
+    /// As [`Plan::bind_paged`], waiting until the device's answers are in.
+    ///
+    /// # Errors
+    /// As [`Plan::bind_paged`].
+    pub async fn bind_paged_async(
+        &self,
+        device: &wgpu::Device,
+        pages: &PageShape,
+        views: &[PagedKvView<'_>],
+        state: &CacheState,
+        workspace: &Workspace,
+    ) -> Result<Bound, BuildError> {
+        let mut checks = Checks::default();
+        let bound = Bound::new(self, device, &Views::paged(pages, views), (state, workspace), &mut checks)?;
+        checks.finish_async().await.inspect_err(|_| self.inner.kernels.forget())?;
         Ok(bound)
     }
 
@@ -186,7 +235,7 @@ impl Plan {
         workspace: &Workspace,
     ) -> Result<Bound, BuildError> {
         let mut checks = Checks::default();
-        let bound = Bound::new(self, device, views, state, workspace, &mut checks)?;
+        let bound = Bound::new(self, device, &Views::strided(views), (state, workspace), &mut checks)?;
         checks.finish_async().await.inspect_err(|_| self.inner.kernels.forget())?;
         Ok(bound)
     }

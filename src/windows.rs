@@ -11,11 +11,17 @@ pub(crate) struct BoundRange {
 }
 
 impl BoundRange {
+    /// From the aligned address below.
+    pub(crate) fn aligned((start, end): (u64, u64), limits: WindowLimits) -> Self {
+        let start = start / limits.offset_alignment * limits.offset_alignment;
+        Self { start, size: end - start }
+    }
+
     fn end(self) -> u64 {
         self.start + self.size
     }
 
-    fn intersects(self, other: Self) -> bool {
+    pub(crate) fn intersects(self, other: Self) -> bool {
         self.start < other.end() && other.start < self.end()
     }
 }
@@ -113,7 +119,7 @@ fn bands(lattice: &Lattice, (start, end): (u64, u64), limits: WindowLimits) -> V
     let mut bands = Vec::new();
     let mut first = 0;
     while first < capacity {
-        let bound_start = aligned(span(first, first + 1), limits).start;
+        let bound_start = BoundRange::aligned(span(first, first + 1), limits).start;
         // The last token of `most` still ends in the binding; a token is at most half of one, so that one fits.
         let room = (limits.max_binding_bytes + bound_start).saturating_sub(end);
         let most = room.checked_div(stride).map_or(capacity, |last| last + 1).clamp(first + 1, capacity);
@@ -122,7 +128,7 @@ fn bands(lattice: &Lattice, (start, end): (u64, u64), limits: WindowLimits) -> V
         bands.push(Band {
             first_slot: slot_of(first),
             end_slot: slot_of(end_slot),
-            range: aligned(span(first, end_slot), limits),
+            range: BoundRange::aligned(span(first, end_slot), limits),
         });
         first = end_slot;
     }
@@ -145,10 +151,10 @@ fn cover(keys: &Lattice, values: &Lattice, joined: bool, limits: WindowLimits) -
             spans[0] = union(spans[0], span_of(keys, row));
             spans[1] = union(spans[1], span_of(values, row));
             let ranges = if joined {
-                let both = aligned(union(spans[0], spans[1]), limits);
+                let both = BoundRange::aligned(union(spans[0], spans[1]), limits);
                 [both, both]
             } else {
-                spans.map(|s| aligned(s, limits))
+                spans.map(|s| BoundRange::aligned(s, limits))
             };
             if ranges.iter().any(|r| r.size > limits.max_binding_bytes) {
                 break;
@@ -169,11 +175,6 @@ fn span_of(lattice: &Lattice, row: u32) -> (u64, u64) {
 
 fn union(a: (u64, u64), b: (u64, u64)) -> (u64, u64) {
     (a.0.min(b.0), a.1.max(b.1))
-}
-
-fn aligned((start, end): (u64, u64), limits: WindowLimits) -> BoundRange {
-    let start = start / limits.offset_alignment * limits.offset_alignment;
-    BoundRange { start, size: end - start }
 }
 
 /// Splits rows of scratch into runs of at most `max_rows`.

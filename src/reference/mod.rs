@@ -7,6 +7,7 @@
 pub mod budget;
 pub mod compact;
 pub mod key_norm;
+pub mod pages;
 pub mod top_k;
 
 use crate::policy::Policy;

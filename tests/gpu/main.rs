@@ -6,6 +6,7 @@ mod cases;
 mod large;
 mod long;
 mod norms;
+mod paged;
 mod properties;
 mod real_cache;
 mod sizes;

@@ -186,7 +186,7 @@ fn key_norm(modules: &[Module]) -> (Dtype, bool, Reduction) {
     let found: Vec<_> = modules
         .iter()
         .filter_map(|m| match *m {
-            Module::KeyNorm { dtype, vec4, reduction } => Some((dtype, vec4, reduction)),
+            Module::KeyNorm { dtype, vec4, reduction, .. } => Some((dtype, vec4, reduction)),
             _ => None,
         })
         .collect();
@@ -245,7 +245,7 @@ fn alignment_and_dtype_choose_the_access() {
             let vec4 = offset_bytes % 16 == 0;
             assert_eq!(key_norm(&modules), (dtype, vec4, Reduction::Serial), "offset {offset_bytes}");
             let moves = modules.iter().filter_map(|m| match *m {
-                Module::Compact { keys_vec4, values_vec4 } => Some((keys_vec4, values_vec4)),
+                Module::Compact { keys_vec4, values_vec4, .. } => Some((keys_vec4, values_vec4)),
                 _ => None,
             });
             assert_eq!(moves.collect::<Vec<_>>(), [(vec4, Some(true))], "offset {offset_bytes}");
