@@ -31,9 +31,9 @@ struct Params {
     page_size: u32,     // tokens
     freed_stride: u32,  // words
     skipped_base: u32,  // word index of skipped[layer, sequence]
-    num_marks: u32,     // words
     pad0: u32,
     pad1: u32,
+    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -200,7 +200,7 @@ fn free(
     }
     let workgroup_ix = wg.y * num_workgroups.x + wg.x;
     let stride = num_workgroups.x * num_workgroups.y * WG_SIZE;
-    for (var m = workgroup_ix * WG_SIZE + index; m < params.num_marks; m += stride) {
+    for (var m = workgroup_ix * WG_SIZE + index; m < params.num_pages; m += stride) {
         atomicStore(&marks[m], 0u);
     }
 }

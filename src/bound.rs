@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use crate::bands::BandedLayer;
 use crate::error::ArgumentError;
-use crate::pages::{BoundPages, FreedPages, checks_tables};
+use crate::pages::FreedPages;
 use crate::plan::{PlanInner, ROW_TOKENS, SELECT_TILE, WORKGROUP};
 use crate::policy::{Order, Selector};
 use crate::state::{CacheState, MAX_SEGMENTS, check_slot};
+use crate::tables::{BoundPages, checks_tables};
 
 /// Stages to record. Each may be recorded alone, in this order, with the same workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -19,6 +19,7 @@ mod policy;
 pub mod reference;
 mod shape;
 mod state;
+mod tables;
 mod view;
 mod windows;
 mod workspace;

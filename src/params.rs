@@ -215,9 +215,9 @@ pub struct PageParams {
     pub page_size: u32,
     pub freed_stride: u32,
     pub skipped_base: u32,
-    pub num_marks: u32,
     pub pad0: u32,
     pub pad1: u32,
+    pub pad2: u32,
 }
 
 /// Mirror of `Params` in append.wgsl.

@@ -3,7 +3,7 @@
 use keynorm::{Dtype, KvShape, TensorSpec};
 
 use crate::case::Case;
-use crate::cli::{Preset, RunArgs};
+use crate::cli::{Layout, Preset, RunArgs};
 use crate::design::{GOALS, LARGE_BYTES};
 use crate::gpu::Result;
 
@@ -11,6 +11,8 @@ use crate::gpu::Result;
 #[derive(Debug)]
 pub struct Group {
     pub shape: KvShape,
+    /// Tokens a page, of a paged cache.
+    pub page_size: Option<u32>,
     pub cases: Vec<Case>,
 }
 
@@ -19,15 +21,12 @@ type Short = (u32, u32, TensorSpec);
 
 pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
     let mut groups: Vec<Group> = Vec::new();
-    for ((rows, seq_len, spec), keeps) in wanted(args) {
-        let shape = KvShape {
-            num_layers: args.layers,
-            batch_size: 1,
-            num_kv_heads: rows,
-            capacity: seq_len,
-            keys: spec,
-            values: spec,
-        };
+    let layouts = |wanted: (Short, Vec<f64>)| args.layout.iter().map(move |&layout| (layout, wanted.clone()));
+    for (layout, ((rows, seq_len, spec), keeps)) in wanted(args).into_iter().flat_map(layouts) {
+        let page_size = (layout == Layout::Paged).then_some(args.page_size);
+        let (batch_size, num_kv_heads) = if page_size.is_some() { (rows, 1) } else { (1, rows) };
+        let num_layers = args.layers;
+        let shape = KvShape { num_layers, batch_size, num_kv_heads, capacity: seq_len, keys: spec, values: spec };
         shape.check().map_err(|e| e.to_string())?;
         let mut cases = Vec::new();
         for keep_ratio in keeps {
@@ -35,9 +34,9 @@ pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
                 cases.extend(args.selector.iter().map(|&selector| Case { keep_ratio, order, selector }));
             }
         }
-        match groups.last_mut().filter(|g| g.shape == shape) {
+        match groups.last_mut().filter(|g| g.shape == shape && g.page_size == page_size) {
             Some(group) => group.cases.extend(cases),
-            None => groups.push(Group { shape, cases }),
+            None => groups.push(Group { shape, page_size, cases }),
         }
     }
     if groups.is_empty() {

@@ -5,7 +5,7 @@ use keynorm::{
     Switch, TensorSpec,
 };
 
-use crate::support::{Built, Case, Data, Fixture, Gpu, Layout, shape, submit};
+use crate::support::{Built, Case, Data, Fixture, Gpu, HostLayer, Layout, PageLayout, Paged, Rng, shape, submit};
 
 #[derive(Clone)]
 pub struct Quick {
@@ -219,6 +219,48 @@ fn segments(data: Data) -> Case {
     case
 }
 
+/// Pages, some shared: words or vectors, one pool or two, two layers with one table.
+fn paged(layout: PageLayout, order: Order) -> Case {
+    let mut case = two_rounds(Selector::Radix, order);
+    case.shape.capacity = 320;
+    case.shape.values.head_dim = if layout == PageLayout::OnePool { 64 } else { 96 };
+    case.paged = Some(Paged { first_writable: vec![1, 2], has_sentinel: true, ..Paged::new(16, layout) });
+    case
+}
+
+/// Tables of which some must not be followed, and a fifth sequence that takes no part.
+fn faulty_tables(faults: Vec<(u32, u32, u32)>) -> Case {
+    let mut case = Case::new(shape(5, 2, 320, 16, Dtype::F16), policy(0.4, Selector::Radix, Order::Fill));
+    case.lengths = vec![300, 289, 320, 17, 200];
+    case.active = vec![true, true, true, true, false];
+    case.paged = Some(Paged {
+        first_writable: vec![1, 2, 1, 0, 0],
+        has_sentinel: true,
+        faults,
+        ..Paged::new(16, PageLayout::Hnd)
+    });
+    case
+}
+
+/// A page that one sequence writes and another only reads.
+fn reader_and_writer() -> Case {
+    let case = faulty_tables(vec![]);
+    let table: Vec<u32> =
+        bytemuck::pod_collect_to_vec(HostLayer::new(&case, &mut Rng(1)).buffers.last().expect("a table"));
+    let (sequence, entry) = (3, 0);
+    assert!(table[0] == table[40], "the first two read one page");
+    faulty_tables(vec![(sequence, entry, table[0])])
+}
+
+/// One page more than the check looks at in one go, more entries than it takes at a time.
+fn many_pages(faults: Vec<(u32, u32, u32)>) -> Case {
+    let mut case = Case::new(shape(2, 1, 262_128, 16, Dtype::F16), policy(0.2, Selector::Radix, Order::Fill));
+    case.data = Data::Sparse;
+    case.lengths = vec![260_001, 40_000];
+    case.paged = Some(Paged { faults, ..Paged::new(8, PageLayout::Hnd) });
+    case
+}
+
 pub fn quick() -> Vec<Quick> {
     let mut all = Vec::new();
     let mut add = |name, case, apart| all.push(Quick { name, case, apart });
@@ -291,6 +333,23 @@ pub fn quick() -> Vec<Quick> {
             add("bands of many", bands_of_many(keep_ratio, order), false);
         }
     }
+    for (layout, order) in [
+        (PageLayout::Hnd, Order::Fill),
+        (PageLayout::Offset, Order::Positional),
+        (PageLayout::Offset, Order::Fill),
+        (PageLayout::OnePool, Order::Positional),
+    ] {
+        add("paged", paged(layout, order), layout == PageLayout::OnePool);
+    }
+    let all_one = |page| (2..20).map(|entry| (1, entry, page)).collect();
+    for faults in
+        [vec![], vec![(0, 18, 0)], vec![(1, 3, 105)], vec![(3, 1, 106)], all_one(50), vec![(0, 18, 1000), (0, 19, 7)]]
+    {
+        add("faulty tables", faulty_tables(faults), false);
+    }
+    add("reader and writer", reader_and_writer(), false);
+    add("many pages", many_pages(vec![]), false);
+    add("the last page twice", many_pages(vec![(0, 1, 65_536), (0, 5, 65_536)]), false);
     add("band with one move", band_with_one_move(), false);
     add("many sorts", many_sorts(), false);
     all

@@ -4,4 +4,5 @@
 mod arguments;
 mod axes;
 mod devices;
+mod paged;
 mod support;
