@@ -270,6 +270,14 @@ impl Policy {
         Self { sinks: 4, recent: 64, ..Self::paper(keep_ratio) }
     }
 
+    /// The paper's streaming rule for decode loops, with the protection of [`Policy::safe`]: a row that has come to `cap`
+    /// tokens keeps 98 % of them, by cached norms; shorter rows are left whole. To the letter of the paper, nothing is
+    /// protected: `Policy { sinks: 0, recent: 0, ..Policy::streaming(cap) }`.
+    #[must_use]
+    pub fn streaming(cap: u32) -> Self {
+        Self { min_len: cap, cached_norms: true, ..Self::safe(0.98) }
+    }
+
     /// Checks what does not depend on lengths.
     ///
     /// # Errors

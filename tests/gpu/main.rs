@@ -3,6 +3,7 @@
 
 mod budgets;
 mod cases;
+mod decode;
 mod long;
 mod norms;
 mod properties;

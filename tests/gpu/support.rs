@@ -586,3 +586,8 @@ pub fn run(case: &Case) {
         fixture.compress_and_compare(gpu, case, "second");
     }
 }
+
+/// A number from the environment.
+pub fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |v| v.parse().unwrap_or_else(|_| panic!("{variable}={v} is no number")))
+}
