@@ -316,10 +316,10 @@ impl Policy {
                 Err(ArgumentError::KeepTokensBelowProtected { keep_tokens, protected })
             }
             Budget::MaxNorm(_) if self.direction != Direction::Lowest => {
-                Err(ArgumentError::Unsupported { what: "MaxNorm with a direction other than Lowest" })
+                Err(ArgumentError::Unsupported { what: "a budget of MaxNorm with a direction other than Lowest" })
             }
             Budget::MaxNorm(_) if self.pool.is_some() => {
-                Err(ArgumentError::Unsupported { what: "MaxNorm with a pool" })
+                Err(ArgumentError::Unsupported { what: "a budget of MaxNorm with a pool" })
             }
             _ => Ok(()),
         }

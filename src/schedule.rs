@@ -96,7 +96,7 @@ impl Schedule {
             }
             Trigger::AtCap(_) if inner.depends_on_keys() => {
                 return Err(ArgumentError::Unsupported {
-                    what: "Trigger::AtCap with budgets that depend on keys (take Trigger::Every)",
+                    what: "a cap for budgets that depend on keys (take Trigger::Every)",
                 });
             }
             _ => (),

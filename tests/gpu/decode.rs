@@ -129,7 +129,8 @@ impl Loop {
             };
             let order_keys: Vec<u32> =
                 (0..).zip(norms.iter()).map(|(slot, &key)| if protected(slot) { 0 } else { key }).collect();
-            let budgets = budget::head_budgets(&self.policy, ix / HEADS, &[order_keys.clone()]).expect("a budget");
+            let budgets =
+                budget::head_budgets(&self.policy, ix / HEADS, std::slice::from_ref(&order_keys)).expect("a budget");
             let selection = top_k::keep(&order_keys, budgets[0], self.policy.order);
             *norms = selection.sources.iter().map(|&s| norms[s as usize]).collect();
             row.finish(&selection);
