@@ -41,9 +41,9 @@ struct Params {
     histogram_stride: u32,  // words
     digit_shift: u32,       // the window of first digits
     digit_base: u32,
+    share_low: u32,         // share of the length that `recent` is at most, times 2^40
+    share_high: u32,        // NO_SHARE: no such bound
     pad0: u32,
-    pad1: u32,
-    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -100,7 +100,8 @@ fn order_key(r: Row, row: u32, slot: u32, sum: f32, nan: bool) -> u32 {
         if params.direction == 2u && !nan {
             key = random_bits(row, position) + 1u;
         }
-        if position < params.sinks || r.num_seen - position <= params.recent {
+        let recent = recent_of(params.recent, params.share_low, params.share_high, r.len);
+        if position < params.sinks || r.num_seen - position <= recent {
             key = 0u;
         }
     }

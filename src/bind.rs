@@ -132,19 +132,24 @@ impl Builder<'_> {
         let rows = |buffer, stride| row_binding(buffer, draft.first_scratch_row, w.num_rows, stride);
         let position_words = u64::from(w.num_rows) * u64::from(self.plan.shape.capacity) + 64;
         let keys = range_binding(view.keys.buffer, w.keys);
-        let score_group = self.group(
-            LayoutKind::KeyNorm,
-            &[
-                params_binding::<KeyNormParams>(params, draft.score_params),
-                keys.clone(),
-                self.state.meta().as_entire_binding(),
-                words_binding(self.state.positions(), draft.first_position, position_words),
-                rows(&self.workspace.order_keys, scratch.order_stride),
-                rows(&self.workspace.histogram, scratch.histogram_stride),
-                self.state.status().as_entire_binding(),
-            ],
-            checks,
-        );
+        let mut score_bindings = vec![
+            params_binding::<KeyNormParams>(params, draft.score_params),
+            keys.clone(),
+            self.state.meta().as_entire_binding(),
+            words_binding(self.state.positions(), draft.first_position, position_words),
+            rows(&self.workspace.order_keys, scratch.order_stride),
+            rows(&self.workspace.histogram, scratch.histogram_stride),
+            self.state.status().as_entire_binding(),
+        ];
+        let mut score_kind = LayoutKind::KeyNorm;
+        let sums = self.sum_pipelines(draft.keys_access, checks);
+        if sums.is_some() {
+            // The sums of one layer are made at a time.
+            let first_row = w.first_row.into();
+            score_bindings.push(row_binding(&self.workspace.sums, first_row, w.num_rows, scratch.sums_stride));
+            score_kind = LayoutKind::KeyDiff;
+        }
+        let score_group = self.group(score_kind, &score_bindings, checks);
         let compact_params = params_binding::<CompactParams>(params, 0);
         let lists = rows(&self.workspace.lists, scratch.lists_stride);
         let infos = info_binding(&self.workspace.row_infos, draft.first_scratch_row, w.num_rows);
@@ -159,6 +164,7 @@ impl Builder<'_> {
             score: self.score_pipeline(draft.keys_access, false, checks),
             score_fused: self.score_pipeline(draft.keys_access, true, checks),
             score_group,
+            sums,
             compact_group,
             compact_params: draft.compact_params,
             moves: self.moves(draft, checks),
@@ -169,18 +175,14 @@ impl Builder<'_> {
         let keys = &self.plan.shape.keys;
         let tiles = self.plan.tiles;
         let lanes = keys.lanes();
-        let module = Module::KeyNorm {
-            dtype: keys.dtype,
-            vec4: access == Access::Vec4,
-            reduction: self.kernels().capabilities.reduction(lanes),
-        };
-        let constants = [
+        let mut constants = vec![
             ("WG_SIZE", f64::from(WORKGROUP)),
             ("LANES", f64::from(lanes)),
             ("CHUNKS", f64::from(keys.chunks())),
             ("TILE", f64::from(if fused { tiles.fused } else { tiles.plain })),
             ("HISTOGRAM", f64::from(u8::from(fused))),
         ];
+        let module = self.score_module(access, &mut constants);
         self.kernels().pipeline(module, "score", &constants, checks)
     }
 

@@ -4,7 +4,8 @@ use crate::bound::{MAX_RANGES, PARAMS_STRIDE, WALK_LEN, sort_steps};
 use crate::kernel::{Access, Checks};
 use crate::params::{AppendParams, CompactParams, KeyNormParams, StateLayout, TensorLayout, TopKParams};
 use crate::plan::{PlanInner, ROW_TOKENS};
-use crate::policy::{Direction, Order};
+use crate::policy::{Direction, Order, Score};
+use crate::score::{digit_window, score_params};
 use crate::shape::Lattice;
 use crate::state::{CacheState, NUM_APPEND_SLOTS, append_slot_words};
 use crate::windows::{BoundRange, Window, scratch_windows};
@@ -109,8 +110,9 @@ impl Builder<'_> {
                 Direction::Highest => (1, 0),
                 Direction::Random { seed } => (2, seed),
             };
-            let (digit_shift, digit_base) = digit_window(policy.direction);
-            let score_params = params.push(&KeyNormParams {
+            let (digit_shift, digit_base) = digit_window(policy);
+            let share = policy.share_bits();
+            let norm = KeyNormParams {
                 state: StateLayout::new(shape, first_position),
                 num_rows: window.num_rows,
                 first_row: window.first_row,
@@ -129,10 +131,14 @@ impl Builder<'_> {
                 histogram_stride: scratch.histogram_stride,
                 digit_shift,
                 digit_base,
+                share_low: word(share),
+                share_high: word(share >> 32),
                 pad0: 0,
-                pad1: 0,
-                pad2: 0,
-            });
+            };
+            let score_params = match policy.score_in_use() {
+                Score::KeyNorm => params.push(&norm),
+                Score::KeyDiff | Score::Centroid => params.push(&score_params(&norm, policy, scratch)),
+            };
             let compact = CompactParams {
                 keys,
                 values,
@@ -206,7 +212,7 @@ impl Builder<'_> {
         params: &mut ParamsBlock,
     ) -> u32 {
         let scratch = &self.plan.scratch;
-        let (digit_shift, digit_base) = digit_window(self.plan.policy.direction);
+        let (digit_shift, digit_base) = digit_window(&self.plan.policy);
         let mut p = TopKParams {
             state: StateLayout::new(&self.plan.shape, first_position),
             num_rows,
@@ -256,18 +262,6 @@ impl Builder<'_> {
             params.push(&block(slot));
         }
         first
-    }
-}
-
-/// (shift, base) of the window of first digits: 128 bins an octave over squared norms from 2^-1 to 2^15, or their
-/// complements; random keys are uniform over 31 bits.
-const fn digit_window(direction: Direction) -> (u32, u32) {
-    const LOWEST: u32 = (127 - 1) << 7;
-    const INFINITY: u32 = 255 << 7;
-    match direction {
-        Direction::Lowest => (16, LOWEST),
-        Direction::Highest => (16, INFINITY - LOWEST - 2048),
-        Direction::Random { .. } => (20, 0),
     }
 }
 

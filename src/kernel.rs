@@ -57,6 +57,15 @@ pub enum Module {
         /// How the lanes of a token are added.
         reduction: Reduction,
     },
+    /// Cosines with the mean of normalised keys, or distances to the mean key.
+    KeyDiff {
+        /// Element type of the keys.
+        dtype: Dtype,
+        /// 16-byte accesses, else 4-byte ones.
+        vec4: bool,
+        /// How the lanes of a token are added.
+        reduction: Reduction,
+    },
     /// Radix selector, and the emission for long rows.
     Radix,
     /// Bitonic selector.
@@ -82,6 +91,7 @@ impl Module {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
                 all.extend([true, false].map(|vec4| Self::KeyNorm { dtype, vec4, reduction }));
+                all.extend([true, false].map(|vec4| Self::KeyDiff { dtype, vec4, reduction }));
             }
         }
         for keys_vec4 in [true, false] {
@@ -97,6 +107,7 @@ impl Module {
     pub fn label(&self) -> &'static str {
         match self {
             Self::KeyNorm { .. } => "keynorm.key_norm",
+            Self::KeyDiff { .. } => "keynorm.key_diff",
             Self::Radix => "keynorm.radix",
             Self::Bitonic => "keynorm.bitonic",
             Self::State => "keynorm.state",
@@ -119,30 +130,48 @@ impl Module {
         let info = shader!("shared/row_info.wgsl");
         let scan = shader!("shared/scan.wgsl");
         let emit = shader!("shared/top_k_emit.wgsl");
+        let wide = shader!("shared/wide.wgsl");
+        let recent = concat!(shader!("shared/wide.wgsl"), shader!("shared/recent.wgsl"));
         match *self {
             Self::KeyNorm { dtype, vec4, reduction } => [
                 shader!("key_norm.wgsl"),
                 digits,
+                recent,
                 state,
                 keys(vec4),
-                match dtype {
-                    Dtype::F32 => shader!("shared/element_f32.wgsl"),
-                    Dtype::F16 => shader!("shared/element_f16.wgsl"),
-                    Dtype::Bf16 => shader!("shared/element_bf16.wgsl"),
-                },
+                elements(dtype),
                 match reduction {
-                    Reduction::Subgroup => {
-                        concat!(shader!("shared/score_tile.wgsl"), shader!("shared/reduce_subgroup.wgsl"))
-                    }
-                    Reduction::Workgroup => {
-                        concat!(shader!("shared/score_tile.wgsl"), shader!("shared/reduce_workgroup.wgsl"))
-                    }
                     Reduction::Serial => shader!("shared/reduce_serial.wgsl"),
+                    _ => concat!(shader!("shared/reduced.wgsl"), shader!("shared/score_tile.wgsl")),
                 },
+                reduce(reduction),
             ]
             .concat(),
-            Self::Radix => [shader!("radix.wgsl"), digits, rows, info, state, emit, scan].concat(),
-            Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
+            Self::KeyDiff { dtype, vec4, reduction } => [
+                shader!("key_diff.wgsl"),
+                shader!("shared/score_rows.wgsl"),
+                digits,
+                recent,
+                state,
+                keys(vec4),
+                elements(dtype),
+                unpacked(dtype),
+                shader!("shared/inverse_sqrt.wgsl"),
+                match reduction {
+                    Reduction::Subgroup => {
+                        concat!(shader!("shared/diff_tile.wgsl"), shader!("shared/diff_subgroup.wgsl"))
+                    }
+                    Reduction::Workgroup => {
+                        concat!(shader!("shared/diff_tile.wgsl"), shader!("shared/diff_workgroup.wgsl"))
+                    }
+                    Reduction::Serial => shader!("shared/diff_serial.wgsl"),
+                },
+                if reduction == Reduction::Serial { "" } else { shader!("shared/reduced.wgsl") },
+                reduce(reduction),
+            ]
+            .concat(),
+            Self::Radix => [shader!("radix.wgsl"), digits, rows, wide, info, state, emit, scan].concat(),
+            Self::Bitonic => [shader!("bitonic.wgsl"), rows, wide, info, state, scan, emit].concat(),
             Self::State => [shader!("state.wgsl"), params, info, layout].concat(),
             Self::Append => [shader!("append.wgsl"), layout].concat(),
             Self::Compact { keys_vec4, values_vec4 } => [
@@ -162,6 +191,7 @@ impl Module {
     fn layout(&self) -> LayoutKind {
         match self {
             Self::KeyNorm { .. } => LayoutKind::KeyNorm,
+            Self::KeyDiff { .. } => LayoutKind::KeyDiff,
             Self::Radix => LayoutKind::TopK,
             Self::State => LayoutKind::State,
             Self::Bitonic => LayoutKind::Bitonic,
@@ -172,10 +202,36 @@ impl Module {
     }
 }
 
+fn elements(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => shader!("shared/element_f32.wgsl"),
+        Dtype::F16 => shader!("shared/element_f16.wgsl"),
+        Dtype::Bf16 => shader!("shared/element_bf16.wgsl"),
+    }
+}
+
+fn unpacked(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => shader!("shared/unpack_f32.wgsl"),
+        Dtype::F16 => shader!("shared/unpack_f16.wgsl"),
+        Dtype::Bf16 => shader!("shared/unpack_bf16.wgsl"),
+    }
+}
+
+/// The sum over lanes and the entry point; the serial files hold their own.
+fn reduce(reduction: Reduction) -> &'static str {
+    match reduction {
+        Reduction::Subgroup => shader!("shared/reduce_subgroup.wgsl"),
+        Reduction::Workgroup => shader!("shared/reduce_workgroup.wgsl"),
+        Reduction::Serial => "",
+    }
+}
+
 /// Bind group layouts: what each binding is, `None` a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum LayoutKind {
     KeyNorm,
+    KeyDiff,
     TopK,
     State,
     Bitonic,
@@ -185,13 +241,22 @@ pub(crate) enum LayoutKind {
 }
 
 impl LayoutKind {
-    const ALL: [Self; 7] =
-        [Self::KeyNorm, Self::TopK, Self::State, Self::Bitonic, Self::Append, Self::Compact, Self::CompactJoined];
+    const ALL: [Self; 8] = [
+        Self::KeyNorm,
+        Self::KeyDiff,
+        Self::TopK,
+        Self::State,
+        Self::Bitonic,
+        Self::Append,
+        Self::Compact,
+        Self::CompactJoined,
+    ];
 
     /// (binding, read-only) of the storage buffers. Binding 0 is always the uniform parameters.
     fn storage(self) -> &'static [(u32, bool)] {
         match self {
             Self::KeyNorm => &[(1, false), (2, false), (3, false), (4, false), (5, false), (6, false)],
+            Self::KeyDiff => &[(1, false), (2, false), (3, false), (4, false), (5, false), (6, false), (7, false)],
             Self::TopK => &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true)],
             Self::State => &[(1, false), (2, false), (3, true), (4, true), (5, false)],
             Self::Bitonic => {

@@ -7,6 +7,7 @@ use crate::device::Capabilities;
 use crate::error::BuildError;
 use crate::kernel::{Checks, Kernels, Module};
 use crate::policy::{BudgetRule, Order, Policy, Selector};
+use crate::score::sums_layout;
 use crate::shape::KvShape;
 use crate::state::CacheState;
 use crate::view::KvView;
@@ -210,6 +211,7 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
     // At worst every key is set aside, with its slot.
     let aside_offset = order_stride + staged_offset;
     let aside_len = if counts_digits { 2 * order_stride } else { 0 };
+    let (sums_stride, sums_offset) = sums_layout(shape, policy);
     ScratchLayout {
         num_rows,
         order_stride,
@@ -223,6 +225,9 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
         },
         tile_counts_base,
         sorted_stride: if sorts_outside { shape.capacity.next_power_of_two() } else { 0 },
+        sums_rows: shape.rows_per_layer().into(),
+        sums_stride,
+        sums_offset,
     }
 }
 

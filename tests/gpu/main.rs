@@ -5,6 +5,7 @@ mod cases;
 mod long;
 mod properties;
 mod real_cache;
+mod scores;
 mod sizes;
 mod state;
 mod support;

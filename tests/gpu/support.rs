@@ -3,8 +3,8 @@
 
 use std::sync::{Mutex, OnceLock};
 
-use keynorm::reference::key_norm::{self, Scored};
-use keynorm::reference::{CacheRow, compact, top_k};
+use keynorm::reference::key_norm::Scored;
+use keynorm::reference::{self, CacheRow, compact, top_k};
 use keynorm::{
     Bound, CacheState, Compressor, Dtype, KvShape, KvView, Options, Plan, Policy, Status, Strides, Switch, TensorSpec,
     TensorView, Workspace,
@@ -347,7 +347,7 @@ impl HostLayer {
     /// The reference on every active row.
     pub fn compress(&mut self, case: &Case, layer: u32) {
         self.compress_by(case, |row_ix, row, keys| {
-            key_norm::score_row(&case.policy, layer, row_ix, row, &case.shape.keys, keys)
+            reference::score_row(&case.policy, layer, row_ix, row, &case.shape.keys, keys)
         });
     }
 

@@ -1,6 +1,8 @@
 //! Small cases that between them reach every kernel, variant and branch.
 
-use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Rounding, Selector, Stages, Switch, TensorSpec};
+use keynorm::{
+    Budget, Direction, Dtype, Options, Order, Policy, Rounding, Score, Selector, Stages, Switch, TensorSpec,
+};
 
 use crate::support::{Built, Case, Data, Fixture, Gpu, Layout, shape, submit};
 
@@ -137,6 +139,19 @@ fn many_sorts() -> Case {
     Case::new(shape(1, 48, 4200, 16, Dtype::F16), policy(0.5, Selector::Bitonic, Order::Fill))
 }
 
+/// Scores of two passes over the keys: several tiles, more chunks than lanes, a window by share.
+fn two_passes(score: Score, dtype: Dtype, head_dim: u32) -> Case {
+    let mut case = Case::new(shape(2, 2, 700, head_dim, dtype), policy(0.4, Selector::Radix, Order::Fill));
+    case.shape.num_layers = 2;
+    case.data = Data::Special;
+    case.lengths = vec![590, 40];
+    case.appended = vec![110, 500];
+    case.policy.score = score;
+    case.policy.direction = if dtype == Dtype::F16 { Direction::Lowest } else { Direction::Highest };
+    (case.policy.sinks, case.policy.recent, case.policy.recent_share) = (3, 40, Some(0.05));
+    case
+}
+
 /// The threshold lies between bf16 keys that count as zero and the smallest that do not.
 fn edge() -> Case {
     let mut case = Case::new(shape(2, 4, 200, 16, Dtype::Bf16), policy(0.37, Selector::Radix, Order::Fill));
@@ -190,6 +205,21 @@ pub fn quick() -> Vec<Quick> {
     for power in [-6, 9] {
         add("outside", outside(power, 1500), false);
         add("outside, long", outside(power, 9000), false);
+    }
+    for subgroups in [Switch::Auto, Switch::Off, Switch::On] {
+        for score in [Score::KeyDiff, Score::Centroid] {
+            for (dtype, head_dim) in [(Dtype::F16, 64), (Dtype::F32, 512), (Dtype::Bf16, 264)] {
+                let mut case = two_passes(score, dtype, head_dim);
+                case.options = Options::with_subgroups(subgroups);
+                add("two passes", case, false);
+            }
+            let mut case = Case { data: Data::Random, ..long(Selector::Radix, Order::Fill) };
+            case.policy.score = score;
+            case.shape.capacity = 20_000;
+            case.lengths = vec![17_000, 4000];
+            case.options = Options::with_subgroups(subgroups);
+            add("two passes, long", case, false);
+        }
     }
     add("spread", spread(Order::Fill), false);
     add("spread apart", spread(Order::Positional), true);

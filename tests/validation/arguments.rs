@@ -73,6 +73,14 @@ const PLANS: &[(&str, EditPlan, &str)] = &[
         |_, p| *p = Policy { sinks: u32::MAX, recent: u32::MAX, ..budget(Budget::KeepTokens(1)) },
         "KeepTokensBelowProtected { keep_tokens: 1, protected: 8589934590 }",
     ),
+    ("share NaN", |_, p| p.recent_share = Some(f64::NAN), "RecentShare { got: NaN }"),
+    ("share above 1", |_, p| p.recent_share = Some(1.25), "RecentShare { got: 1.25 }"),
+    ("ratio of keydiff", |_, p| *p = Policy::keydiff(Budget::keep_ratio(1.5)), "KeepRatio { got: 1.5 }"),
+    (
+        "tokens of keydiff",
+        |_, p| *p = Policy::keydiff(Budget::KeepTokens(0)),
+        r#"ZeroDimension { argument: "keep_tokens" }"#,
+    ),
     (
         "skipped layer",
         |_, p| p.skip_layers = vec![0, 1],
