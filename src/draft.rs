@@ -5,10 +5,10 @@ use crate::kernel::{Access, Checks};
 use crate::params::{AppendParams, CompactParams, KeyNormParams, StateLayout, TensorLayout, TopKParams};
 use crate::plan::{PlanInner, ROW_TOKENS};
 use crate::policy::{Direction, Order, Score};
-use crate::score::{digit_window, score_params};
+use crate::score::{digit_window, params_of_score};
 use crate::shape::Lattice;
 use crate::state::{CacheState, NUM_APPEND_SLOTS, append_slot_words};
-use crate::windows::{BoundRange, Window, scratch_windows};
+use crate::windows::{BoundRange, Window, rows_range, scratch_windows};
 use crate::workspace::{ROW_INFO_WORDS, Workspace};
 
 /// Row infos in 256 bytes.
@@ -55,10 +55,12 @@ pub(crate) struct CheckedLayer {
     pub layer: u32,
     pub keys: Lattice,
     pub values: Lattice,
+    pub scores: Option<Lattice>,
     pub windows: Vec<Window>,
     pub joined: bool,
 }
 
+#[derive(Clone)]
 pub(crate) struct LayerDraft {
     pub layer: u32,
     pub window: Window,
@@ -66,7 +68,10 @@ pub(crate) struct LayerDraft {
     pub first_position: u64,
     pub keys_access: Access,
     pub values_access: Access,
+    /// Offset of the parameters of the score; those of the values' norms follow, where they have a score.
     pub score_params: u32,
+    /// Of the caller's scores.
+    pub scores: BoundRange,
     pub compact_params: u32,
 }
 
@@ -112,6 +117,7 @@ impl Builder<'_> {
             };
             let (digit_shift, digit_base) = digit_window(policy);
             let share = policy.share_bits();
+            let scores = layer.scores.as_ref().map_or(window.keys, |s| rows_range(s, window, self.limits()));
             let norm = KeyNormParams {
                 state: StateLayout::new(shape, first_position),
                 num_rows: window.num_rows,
@@ -137,8 +143,18 @@ impl Builder<'_> {
             };
             let score_params = match policy.score_in_use() {
                 Score::KeyNorm => params.push(&norm),
-                Score::KeyDiff | Score::Centroid => params.push(&score_params(&norm, policy, scratch)),
+                Score::External(_) => {
+                    let tensor = layer
+                        .scores
+                        .as_ref()
+                        .map_or(keys, |s| tensor_layout(s, window.first_row, scores, Access::Word));
+                    params.push(&params_of_score(&norm, tensor, policy, scratch))
+                }
+                _ => params.push(&params_of_score(&norm, keys, policy, scratch)),
             };
+            if policy.score_in_use() == Score::ValueKeyRatio {
+                params.push(&params_of_score(&norm, values, policy, scratch));
+            }
             let compact = CompactParams {
                 keys,
                 values,
@@ -166,6 +182,7 @@ impl Builder<'_> {
                 keys_access,
                 values_access,
                 score_params,
+                scores,
                 compact_params,
             }
         };

@@ -66,6 +66,17 @@ pub enum Module {
         /// How the lanes of a token are added.
         reduction: Reduction,
     },
+    /// Ratios of value norms to key norms; the norms of both are of this kind.
+    ValueKeyRatio {
+        /// Element type of the keys, or of the values.
+        dtype: Dtype,
+        /// 16-byte accesses, else 4-byte ones.
+        vec4: bool,
+        /// How the lanes of a token are added.
+        reduction: Reduction,
+    },
+    /// Scores of the caller's.
+    External,
     /// Radix selector, and the emission for long rows.
     Radix,
     /// Bitonic selector.
@@ -87,11 +98,12 @@ impl Module {
     /// Every module there is, for tests of the shaders themselves.
     #[must_use]
     pub fn all() -> Vec<Self> {
-        let mut all = vec![Self::Radix, Self::Bitonic, Self::State, Self::Append];
+        let mut all = vec![Self::External, Self::Radix, Self::Bitonic, Self::State, Self::Append];
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
                 all.extend([true, false].map(|vec4| Self::KeyNorm { dtype, vec4, reduction }));
                 all.extend([true, false].map(|vec4| Self::KeyDiff { dtype, vec4, reduction }));
+                all.extend([true, false].map(|vec4| Self::ValueKeyRatio { dtype, vec4, reduction }));
             }
         }
         for keys_vec4 in [true, false] {
@@ -108,6 +120,8 @@ impl Module {
         match self {
             Self::KeyNorm { .. } => "keynorm.key_norm",
             Self::KeyDiff { .. } => "keynorm.key_diff",
+            Self::ValueKeyRatio { .. } => "keynorm.value_key_ratio",
+            Self::External => "keynorm.external",
             Self::Radix => "keynorm.radix",
             Self::Bitonic => "keynorm.bitonic",
             Self::State => "keynorm.state",
@@ -140,10 +154,7 @@ impl Module {
                 state,
                 keys(vec4),
                 elements(dtype),
-                match reduction {
-                    Reduction::Serial => shader!("shared/reduce_serial.wgsl"),
-                    _ => concat!(shader!("shared/reduced.wgsl"), shader!("shared/score_tile.wgsl")),
-                },
+                norm_tile(reduction),
                 reduce(reduction),
             ]
             .concat(),
@@ -170,6 +181,22 @@ impl Module {
                 reduce(reduction),
             ]
             .concat(),
+            Self::ValueKeyRatio { dtype, vec4, reduction } => [
+                shader!("value_key_ratio.wgsl"),
+                shader!("shared/score_rows.wgsl"),
+                digits,
+                recent,
+                state,
+                keys(vec4),
+                elements(dtype),
+                shader!("shared/inverse_sqrt.wgsl"),
+                norm_tile(reduction),
+                reduce(reduction),
+            ]
+            .concat(),
+            Self::External => {
+                [shader!("external.wgsl"), shader!("shared/score_rows.wgsl"), digits, recent, state].concat()
+            }
             Self::Radix => [shader!("radix.wgsl"), digits, rows, wide, info, state, emit, scan].concat(),
             Self::Bitonic => [shader!("bitonic.wgsl"), rows, wide, info, state, scan, emit].concat(),
             Self::State => [shader!("state.wgsl"), params, info, layout].concat(),
@@ -190,7 +217,7 @@ impl Module {
 
     fn layout(&self) -> LayoutKind {
         match self {
-            Self::KeyNorm { .. } => LayoutKind::KeyNorm,
+            Self::KeyNorm { .. } | Self::ValueKeyRatio { .. } | Self::External => LayoutKind::KeyNorm,
             Self::KeyDiff { .. } => LayoutKind::KeyDiff,
             Self::Radix => LayoutKind::TopK,
             Self::State => LayoutKind::State,
@@ -215,6 +242,14 @@ fn unpacked(dtype: Dtype) -> &'static str {
         Dtype::F32 => shader!("shared/unpack_f32.wgsl"),
         Dtype::F16 => shader!("shared/unpack_f16.wgsl"),
         Dtype::Bf16 => shader!("shared/unpack_bf16.wgsl"),
+    }
+}
+
+/// Norms of a tile of tokens.
+fn norm_tile(reduction: Reduction) -> &'static str {
+    match reduction {
+        Reduction::Serial => shader!("shared/reduce_serial.wgsl"),
+        _ => concat!(shader!("shared/reduced.wgsl"), shader!("shared/score_tile.wgsl")),
     }
 }
 

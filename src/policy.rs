@@ -120,6 +120,25 @@ pub enum Score {
     /// Squared distance of the key to the row's mean key (the score of ManifoldKV, which keeps the highest). Reads the keys
     /// twice. Semantically the same as [`reference::key_diff::distances`](crate::reference::key_diff::distances).
     Centroid,
+    /// Ratio of the value's L2 norm to the key's (the token importance of PagedEviction, arXiv 2509.04377, which keeps the
+    /// highest). Reads keys and values once. Semantically the same as
+    /// [`reference::value_key_ratio`](crate::reference::value_key_ratio).
+    ValueKeyRatio,
+    /// The caller's scores, given to [`Plan::bind_with_scores`](crate::Plan::bind_with_scores): of attention, for instance.
+    /// Neither keys nor values are read. Semantically the same as [`reference::external`](crate::reference::external).
+    External(ExternalScore),
+}
+
+/// What a caller's scores are: one 32-bit word a token. NaN scores come last in every direction and set
+/// [`Status::NON_FINITE_KEY`](crate::Status::NON_FINITE_KEY).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum ExternalScore {
+    /// f32. Selection is fastest for scores from 2⁻³² to 2³², as sums of attention are; the others are as exact.
+    #[default]
+    F32,
+    /// u32 order keys, up to 0xFFFF_FFFE: 0 for a token that must stay, whatever the direction.
+    OrderKeys,
 }
 
 /// Which keys are kept first.
@@ -253,6 +272,10 @@ impl Policy {
     /// The score whose kernel runs: at random the norm's, which tells NaN keys.
     pub(crate) fn score_in_use(&self) -> Score {
         if matches!(self.direction, Direction::Random { .. }) { Score::KeyNorm } else { self.score }
+    }
+
+    pub(crate) fn takes_scores(&self) -> bool {
+        matches!(self.score_in_use(), Score::External(_))
     }
 
     /// Checks what does not depend on lengths.

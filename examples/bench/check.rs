@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use keynorm::reference::{self, CacheRow, top_k};
+use keynorm::reference::{self, CacheRow, RowTokens, top_k};
 use keynorm::{Dtype, Order, Score};
 
 use crate::case::Prepared;
@@ -80,8 +80,10 @@ fn check_row(prepared: &Prepared<'_>, data: &RowData, sums: &mut HostSums) -> Re
     let shape = &prepared.data.shape;
     let policy = prepared.plan.policy();
     let state = CacheRow::new(shape.capacity);
-    let keys = bytemuck::cast_slice(&data.before[0]);
-    let order_keys = reference::score_row(policy, data.layer, data.row, &state, &shape.keys, keys).order_keys;
+    let [keys, values] = [&data.before[0], &data.before[1]].map(|words| bytemuck::cast_slice(words));
+    let tokens = RowTokens { keys_spec: &shape.keys, keys, values_spec: &shape.values, values, scores: &[] };
+    let scored = reference::score_row(policy, data.layer, data.row, &state, &tokens).map_err(|e| e.to_string())?;
+    let order_keys = scored.order_keys;
     let wanted = top_k::select(&order_keys, &policy.budget, policy.order).map_err(|e| e.to_string())?;
     let wrong = |what: String| Err(format!("wrong: row {} {what}", data.state_row));
     if data.positions != wanted.sources {

@@ -110,5 +110,5 @@ fn score(
         }
         write_score(wg.y, r, slot, add_lanes(), wg_inverse_mean);
     }
-    flush_histogram(wg.y, index);
+    flush_histogram(wg, index);
 }

@@ -181,5 +181,5 @@ fn score_tile(wg: vec3<u32>, index: u32) {
             }
         }
     }
-    flush_histogram(local_row, index);
+    flush_histogram(vec3<u32>(wg.x, local_row, 0u), index);
 }

@@ -106,10 +106,10 @@ fn start_histogram(index: u32) {
 }
 
 // Adds the workgroup's counts to the row's.
-fn flush_histogram(local_row: u32, index: u32) {
+fn flush_histogram(wg: vec3<u32>, index: u32) {
     if HISTOGRAM {
         workgroupBarrier();
-        let base = local_row * params.histogram_stride;
+        let base = wg.y * params.histogram_stride;
         for (var b = index; b < NUM_BINS; b += WG_SIZE) {
             let count = atomicLoad(&bins[b]);
             if count > 0u {

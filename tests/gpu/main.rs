@@ -2,6 +2,7 @@
 //! every row. Needs an adapter; none is a failure.
 
 mod cases;
+mod external;
 mod long;
 mod properties;
 mod real_cache;

@@ -1,8 +1,11 @@
 //! Scores other than the key norm, bit for bit against their references, in every selector, order, dtype and way to add.
 
-use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Score, Selector, Stages, Switch};
+use keynorm::{
+    Budget, Direction, Dtype, ExternalScore, Options, Order, Policy, Score, Selector, Stages, Switch, TensorSpec,
+};
 
-use crate::support::{Case, Data, Fixture, Layout, gpu, run, shape, submit};
+use crate::external::run_external;
+use crate::support::{BUILT, Case, Data, Fixture, Layout, gpu, run, shape, submit};
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
@@ -12,8 +15,8 @@ fn policy(score: Score, keep_ratio: f64) -> Policy {
     Policy { score, ..Policy::new(Budget::keep_ratio(keep_ratio)) }
 }
 
-/// Every score of keys alone.
-const SCORES: [Score; 2] = [Score::KeyDiff, Score::Centroid];
+/// Every score of what the cache holds.
+const SCORES: [Score; 3] = [Score::KeyDiff, Score::Centroid, Score::ValueKeyRatio];
 
 #[test]
 fn every_dtype_selector_and_order() {
@@ -143,4 +146,45 @@ fn presets_and_windows_by_share() {
     }
     let policy = Policy::keydiff(Budget::keep_ratio(0.1));
     assert_eq!([10, 40, 1000, 2560, 9000].map(|len| policy.recent_of(len)), [0, 1, 25, 64, 64], "windows at keep 0.1");
+}
+
+/// Keys and values of other types, sizes and numbers of lanes.
+#[test]
+fn ratios_of_tensors_that_differ() {
+    for (keys, values) in [
+        (TensorSpec::new(Dtype::F16, 192), TensorSpec::new(Dtype::F32, 128)),
+        (TensorSpec::new(Dtype::F32, 16), TensorSpec::new(Dtype::Bf16, 512)),
+        (TensorSpec::new(Dtype::Bf16, 64), TensorSpec::new(Dtype::F16, 24)),
+    ] {
+        for (subgroups, direction) in
+            [(Switch::Auto, Direction::Highest), (Switch::Off, Direction::Lowest), (Switch::On, Direction::Highest)]
+        {
+            let mut case = Case::new(shape(2, 2, 500, 64, Dtype::F16), policy(Score::ValueKeyRatio, 0.3));
+            (case.shape.keys, case.shape.values) = (keys, values);
+            case.options = Options::with_subgroups(subgroups);
+            case.policy.direction = direction;
+            (case.data, case.lengths) = (Data::Special, vec![500, 131]);
+            run(&case);
+        }
+    }
+}
+
+#[test]
+fn scores_of_the_callers() {
+    let gpu = gpu();
+    for kind in [ExternalScore::F32, ExternalScore::OrderKeys] {
+        for direction in [Direction::Lowest, Direction::Highest] {
+            for (capacity, selector, protected) in
+                [(300, Selector::Radix, 0), (300, Selector::Bitonic, 9), (9000, Selector::Radix, 9)]
+            {
+                let mut case = Case::new(shape(2, 3, capacity, 16, Dtype::F16), policy(Score::External(kind), 0.4));
+                case.shape.num_layers = 3;
+                case.policy.skip_layers = vec![1];
+                (case.policy.direction, case.policy.selector) = (direction, selector);
+                (case.policy.sinks, case.policy.recent) = (protected, protected);
+                case.lengths = vec![capacity - 3, capacity / 3];
+                run_external(gpu, &case, kind, &BUILT);
+            }
+        }
+    }
 }

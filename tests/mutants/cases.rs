@@ -1,9 +1,11 @@
 //! Small cases that between them reach every kernel, variant and branch.
 
 use keynorm::{
-    Budget, Direction, Dtype, Options, Order, Policy, Rounding, Score, Selector, Stages, Switch, TensorSpec,
+    Budget, Direction, Dtype, ExternalScore, Options, Order, Policy, Rounding, Score, Selector, Stages, Switch,
+    TensorSpec,
 };
 
+use crate::external::run_external;
 use crate::support::{Built, Case, Data, Fixture, Gpu, Layout, shape, submit};
 
 #[derive(Clone)]
@@ -144,11 +146,29 @@ fn two_passes(score: Score, dtype: Dtype, head_dim: u32) -> Case {
     let mut case = Case::new(shape(2, 2, 700, head_dim, dtype), policy(0.4, Selector::Radix, Order::Fill));
     case.shape.num_layers = 2;
     case.data = Data::Special;
-    case.lengths = vec![590, 40];
-    case.appended = vec![110, 500];
+    // In the second round whole tiles, and behind them those of the first.
+    case.lengths = vec![700, 40];
+    case.appended = vec![232, 500];
     case.policy.score = score;
     case.policy.direction = if dtype == Dtype::F16 { Direction::Lowest } else { Direction::Highest };
     (case.policy.sinks, case.policy.recent, case.policy.recent_share) = (3, 40, Some(0.05));
+    case
+}
+
+fn external(kind: ExternalScore, direction: Direction, capacity: u32) -> Case {
+    let policy = Policy { score: Score::External(kind), direction, ..policy(0.4, Selector::Radix, Order::Fill) };
+    let mut case = Case::new(shape(2, 3, capacity, 16, Dtype::F16), policy);
+    case.shape.num_layers = 2;
+    (case.policy.sinks, case.policy.recent) = (3, 9);
+    case.lengths = vec![capacity - 3, 40];
+    case
+}
+
+/// Norms of tensors that differ.
+fn ratios(dtype: Dtype, direction: Direction) -> Case {
+    let mut case = two_passes(Score::ValueKeyRatio, dtype, 80);
+    case.shape.values = TensorSpec::new(if dtype == Dtype::F16 { Dtype::F32 } else { Dtype::F16 }, 48);
+    case.policy.direction = direction;
     case
 }
 
@@ -221,6 +241,13 @@ pub fn quick() -> Vec<Quick> {
             add("two passes, long", case, false);
         }
     }
+    for (dtype, direction) in [(Dtype::F16, Direction::Highest), (Dtype::Bf16, Direction::Lowest)] {
+        add("ratios", ratios(dtype, direction), false);
+        for kind in [ExternalScore::F32, ExternalScore::OrderKeys] {
+            add("external", external(kind, direction, 300), false);
+        }
+        add("external, long", external(ExternalScore::F32, direction, 9000), false);
+    }
     add("spread", spread(Order::Fill), false);
     add("spread apart", spread(Order::Positional), true);
     add("walk", walk(), false);
@@ -232,6 +259,9 @@ pub fn quick() -> Vec<Quick> {
 
 pub fn run(gpu: &Gpu, quick: &Quick, built: &Built) {
     let case = &quick.case;
+    if let Score::External(kind) = case.policy.score {
+        return run_external(gpu, case, kind, built);
+    }
     let mut fixture = Fixture::built(gpu, case, built);
     if quick.apart {
         let max_len = fixture.max_len();

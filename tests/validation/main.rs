@@ -3,4 +3,5 @@
 
 mod arguments;
 mod devices;
+mod scores;
 mod support;
