@@ -31,8 +31,8 @@ pub use error::{ArgumentError, BuildError, ReadError};
 #[doc(hidden)]
 pub use kernel::{Module, Reduction};
 pub use plan::Plan;
-pub use policy::{Budget, Direction, ExternalScore, Order, Policy, Rounding, Score, Selector};
+pub use policy::{Budget, BudgetOverride, Direction, ExternalScore, Order, Policy, Pool, Rounding, Score, Selector};
 pub use shape::{Dtype, KvShape, MAX_CAPACITY, MAX_HEAD_DIM, Strides, TensorSpec};
-pub use state::{CacheState, NUM_APPEND_SLOTS, StateOffsets, Status};
+pub use state::{CacheState, MAX_SEGMENTS, NUM_APPEND_SLOTS, Segment, StateOffsets, Status};
 pub use view::{KvView, TensorView};
 pub use workspace::Workspace;

@@ -164,7 +164,11 @@ impl Builder<'_> {
             scored,
             self.state.meta().as_entire_binding(),
             words_binding(self.state.positions(), draft.first_position, position_words),
-            rows(&self.workspace.order_keys, scratch.order_stride),
+            if self.plan.policy.cached_norms {
+                words_binding(self.state.norms_or_dummy(), draft.first_position, position_words)
+            } else {
+                rows(&self.workspace.order_keys, scratch.order_stride)
+            },
             rows(&self.workspace.histogram, scratch.histogram_stride),
             self.state.status().as_entire_binding(),
         ];
@@ -180,7 +184,10 @@ impl Builder<'_> {
         let workgroup = ("WG_SIZE", f64::from(WORKGROUP));
         let mut constants = vec![workgroup, ("LANES", f64::from(spec.lanes())), ("CHUNKS", f64::from(spec.chunks()))];
         let module = match score {
-            Score::KeyNorm => Module::KeyNorm { dtype, vec4, reduction },
+            Score::KeyNorm => {
+                constants.push(("CACHED", f64::from(u8::from(self.plan.policy.cached_norms))));
+                Module::KeyNorm { dtype, vec4, reduction }
+            }
             Score::ValueKeyRatio => Module::ValueKeyRatio { dtype, vec4, reduction },
             Score::KeyDiff | Score::Centroid => {
                 constants.push(("SUM_TILE", sum_tile(spec).into()));

@@ -1,7 +1,7 @@
 // What the scores of more than one pass share: bindings, rows, protection, and the counts of first digits.
 //   0 params uniform Params
-//   2 state_meta read_write u32, by StateLayout
-//   3 positions read_write u32 [row, capacity] original position
+//   2 state_meta read u32, by StateLayout
+//   3 positions read u32 [row, capacity] original position
 //   4 order_keys read_write u32 [row, order_stride]
 //   5 histogram read_write atomic u32 [row, histogram_stride] counts of first digits
 //   6 status read_write atomic u32 [layer] sticky bits
@@ -31,8 +31,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(2) var<storage, read_write> state_meta: array<u32>;
-@group(0) @binding(3) var<storage, read_write> positions: array<u32>;
+@group(0) @binding(2) var<storage, read> state_meta: array<u32>;
+@group(0) @binding(3) var<storage, read> positions: array<u32>;
 @group(0) @binding(4) var<storage, read_write> order_keys: array<u32>;
 @group(0) @binding(5) var<storage, read_write> histogram: array<atomic<u32>>;
 @group(0) @binding(6) var<storage, read_write> status: array<atomic<u32>>;
@@ -59,6 +59,11 @@ fn scored_row(row: u32) -> Row {
 fn row_base_of(row: u32) -> u32 {
     let sequence = row / params.state.num_kv_heads - params.first_sequence;
     return params.base + sequence * params.batch_stride + row % params.state.num_kv_heads * params.head_stride;
+}
+
+// The first token that the dispatch scores.
+fn first_slot(r: Row, row: u32) -> u32 {
+    return 0u;
 }
 
 // Order key of a score of this rank; `bad` scores come last, protected tokens first.

@@ -1,7 +1,8 @@
 //! Scores other than the key norm, bit for bit against their references, in every selector, order, dtype and way to add.
 
 use keynorm::{
-    Budget, Direction, Dtype, ExternalScore, Options, Order, Policy, Score, Selector, Stages, Switch, TensorSpec,
+    Budget, BudgetOverride, Direction, Dtype, ExternalScore, Options, Order, Policy, Score, Segment, Selector, Stages,
+    Switch, TensorSpec,
 };
 
 use crate::external::run_external;
@@ -187,4 +188,32 @@ fn scores_of_the_callers() {
             }
         }
     }
+}
+
+/// What decides after the score does not mind which it was: budgets by layer and head, least lengths, segments.
+#[test]
+fn budgets_and_segments_of_every_score() {
+    for score in SCORES {
+        for capacity in [600, 9500] {
+            let mut case = Case::new(shape(2, 3, capacity, 16, Dtype::F16), policy(score, 0.5));
+            case.policy.budgets =
+                vec![BudgetOverride { layers: 0..1, heads: 1..3, budget: Budget::KeepTokens(capacity / 5) }];
+            (case.policy.segments, case.policy.min_len) = (true, 50);
+            let quota = Segment { positions: 100..300, min_tokens: 150 };
+            case.segments = vec![vec![Segment::pinned(10..60), quota]];
+            case.lengths = vec![capacity - 9, 49];
+            run(&case);
+        }
+    }
+}
+
+/// The window by share where order keys come from cached norms.
+#[test]
+fn window_by_share_from_cached_norms() {
+    let policy = Policy { score: Score::KeyNorm, ..Policy::keydiff(Budget::keep_ratio(0.2)) };
+    let mut case = Case::new(shape(2, 2, 1000, 64, Dtype::F16), Policy { cached_norms: true, ..policy });
+    case.policy.skip_layers.clear();
+    case.lengths = vec![900, 120];
+    case.appended = vec![100, 300];
+    run(&case);
 }
