@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use keynorm::{Bound, Budget, CacheState, Compressor, KvView, Order, Plan, Policy, Selector, Stages};
+use keynorm::{Bound, Budget, CacheState, Compressor, KvView, Order, Plan, Policy, Score, Selector, Stages};
 
 use crate::check;
 use crate::data::{Data, Found, Verifier};
@@ -22,6 +22,8 @@ pub struct Bench<'a> {
     pub repetitions: usize,
     pub warmup: usize,
     pub check: bool,
+    /// Keys of a layer up to which a second read of them costs no traffic.
+    pub l2_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,6 +31,7 @@ pub struct Case {
     pub keep_ratio: f64,
     pub order: Order,
     pub selector: Selector,
+    pub score: Score,
 }
 
 /// Repetitions by the host's clock, and of single stages.
@@ -52,8 +55,12 @@ pub struct Prepared<'a> {
 impl<'a> Prepared<'a> {
     pub fn new(gpu: &'a Gpu, compressor: &Compressor, data: &'a Data, case: Case) -> Result<Self> {
         let shape = &data.shape;
-        let policy =
-            Policy { order: case.order, selector: case.selector, ..Policy::new(Budget::keep_ratio(case.keep_ratio)) };
+        let policy = Policy {
+            order: case.order,
+            selector: case.selector,
+            score: case.score,
+            ..Policy::new(Budget::keep_ratio(case.keep_ratio))
+        };
         let plan = compressor.plan(shape, &policy).map_err(|e| e.to_string())?;
         let state = plan.create_state().map_err(|e| e.to_string())?;
         let workspace = plan.create_workspace().map_err(|e| e.to_string())?;
@@ -233,7 +240,9 @@ impl Bench<'_> {
     fn fill_times(&self, row: &mut Row, times: &mut [f64]) {
         let token_bytes = row.bytes_floor; // of one tensor, until here
         let tokens = u64::from(row.layers) * u64::from(row.batch_rows) * u64::from(row.seq_len);
-        row.bytes_floor = tokens * token_bytes + row.num_moved * 4 * token_bytes;
+        let layer_bytes = tokens * token_bytes / u64::from(row.layers);
+        row.key_reads = if row.score == "norm" || layer_bytes <= self.l2_bytes { 1 } else { 2 };
+        row.bytes_floor = (u64::from(row.key_reads) * tokens + row.num_moved * 4) * token_bytes;
         let Some(stats) = Stats::of(times) else { return };
         let floor_us = row.bytes_floor as f64 / self.rates.floor_gb_s() / 1e3;
         row.us_median = Some(stats.median);
@@ -265,6 +274,11 @@ fn new_row(data: &Data, case: Case) -> Row {
         keep_ratio: case.keep_ratio,
         order: format!("{:?}", case.order).to_lowercase(),
         selector: format!("{:?}", case.selector).to_lowercase(),
+        score: match case.score {
+            Score::KeyDiff => "keydiff".into(),
+            Score::Centroid => "centroid".into(),
+            _ => "norm".into(),
+        },
         bytes_floor: shape.keys.row_bytes().into(),
         num_moved_expected: f64::from(rows) * f64::from(shape.capacity) * moved_share,
         ..Row::default()

@@ -32,7 +32,9 @@ pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
         let mut cases = Vec::new();
         for keep_ratio in keeps {
             for &order in &args.order {
-                cases.extend(args.selector.iter().map(|&selector| Case { keep_ratio, order, selector }));
+                for &score in &args.score {
+                    cases.extend(args.selector.iter().map(|&selector| Case { keep_ratio, order, selector, score }));
+                }
             }
         }
         match groups.last_mut().filter(|g| g.shape == shape) {

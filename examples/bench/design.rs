@@ -33,6 +33,9 @@ pub const MANY_ROWS: (u32, u32) = (2048, 512);
 pub const MANY_ROWS_FLOOR_SHARE: f64 = 0.8;
 pub const MANY_ROWS_EXTRA_US: f64 = 15.0;
 
+/// Time of KeyDiff over its own floor, which counts the keys twice unless they fit the last-level cache.
+pub const KEYDIFF_OVER_FLOOR: f64 = 1.15;
+
 /// Share of the floor to reach from [`LARGE_BYTES`] of keys on, per cent: `Fill`, `Positional`.
 pub const FLOOR_PERCENT: (f64, f64) = (88.0, 80.0);
 pub const LARGE_BYTES: u64 = 256 << 20;

@@ -4,7 +4,7 @@
 use std::sync::{Mutex, OnceLock};
 
 use keynorm::reference::key_norm::{self, Scored};
-use keynorm::reference::{CacheRow, budget, compact, top_k};
+use keynorm::reference::{self, CacheRow, RowTokens, budget, compact, top_k};
 use keynorm::{
     Bound, CacheState, Compressor, Dtype, KvShape, KvView, Options, Plan, Policy, Segment, Status, Strides, Switch,
     TensorSpec, TensorView, Workspace,
@@ -349,8 +349,20 @@ impl HostLayer {
 
     /// The reference on every active row.
     pub fn compress(&mut self, case: &Case, layer: u32) {
+        self.compress_scored(case, layer, &[]);
+    }
+
+    /// As [`Self::compress`] with the caller's scores, a word for each slot of each row.
+    pub fn compress_scored(&mut self, case: &Case, layer: u32, scores: &[Vec<u32>]) {
+        let shape = &case.shape;
+        let values: Vec<Vec<u8>> =
+            (0..shape.rows_per_layer()).map(|r| self.gather(&self.values, &shape.values, shape, r)).collect();
         self.compress_by(case, layer, |row_ix, row, keys| {
-            key_norm::score_row(&case.policy, layer, row_ix, row, &case.shape.keys, keys)
+            let scores = scores.get(row_ix as usize).map_or(&[][..], |s| s);
+            let values = &values[row_ix as usize];
+            let (keys_spec, values_spec) = (&shape.keys, &shape.values);
+            let tokens = RowTokens { keys_spec, keys, values_spec, values, scores };
+            reference::score_row(&case.policy, layer, row_ix, row, &tokens).expect("a score for each token")
         });
     }
 
