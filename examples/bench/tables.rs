@@ -141,7 +141,11 @@ fn table_cells(row: &Row, peers: &[PeerRow], on_h100: bool) -> Vec<String> {
         torch_us.map_or(NONE.into(), |t| format!("{:.1}×", t / us)),
         micros(row.floor_us),
         format!("{share:.1}"),
-        if key_bytes(row) < LARGE_BYTES { NONE.into() } else { format!("{wanted} {}", yes_no(share >= wanted)) },
+        if key_bytes(row) < LARGE_BYTES || row.mode == DECODE {
+            NONE.into()
+        } else {
+            format!("{wanted} {}", yes_no(share >= wanted))
+        },
         format!("{:.4}", us * 1e3 / tokens),
     ]);
     cells
