@@ -7,7 +7,7 @@
 //!   2 values read_write u32 words, likewise; absent when bound with the keys
 //!   3 lists read u32 [row, lists_stride]
 //!   4 row_infos read RowInfo [row]
-//!   7 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
+//!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
 //! Entry points: fill · dispatch (ceil(max_moved / (WG_SIZE / LANES * 4)), num_rows, 2) · none
 //!   walk · dispatch (key slices + value slices, num_rows, 1) · none
 //!   range · dispatch (any, num_rows, 2) · none: walks on by its grid

@@ -9,7 +9,7 @@
 //!   4 order_keys read_write u32 [row, order_stride]; with CACHED the squared norms, f32 bits [row, capacity]
 //!   5 histogram read_write atomic u32 [row, histogram_stride] counts of first digits
 //!   6 status read_write atomic u32 [layer] sticky bits
-//!   7 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
+//!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
 //! Entry points: score · dispatch (ceil(max_len / TILE), num_rows, 1), max_len that of a band where a row exceeds a
 //!   binding · needs none | subgroups; with CACHED of the tokens that have no norm yet
 //! Overrides: WG_SIZE = 256; LANES = 16, a power of two in 2..=32; CHUNKS = 16, in 2..=128; TILE = 64, a multiple
@@ -40,13 +40,13 @@ struct Params {
     histogram_stride: u32,  // words
     digit_shift: u32,       // the window of first digits
     digit_base: u32,
+    share_low: u32,         // share of the length that `recent` is at most, times 2^40
+    share_high: u32,        // NO_SHARE: no such bound
     first_slot: u32,        // slots of this dispatch, where a row exceeds a binding
     end_slot: u32,
     table_base: u32,        // words: of a paged cache, sequence 0's row of the table
     table_stride: u32,      // words
     pad0: u32,
-    pad1: u32,
-    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -8,7 +8,8 @@ use crate::kernel::{Access, Checks, LayoutKind, Module};
 use crate::pages::Views;
 use crate::params::BandParams;
 use crate::plan::{ScoreTiles, WORKGROUP};
-use crate::policy::Order;
+use crate::policy::{Order, Score};
+use crate::score::Scored;
 use crate::shape::{Lattice, TensorSpec};
 use crate::windows::{Band, LayerWindows, RowGroup};
 
@@ -111,7 +112,7 @@ impl Builder<'_> {
                 let layout = tensor_layout(&layer.keys, group.first_row, band.range, keys_access);
                 let slots = band.first_slot..band.end_slot;
                 let place = ScoredSlots { keys: layout, slots, table_base: 0, table_stride: 0 };
-                scores.push(ScoreDraft { rows, band, params: self.push_score_params(&rows, place, params) });
+                scores.push(ScoreDraft { rows, band, params: params.push(&self.norm_params(&rows, place)) });
             }
         }
         let mut moves = Vec::new();
@@ -163,18 +164,17 @@ impl Builder<'_> {
         checks: &mut Checks,
     ) -> BandedLayer {
         let view = &views.layers[draft.layer as usize];
-        let score = |s: &ScoreDraft, checks: &mut Checks| ScoreBand {
-            num_rows: s.rows.num_rows,
-            first_slot: s.band.first_slot,
-            end_slot: s.band.end_slot,
-            pipelines: [false, true].map(|fused| self.score_pipeline(draft.keys_access, fused, checks)),
-            group: self.score_group(
-                &s.rows,
-                s.params,
-                params,
-                &[range_binding(view.keys.buffer, s.band.range)],
-                checks,
-            ),
+        let (module, constants) = self.score_module(Score::KeyNorm, &self.plan.shape.keys, draft.keys_access);
+        let score = |s: &ScoreDraft, checks: &mut Checks| {
+            let tensor = range_binding(view.keys.buffer, s.band.range);
+            let scored = Scored { rows: s.rows, params: s.params, tensor, table: None };
+            ScoreBand {
+                num_rows: s.rows.num_rows,
+                first_slot: s.band.first_slot,
+                end_slot: s.band.end_slot,
+                pipelines: self.score_pipelines(module, &constants, checks),
+                group: self.score_group(scored, params, None, checks),
+            }
         };
         let scores = draft.scores.iter().map(|s| score(s, checks)).collect();
         let moves = draft

@@ -7,7 +7,7 @@ use crate::draft::{Builder, INFOS_A_SLOT, LayerDraft, ParamsBlock, RowRange, Sel
 use crate::error::BuildError;
 use crate::kernel::{Access, Checks, Kernels, LayoutKind, Module};
 use crate::pages::Views;
-use crate::params::{AppendParams, CompactParams, KeyNormParams, OrderParams, RowRule, TopKParams};
+use crate::params::{AppendParams, CompactParams, OrderParams, RowRule, TopKParams};
 use crate::plan::{Plan, WORKGROUP};
 use crate::policy::{BudgetRule, Order};
 use crate::shape::{KvShape, TensorSpec};
@@ -95,8 +95,6 @@ impl Builder<'_> {
         let table = table.map(|(table, range)| range_binding(table.buffer, range));
         let w = &draft.window;
         let keys = range_binding(view.keys.buffer, w.keys);
-        let scored: Vec<_> = std::iter::once(keys.clone()).chain(table.clone()).collect();
-        let score_group = self.score_group(&draft.rows, draft.score_params, params, &scored, checks);
         let compact_params = params_binding::<CompactParams>(params, 0);
         let (lists, infos) = self.moves_bindings(&draft.rows);
         let values = range_binding(view.values.buffer, w.values);
@@ -108,47 +106,15 @@ impl Builder<'_> {
         let compact_group = self.group(kind, &bindings, checks);
         LayerWindow {
             num_rows: w.num_rows,
-            score: self.score_pipeline(draft.keys_access, false, checks),
-            score_fused: self.score_pipeline(draft.keys_access, true, checks),
-            score_group,
+            score: self.score_stage(draft, params, views, checks),
             compact_group,
             compact_params: draft.compact_params,
             moves: self.moves(draft, checks),
         }
     }
 
-    pub(crate) fn score_group(
-        &self,
-        rows: &RowRange,
-        offset: u32,
-        params: &wgpu::Buffer,
-        keys_and_table: &[wgpu::BindingResource<'_>],
-        checks: &mut Checks,
-    ) -> wgpu::BindGroup {
-        let scratch = &self.plan.scratch;
-        let scratch_rows = |buffer, stride| row_binding(buffer, rows.first_scratch_row, rows.num_rows, stride);
-        let position_words = u64::from(rows.num_rows) * u64::from(self.plan.shape.capacity) + 64;
-        let table = keys_and_table.get(1);
-        let mut bindings = vec![
-            params_binding::<KeyNormParams>(params, offset),
-            keys_and_table[0].clone(),
-            self.state.meta().as_entire_binding(),
-            words_binding(self.state.positions(), rows.first_position, position_words),
-            if self.plan.policy.cached_norms {
-                words_binding(self.state.norms_or_dummy(), rows.first_position, position_words)
-            } else {
-                scratch_rows(&self.workspace.order_keys, scratch.order_stride)
-            },
-            scratch_rows(&self.workspace.histogram, scratch.histogram_stride),
-            self.state.status().as_entire_binding(),
-        ];
-        bindings.extend(table.cloned());
-        let kind = if table.is_some() { LayoutKind::KeyNormPaged } else { LayoutKind::KeyNorm };
-        self.group(kind, &bindings, checks)
-    }
-
     /// The constant of the kernels that find tokens by a table.
-    fn page_size(&self) -> Option<(&'static str, f64)> {
+    pub(crate) fn page_size(&self) -> Option<(&'static str, f64)> {
         self.pages.map(|pages| ("PAGE_SIZE", f64::from(pages.page_size)))
     }
 
@@ -157,28 +123,6 @@ impl Builder<'_> {
         let (first, count) = (rows.first_scratch_row, rows.num_rows);
         let lists = row_binding(&self.workspace.lists, first, count, self.plan.scratch.lists_stride);
         (lists, info_binding(&self.workspace.row_infos, first, count))
-    }
-
-    pub(crate) fn score_pipeline(&self, access: Access, fused: bool, checks: &mut Checks) -> wgpu::ComputePipeline {
-        let keys = &self.plan.shape.keys;
-        let tiles = self.plan.tiles;
-        let lanes = keys.lanes();
-        let module = Module::KeyNorm {
-            dtype: keys.dtype,
-            vec4: access == Access::Vec4,
-            reduction: self.kernels().capabilities.reduction(lanes),
-            paged: self.pages.is_some(),
-        };
-        let mut constants = vec![
-            ("WG_SIZE", f64::from(WORKGROUP)),
-            ("LANES", f64::from(lanes)),
-            ("CHUNKS", f64::from(keys.chunks())),
-            ("TILE", f64::from(if fused { tiles.fused } else { tiles.plain })),
-            ("HISTOGRAM", f64::from(u8::from(fused))),
-            ("CACHED", f64::from(u8::from(self.plan.policy.cached_norms))),
-        ];
-        constants.extend(self.page_size());
-        self.kernels().pipeline(module, "score", &constants, checks)
     }
 
     fn moves(&self, draft: &LayerDraft, checks: &mut Checks) -> Moves {
@@ -340,13 +284,18 @@ pub(crate) fn range_binding(buffer: &wgpu::Buffer, range: BoundRange) -> wgpu::B
     wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: range.start, size })
 }
 
-fn words_binding(buffer: &wgpu::Buffer, first: u64, count: u64) -> wgpu::BindingResource<'_> {
+pub(crate) fn words_binding(buffer: &wgpu::Buffer, first: u64, count: u64) -> wgpu::BindingResource<'_> {
     let start = first * 4;
     range_binding(buffer, BoundRange { start, size: (count * 4).min(buffer.size() - start) })
 }
 
 /// Rows of a scratch array, whose stride is a multiple of 64 words; the whole dummy where the array is not used.
-fn row_binding(buffer: &wgpu::Buffer, first_row: u64, num_rows: u32, stride: u32) -> wgpu::BindingResource<'_> {
+pub(crate) fn row_binding(
+    buffer: &wgpu::Buffer,
+    first_row: u64,
+    num_rows: u32,
+    stride: u32,
+) -> wgpu::BindingResource<'_> {
     if stride == 0 {
         return buffer.as_entire_binding();
     }

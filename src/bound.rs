@@ -7,6 +7,7 @@ use crate::error::ArgumentError;
 use crate::pages::FreedPages;
 use crate::plan::{PlanInner, ROW_TOKENS, SELECT_TILE, WORKGROUP};
 use crate::policy::{Order, Selector};
+use crate::score::ScoreStage;
 use crate::state::{CacheState, MAX_SEGMENTS, check_slot};
 use crate::tables::{BoundPages, checks_tables};
 
@@ -58,9 +59,7 @@ pub struct Bound {
 #[derive(Debug)]
 pub(crate) struct LayerWindow {
     pub num_rows: u32,
-    pub score: wgpu::ComputePipeline,
-    pub score_fused: wgpu::ComputePipeline,
-    pub score_group: wgpu::BindGroup,
+    pub score: ScoreStage,
     pub compact_group: wgpu::BindGroup,
     /// Offset of the parameters of `fill`, or of the walk that takes all; those of [`WALK_LEN`] and its ranges follow.
     pub compact_params: u32,
@@ -287,12 +286,9 @@ impl Bound {
 
     fn record_score(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32, fused: bool) {
         let tiles = self.plan.tiles;
+        let tile = if fused { tiles.fused } else { tiles.plain };
         for window in &self.layers {
-            let (pipeline, tile) =
-                if fused { (&window.score_fused, tiles.fused) } else { (&window.score, tiles.plain) };
-            pass.set_pipeline(pipeline);
-            pass.set_bind_group(0, &window.score_group, &[]);
-            pass.dispatch_workgroups(max_len.div_ceil(tile), window.num_rows, 1);
+            window.score.record(pass, max_len, window.num_rows, (fused, tile));
         }
         for layer in &self.banded {
             layer.record_score(pass, max_len, tiles, (fused, self.plan.policy.cached_norms));

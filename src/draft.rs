@@ -5,10 +5,11 @@ use crate::kernel::{Access, Checks};
 use crate::pages::PageShape;
 use crate::params::{AppendParams, CompactParams, KeyNormParams, OrderParams, StateLayout, TensorLayout, TopKParams};
 use crate::plan::{PlanInner, ROW_TOKENS};
-use crate::policy::{Direction, Order};
+use crate::policy::{Direction, Order, Score};
+use crate::score::{digit_window, params_of_score};
 use crate::shape::Lattice;
 use crate::state::{CacheState, NUM_APPEND_SLOTS, append_slot_words};
-use crate::windows::{BoundRange, LayerWindows, Window, scratch_windows};
+use crate::windows::{BoundRange, LayerWindows, Window, rows_range, scratch_windows};
 use crate::workspace::{ROW_INFO_WORDS, Workspace};
 
 /// Row infos in 256 bytes.
@@ -55,6 +56,7 @@ pub(crate) struct CheckedLayer {
     pub layer: u32,
     pub keys: Lattice,
     pub values: Lattice,
+    pub scores: Option<Lattice>,
     pub windows: LayerWindows,
     /// Of a paged cache.
     pub table: Option<Lattice>,
@@ -78,13 +80,17 @@ pub(crate) struct ScoredSlots {
     pub table_stride: u32,
 }
 
+#[derive(Clone)]
 pub(crate) struct LayerDraft {
     pub rows: RowRange,
     pub window: Window,
     pub table: Option<BoundRange>,
     pub keys_access: Access,
     pub values_access: Access,
+    /// Offset of the parameters of the score; those of the values' norms follow, where they have a score.
     pub score_params: u32,
+    /// Of the caller's scores.
+    pub scores: BoundRange,
     pub compact_params: u32,
 }
 
@@ -142,8 +148,22 @@ impl Builder<'_> {
                 pad0: 0,
                 pad1: 0,
             };
+            let scores = layer.scores.as_ref().map_or(window.keys, |s| rows_range(s, window, self.limits()));
+            let given = layer.scores.as_ref().map(|s| tensor_layout(s, first_row, scores, Access::Word));
             let place = ScoredSlots { keys, slots: 0..u32::MAX, table_base, table_stride };
-            let score_params = self.push_score_params(&rows, place, params);
+            let norm = self.norm_params(&rows, place);
+            let policy = &self.plan.policy;
+            let mut push = |tensor| params.push(&params_of_score(&norm, tensor, policy, &self.plan.scratch));
+            let score_params = match policy.score_in_use() {
+                Score::KeyNorm => params.push(&norm),
+                Score::External(_) => push(given.unwrap_or(keys)),
+                Score::ValueKeyRatio => {
+                    let first = push(keys);
+                    push(values);
+                    first
+                }
+                _ => push(keys),
+            };
             let compact_params = params.push(&compact);
             if self.plan.policy.order == Order::Positional {
                 params.push(&CompactParams { walk_len: WALK_LEN, ..compact });
@@ -152,7 +172,8 @@ impl Builder<'_> {
                 }
             }
             let table = layer.table.map(|t| BoundRange::aligned((t.offset, t.end()), self.limits()));
-            LayerDraft { rows, window: *window, table, keys_access, values_access, score_params, compact_params }
+            let window = *window;
+            LayerDraft { rows, window, table, keys_access, values_access, score_params, scores, compact_params }
         };
         windows.iter().map(draft).collect()
     }
@@ -169,19 +190,20 @@ impl Builder<'_> {
         }
     }
 
-    /// Parameters of the score of rows.
-    pub(crate) fn push_score_params(&self, rows: &RowRange, place: ScoredSlots, params: &mut ParamsBlock) -> u32 {
+    /// Parameters of the norm of rows.
+    pub(crate) fn norm_params(&self, rows: &RowRange, place: ScoredSlots) -> KeyNormParams {
         let (shape, scratch, policy) = (&self.plan.shape, &self.plan.scratch, &self.plan.policy);
         let (direction, seed) = direction_words(policy.direction);
-        let (digit_shift, digit_base) = digit_window(policy.direction);
-        params.push(&KeyNormParams {
+        let (digit_shift, digit_base) = digit_window(policy);
+        let share = policy.share_bits();
+        KeyNormParams {
             state: self.state_layout(rows.first_position),
             num_rows: rows.num_rows,
             first_row: rows.first_row,
             layer: rows.layer,
             order_stride: scratch.order_stride,
             keys: place.keys,
-            first_sequence: rows.first_row / shape.num_kv_heads,
+            first_sequence: if self.pages.is_some() { 0 } else { rows.first_row / shape.num_kv_heads },
             direction,
             seed_low: word(seed),
             seed_high: word(seed >> 32),
@@ -190,14 +212,14 @@ impl Builder<'_> {
             histogram_stride: scratch.histogram_stride,
             digit_shift,
             digit_base,
+            share_low: word(share),
+            share_high: word(share >> 32),
             first_slot: place.slots.start,
             end_slot: place.slots.end,
             table_base: place.table_base,
             table_stride: place.table_stride,
             pad0: 0,
-            pad1: 0,
-            pad2: 0,
-        })
+        }
     }
 
     pub(crate) fn draft_selects(&self, params: &mut ParamsBlock) -> Vec<SelectDraft> {
@@ -243,7 +265,7 @@ impl Builder<'_> {
 
     fn select_params(&self, first_row: u64, num_rows: u32, first_position: u64, first_layer: u32) -> TopKParams {
         let scratch = &self.plan.scratch;
-        let (digit_shift, digit_base) = digit_window(self.plan.policy.direction);
+        let (digit_shift, digit_base) = digit_window(&self.plan.policy);
         TopKParams {
             state: self.state_layout(first_position),
             num_rows,
@@ -306,9 +328,9 @@ impl Builder<'_> {
             sinks: policy.sinks,
             recent: policy.recent,
             keep_copies: u32::from(self.plan.scratch.copies_stride > 0),
+            share_low: word(policy.share_bits()),
+            share_high: word(policy.share_bits() >> 32),
             pad0: 0,
-            pad1: 0,
-            pad2: 0,
         })
     }
 
@@ -334,18 +356,6 @@ const fn direction_words(direction: Direction) -> (u32, u64) {
         Direction::Lowest => (0, 0),
         Direction::Highest => (1, 0),
         Direction::Random { seed } => (2, seed),
-    }
-}
-
-/// (shift, base) of the window of first digits: 128 bins an octave over squared norms from 2^-1 to 2^15, or their
-/// complements; random keys are uniform over 31 bits.
-const fn digit_window(direction: Direction) -> (u32, u32) {
-    const LOWEST: u32 = (127 - 1) << 7;
-    const INFINITY: u32 = 255 << 7;
-    match direction {
-        Direction::Lowest => (16, LOWEST),
-        Direction::Highest => (16, INFINITY - LOWEST - 2048),
-        Direction::Random { .. } => (20, 0),
     }
 }
 

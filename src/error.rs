@@ -37,6 +37,12 @@ pub enum ArgumentError {
         /// Given ratio.
         got: f64,
     },
+    /// A share of the recent window that is NaN or outside 0..=1.
+    #[error("recent_share is {got}, expected a number from 0 to 1 (the share of the row that the window may take)")]
+    RecentShare {
+        /// Given share.
+        got: f64,
+    },
     /// A norm limit that is NaN or negative.
     #[error("max_norm is {got}, expected a number of at least 0")]
     MaxNorm {
@@ -246,6 +252,19 @@ pub enum ArgumentError {
         argument: &'static str,
         /// Bytes from the first to the last page.
         pool_bytes: u64,
+        /// Limit of the device, bytes.
+        limit: u64,
+    },
+    /// One row that is larger than a storage binding of the device, with a score that must see it whole.
+    #[error(
+        "one row of {argument} spans {row_bytes} bytes, more than max_storage_buffer_binding_size = {limit}; only the key \
+         norm is scored by parts of a row: use it, a layout whose rows are contiguous, or a shorter capacity"
+    )]
+    RowExceedsBinding {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Bytes from the row's first to its last element.
+        row_bytes: u64,
         /// Limit of the device, bytes.
         limit: u64,
     },

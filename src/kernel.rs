@@ -59,6 +59,30 @@ pub enum Module {
         /// Tokens are found by a page table, else by strides.
         paged: bool,
     },
+    /// Cosines with the mean of normalised keys, or distances to the mean key.
+    KeyDiff {
+        /// Element type of the keys.
+        dtype: Dtype,
+        /// 16-byte accesses, else 4-byte ones.
+        vec4: bool,
+        /// How the lanes of a token are added.
+        reduction: Reduction,
+        /// Tokens are found by a page table, else by strides.
+        paged: bool,
+    },
+    /// Ratios of value norms to key norms; the norms of both are of this kind.
+    ValueKeyRatio {
+        /// Element type of the keys, or of the values.
+        dtype: Dtype,
+        /// 16-byte accesses, else 4-byte ones.
+        vec4: bool,
+        /// How the lanes of a token are added.
+        reduction: Reduction,
+        /// Tokens are found by a page table, else by strides.
+        paged: bool,
+    },
+    /// Scores of the caller's.
+    External,
     /// Radix selector, and the emission for long rows.
     Radix,
     /// Bitonic selector.
@@ -98,6 +122,7 @@ impl Module {
     #[must_use]
     pub fn all() -> Vec<Self> {
         let mut all = vec![
+            Self::External,
             Self::Radix,
             Self::Bitonic,
             Self::Order,
@@ -109,8 +134,10 @@ impl Module {
         ];
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
-                for paged in [false, true] {
-                    all.extend([true, false].map(|vec4| Self::KeyNorm { dtype, vec4, reduction, paged }));
+                for (vec4, paged) in [(true, false), (false, false), (true, true), (false, true)] {
+                    all.push(Self::KeyNorm { dtype, vec4, reduction, paged });
+                    all.push(Self::KeyDiff { dtype, vec4, reduction, paged });
+                    all.push(Self::ValueKeyRatio { dtype, vec4, reduction, paged });
                 }
             }
         }
@@ -128,6 +155,9 @@ impl Module {
     pub fn label(&self) -> &'static str {
         match self {
             Self::KeyNorm { .. } => "keynorm.key_norm",
+            Self::KeyDiff { .. } => "keynorm.key_diff",
+            Self::ValueKeyRatio { .. } => "keynorm.value_key_ratio",
+            Self::External => "keynorm.external",
             Self::Radix => "keynorm.radix",
             Self::Bitonic => "keynorm.bitonic",
             Self::Order => "keynorm.order",
@@ -153,40 +183,73 @@ impl Module {
         let state = state.as_str();
         let params = shader!("shared/top_k_params.wgsl");
         let digits = shader!("shared/first_digit.wgsl");
-        let rule = shader!("shared/row_rule.wgsl");
+        let rule = concat!(shader!("shared/row_rule.wgsl"), shader!("shared/wide.wgsl"));
         let rows = [params, shader!("shared/top_k_rows.wgsl"), rule].concat();
         let rows = rows.as_str();
         let order_key = shader!("shared/order_key.wgsl");
         let info = shader!("shared/row_info.wgsl");
         let scan = shader!("shared/scan.wgsl");
         let emit = shader!("shared/top_k_emit.wgsl");
+        let recent = concat!(shader!("shared/wide.wgsl"), shader!("shared/recent.wgsl"));
         match *self {
             Self::KeyNorm { dtype, vec4, reduction, paged } => [
                 shader!("key_norm.wgsl"),
                 digits,
+                recent,
                 order_key,
                 state,
                 address(paged),
                 keys(vec4),
-                match dtype {
-                    Dtype::F32 => shader!("shared/element_f32.wgsl"),
-                    Dtype::F16 => shader!("shared/element_f16.wgsl"),
-                    Dtype::Bf16 => shader!("shared/element_bf16.wgsl"),
-                },
-                match reduction {
-                    Reduction::Subgroup => {
-                        concat!(shader!("shared/score_tile.wgsl"), shader!("shared/reduce_subgroup.wgsl"))
-                    }
-                    Reduction::Workgroup => {
-                        concat!(shader!("shared/score_tile.wgsl"), shader!("shared/reduce_workgroup.wgsl"))
-                    }
-                    Reduction::Serial => shader!("shared/reduce_serial.wgsl"),
-                },
+                elements(dtype),
+                norm_tile(reduction),
+                reduce(reduction),
             ]
             .concat(),
+            Self::KeyDiff { dtype, vec4, reduction, paged } => [
+                shader!("key_diff.wgsl"),
+                shader!("shared/score_rows.wgsl"),
+                digits,
+                recent,
+                state,
+                address(paged),
+                keys(vec4),
+                elements(dtype),
+                unpacked(dtype),
+                shader!("shared/inverse_sqrt.wgsl"),
+                match reduction {
+                    Reduction::Subgroup => {
+                        concat!(shader!("shared/diff_tile.wgsl"), shader!("shared/diff_subgroup.wgsl"))
+                    }
+                    Reduction::Workgroup => {
+                        concat!(shader!("shared/diff_tile.wgsl"), shader!("shared/diff_workgroup.wgsl"))
+                    }
+                    Reduction::Serial => shader!("shared/diff_serial.wgsl"),
+                },
+                if reduction == Reduction::Serial { "" } else { shader!("shared/reduced.wgsl") },
+                reduce(reduction),
+            ]
+            .concat(),
+            Self::ValueKeyRatio { dtype, vec4, reduction, paged } => [
+                shader!("value_key_ratio.wgsl"),
+                shader!("shared/score_rows.wgsl"),
+                digits,
+                recent,
+                state,
+                address(paged),
+                keys(vec4),
+                elements(dtype),
+                shader!("shared/inverse_sqrt.wgsl"),
+                norm_tile(reduction),
+                reduce(reduction),
+            ]
+            .concat(),
+            Self::External => {
+                [shader!("external.wgsl"), shader!("shared/score_rows.wgsl"), digits, recent, state, address(false)]
+                    .concat()
+            }
             Self::Radix => [shader!("radix.wgsl"), digits, rows, info, state, emit, scan].concat(),
             Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
-            Self::Order => [shader!("order.wgsl"), order_key, state].concat(),
+            Self::Order => [shader!("order.wgsl"), order_key, recent, state].concat(),
             Self::Reserve => [shader!("reserve.wgsl"), params, state, scan].concat(),
             Self::Pool => [shader!("pool.wgsl"), params, rule, info, layout, scan].concat(),
             Self::State => [shader!("state.wgsl"), params, info, layout].concat(),
@@ -220,8 +283,9 @@ impl Module {
 
     fn layout(&self) -> LayoutKind {
         match self {
-            Self::KeyNorm { paged: false, .. } => LayoutKind::KeyNorm,
-            Self::KeyNorm { paged: true, .. } => LayoutKind::KeyNormPaged,
+            Self::KeyNorm { paged, .. } | Self::ValueKeyRatio { paged, .. } => LayoutKind::score(false, *paged),
+            Self::KeyDiff { paged, .. } => LayoutKind::score(true, *paged),
+            Self::External => LayoutKind::KeyNorm,
             Self::Pages => LayoutKind::Pages,
             Self::Radix => LayoutKind::TopK,
             Self::Order => LayoutKind::Order,
@@ -236,10 +300,44 @@ impl Module {
     }
 }
 
+fn elements(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => shader!("shared/element_f32.wgsl"),
+        Dtype::F16 => shader!("shared/element_f16.wgsl"),
+        Dtype::Bf16 => shader!("shared/element_bf16.wgsl"),
+    }
+}
+
+fn unpacked(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => shader!("shared/unpack_f32.wgsl"),
+        Dtype::F16 => shader!("shared/unpack_f16.wgsl"),
+        Dtype::Bf16 => shader!("shared/unpack_bf16.wgsl"),
+    }
+}
+
+/// Norms of a tile of tokens.
+fn norm_tile(reduction: Reduction) -> &'static str {
+    match reduction {
+        Reduction::Serial => shader!("shared/reduce_serial.wgsl"),
+        _ => concat!(shader!("shared/reduced.wgsl"), shader!("shared/score_tile.wgsl")),
+    }
+}
+
+/// The sum over lanes and the entry point; the serial files hold their own.
+fn reduce(reduction: Reduction) -> &'static str {
+    match reduction {
+        Reduction::Subgroup => shader!("shared/reduce_subgroup.wgsl"),
+        Reduction::Workgroup => shader!("shared/reduce_workgroup.wgsl"),
+        Reduction::Serial => "",
+    }
+}
+
 /// Bind group layouts: what each binding is, `None` a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum LayoutKind {
     KeyNorm,
+    KeyDiff,
     TopK,
     Order,
     Reserve,
@@ -250,14 +348,16 @@ pub(crate) enum LayoutKind {
     Compact,
     CompactJoined,
     KeyNormPaged,
+    KeyDiffPaged,
     CompactPaged,
     CompactJoinedPaged,
     Pages,
 }
 
 impl LayoutKind {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 16] = [
         Self::KeyNorm,
+        Self::KeyDiff,
         Self::TopK,
         Self::Order,
         Self::Reserve,
@@ -268,10 +368,20 @@ impl LayoutKind {
         Self::Compact,
         Self::CompactJoined,
         Self::KeyNormPaged,
+        Self::KeyDiffPaged,
         Self::CompactPaged,
         Self::CompactJoinedPaged,
         Self::Pages,
     ];
+
+    pub fn score(has_sums: bool, is_paged: bool) -> Self {
+        match (has_sums, is_paged) {
+            (false, false) => Self::KeyNorm,
+            (true, false) => Self::KeyDiff,
+            (false, true) => Self::KeyNormPaged,
+            (true, true) => Self::KeyDiffPaged,
+        }
+    }
 
     pub fn compact(is_joined: bool, is_paged: bool) -> Self {
         match (is_joined, is_paged) {
@@ -286,6 +396,7 @@ impl LayoutKind {
     fn storage(self) -> &'static [(u32, bool)] {
         match self {
             Self::KeyNorm => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false)],
+            Self::KeyDiff => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false), (7, false)],
             Self::TopK => &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true)],
             Self::Order => &[(1, true), (2, true), (3, false), (4, false), (5, false), (6, false)],
             Self::Reserve => &[(1, false), (2, true), (3, true)],
@@ -297,15 +408,18 @@ impl LayoutKind {
             Self::Append => &[(1, false), (2, true)],
             Self::Compact => &[(1, false), (2, false), (3, true), (4, true)],
             Self::CompactJoined => &[(1, false), (3, true), (4, true)],
-            Self::KeyNormPaged => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false), (7, false)],
-            Self::CompactPaged => &[(1, false), (2, false), (3, true), (4, true), (7, false)],
-            Self::CompactJoinedPaged => &[(1, false), (3, true), (4, true), (7, false)],
+            Self::KeyNormPaged => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false), (8, false)],
+            Self::KeyDiffPaged => {
+                &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false), (7, false), (8, false)]
+            }
+            Self::CompactPaged => &[(1, false), (2, false), (3, true), (4, true), (8, false)],
+            Self::CompactJoinedPaged => &[(1, false), (3, true), (4, true), (8, false)],
             Self::Pages => &[(1, false), (2, false), (3, false), (4, false), (5, false)],
         }
     }
 
     fn has_dynamic_params(self) -> bool {
-        !matches!(self, Self::KeyNorm | Self::KeyNormPaged)
+        !matches!(self, Self::KeyNorm | Self::KeyDiff | Self::KeyNormPaged | Self::KeyDiffPaged)
     }
 }
 

@@ -98,18 +98,20 @@ impl<'a> PagedKvView<'a> {
 /// What is bound: views of all layers, with tables where the cache is paged.
 pub(crate) struct Views<'a> {
     pub layers: Vec<KvView<'a>>,
+    /// Empty unless the policy takes scores.
+    pub scores: Vec<TensorView<'a>>,
     pub tables: Vec<PageTable<'a>>,
     pub pages: Option<PageShape>,
 }
 
 impl<'a> Views<'a> {
-    pub(crate) fn strided(views: &[KvView<'a>]) -> Self {
-        Self { layers: views.to_vec(), tables: Vec::new(), pages: None }
+    pub(crate) fn strided(views: &[KvView<'a>], scores: &[TensorView<'a>]) -> Self {
+        Self { layers: views.to_vec(), scores: scores.to_vec(), tables: Vec::new(), pages: None }
     }
 
     pub(crate) fn paged(pages: &PageShape, views: &[PagedKvView<'a>]) -> Self {
         let layers = views.iter().map(|v| KvView { keys: v.keys, values: v.values }).collect();
-        Self { layers, tables: views.iter().map(|v| v.table).collect(), pages: Some(*pages) }
+        Self { layers, scores: Vec::new(), tables: views.iter().map(|v| v.table).collect(), pages: Some(*pages) }
     }
 }
 

@@ -8,9 +8,10 @@ use crate::error::BuildError;
 use crate::kernel::{Checks, Kernels, Module};
 use crate::pages::{PageShape, PagedKvView, Views};
 use crate::policy::{Budget, BudgetRule, Order, Policy, Selector};
+use crate::score::{score_tile, sums_layout};
 use crate::shape::KvShape;
 use crate::state::CacheState;
-use crate::view::KvView;
+use crate::view::{KvView, TensorView};
 use crate::workspace::{ScratchLayout, Workspace};
 
 /// Invocations of a workgroup, unless it owns a whole row.
@@ -169,8 +170,27 @@ impl Plan {
         state: &CacheState,
         workspace: &Workspace,
     ) -> Result<Bound, BuildError> {
+        self.bind_with_scores(device, views, &[], state, workspace)
+    }
+
+    /// As [`Plan::bind`] for a policy of [`Score::External`](crate::Score::External), with the caller's scores: one view a
+    /// layer, of one 32-bit word a token (strides in words); those of skipped layers are not looked at. Buffers with usage
+    /// `STORAGE`, declared `read_write` but only read; they may be shared, but not overlap keys, values or state. They are
+    /// read where the score stage is recorded, so that shaders may write them before it in the same pass.
+    ///
+    /// # Errors
+    /// As [`Plan::bind`]; a number of views other than one a layer, or than none for another policy.
+    pub fn bind_with_scores(
+        &self,
+        device: &wgpu::Device,
+        views: &[KvView<'_>],
+        scores: &[TensorView<'_>],
+        state: &CacheState,
+        workspace: &Workspace,
+    ) -> Result<Bound, BuildError> {
         let mut checks = Checks::default();
-        let bound = Bound::new(self, device, &Views::strided(views), (state, workspace), &mut checks)?;
+        let views = Views::strided(views, scores);
+        let bound = Bound::new(self, device, &views, (state, workspace), &mut checks)?;
         checks.finish().inspect_err(|_| self.inner.kernels.forget())?;
         Ok(bound)
     }
@@ -234,8 +254,24 @@ impl Plan {
         state: &CacheState,
         workspace: &Workspace,
     ) -> Result<Bound, BuildError> {
+        self.bind_with_scores_async(device, views, &[], state, workspace).await
+    }
+
+    /// As [`Plan::bind_with_scores`], waiting until the device's answers are in.
+    ///
+    /// # Errors
+    /// As [`Plan::bind_with_scores`].
+    pub async fn bind_with_scores_async(
+        &self,
+        device: &wgpu::Device,
+        views: &[KvView<'_>],
+        scores: &[TensorView<'_>],
+        state: &CacheState,
+        workspace: &Workspace,
+    ) -> Result<Bound, BuildError> {
         let mut checks = Checks::default();
-        let bound = Bound::new(self, device, &Views::strided(views), (state, workspace), &mut checks)?;
+        let views = Views::strided(views, scores);
+        let bound = Bound::new(self, device, &views, (state, workspace), &mut checks)?;
         checks.finish_async().await.inspect_err(|_| self.inner.kernels.forget())?;
         Ok(bound)
     }
@@ -250,6 +286,15 @@ impl PlanInner {
         let asked = |rule: &BudgetRule| rule.asked(max_len, max_len).max(rule.min_len);
         let asked = self.rules.iter().map(asked).max().unwrap_or(0);
         asked.max(self.max_protected(max_len)).max(1).min(max_len)
+    }
+
+    /// Most tokens that a row of exactly `len` keeps.
+    pub fn max_budget_of(&self, len: u32) -> u32 {
+        if self.depends_on_keys() {
+            return len;
+        }
+        let protected = self.max_protected(len);
+        self.rules.iter().map(|rule| rule.tokens(len, protected, len)).max().unwrap_or(len)
     }
 
     /// Most rows that `Fill` moves in a row of at most `max_len`: min(budget, len - budget) does not fall with the
@@ -305,6 +350,7 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
     // At worst every key is set aside, with its slot.
     let aside_offset = order_stride + staged_offset;
     let aside_len = if counts_digits { 2 * order_stride } else { 0 };
+    let (sums_stride, sums_offset) = sums_layout(shape, policy);
     ScratchLayout {
         num_rows,
         order_stride,
@@ -318,6 +364,9 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
         },
         tile_counts_base,
         sorted_stride: if sorts_outside { shape.capacity.next_power_of_two() } else { 0 },
+        sums_rows: shape.rows_per_layer().into(),
+        sums_stride,
+        sums_offset,
         copies_stride: if positional && policy.cached_norms { order_stride } else { 0 },
         pool_counts_stride: if policy.pool.is_some() { POOL_COUNTS_STRIDE } else { 0 },
         pool_row_words: if policy.pool.is_some() { POOL_ROW_WORDS } else { 0 },
@@ -339,9 +388,7 @@ fn check_grid(shape: &KvShape, tiles: &ScoreTiles, available: u32) -> Result<(),
 }
 
 fn score_tiles(shape: &KvShape) -> ScoreTiles {
-    let round = WORKGROUP / shape.keys.lanes() * 4;
-    let tokens = |wanted: u32| round * wanted.div_ceil(round);
-    ScoreTiles { plain: tokens(128), fused: tokens(512) }
+    ScoreTiles { plain: score_tile(&shape.keys, 128), fused: score_tile(&shape.keys, 512) }
 }
 
 fn select_pipelines(kernels: &Kernels, policy: &Policy, tiles: &ScoreTiles, checks: &mut Checks) -> SelectPipelines {

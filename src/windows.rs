@@ -177,6 +177,13 @@ fn union(a: (u64, u64), b: (u64, u64)) -> (u64, u64) {
     (a.0.min(b.0), a.1.max(b.1))
 }
 
+/// What a window's rows of another tensor span.
+pub(crate) fn rows_range(lattice: &Lattice, window: &Window, limits: WindowLimits) -> BoundRange {
+    let rows = window.first_row..window.first_row + window.num_rows;
+    let span = rows.map(|row| span_of(lattice, row)).reduce(union);
+    BoundRange::aligned(span.unwrap_or((0, 0)), limits)
+}
+
 /// Splits rows of scratch into runs of at most `max_rows`.
 pub(crate) fn scratch_windows(num_rows: u64, max_rows: u32) -> Vec<(u64, u32)> {
     let mut windows = Vec::new();

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use keynorm::{
     Bound, Budget, BuildError, CacheState, Compressor, KvView, Order, PageShape, PageTable, PagedKvView, Plan, Policy,
-    Selector, Stages, Workspace,
+    Score, Selector, Stages, Workspace,
 };
 
 use crate::check;
@@ -25,6 +25,8 @@ pub struct Bench<'a> {
     pub repetitions: usize,
     pub warmup: usize,
     pub check: bool,
+    /// Keys of a layer up to which a second read of them costs no traffic.
+    pub l2_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,6 +34,9 @@ pub struct Case {
     pub keep_ratio: f64,
     pub order: Order,
     pub selector: Selector,
+    pub score: Score,
+    /// A decode step: the norms are in the state before it begins.
+    pub cached: bool,
 }
 
 /// Repetitions by the host's clock, and of single stages.
@@ -47,7 +52,8 @@ pub struct Prepared<'a> {
     pub plan: Plan,
     pub state: CacheState,
     pub bound: Bound,
-    pristine_meta: wgpu::Buffer,
+    /// The state's buffers and what they hold before each repetition.
+    pristine: Vec<(wgpu::Buffer, wgpu::Buffer)>,
     verifier: Verifier,
     pub kept: u32,
 }
@@ -55,28 +61,46 @@ pub struct Prepared<'a> {
 impl<'a> Prepared<'a> {
     pub fn new(gpu: &'a Gpu, compressor: &Compressor, data: &'a Data, case: Case) -> Result<Self> {
         let shape = &data.shape;
-        let policy =
-            Policy { order: case.order, selector: case.selector, ..Policy::new(Budget::keep_ratio(case.keep_ratio)) };
+        let policy = Policy {
+            order: case.order,
+            selector: case.selector,
+            score: case.score,
+            cached_norms: case.cached,
+            ..Policy::new(Budget::keep_ratio(case.keep_ratio))
+        };
         let plan = compressor.plan(shape, &policy).map_err(|e| e.to_string())?;
         let state = plan.create_state().map_err(|e| e.to_string())?;
         let workspace = plan.create_workspace().map_err(|e| e.to_string())?;
         let bound = bind(gpu, data, &plan, &state, &workspace).map_err(|e| e.to_string())?;
         state.set_lengths(&gpu.queue, &vec![shape.capacity; shape.batch_size as usize]).map_err(|e| e.to_string())?;
-        let pristine_meta = gpu.buffer("pristine state", state.meta().size())?;
         let mut encoder = gpu.encoder();
-        encoder.copy_buffer_to_buffer(state.meta(), 0, &pristine_meta, 0, pristine_meta.size());
+        if case.cached {
+            data.restore(&mut encoder);
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            bound.record_norms(&mut pass, shape.capacity).map_err(|e| e.to_string())?;
+        }
+        let mut pristine = Vec::new();
+        for buffer in [state.meta()].into_iter().chain(state.key_norms()) {
+            let copy = gpu.buffer("pristine state", buffer.size())?;
+            encoder.copy_buffer_to_buffer(buffer, 0, &copy, 0, copy.size());
+            pristine.push((buffer.clone(), copy));
+        }
         gpu.finish(encoder)?;
         let verifier = Verifier::new(gpu, data, &state)?;
         let kept = plan.budget(shape.capacity, 0);
-        Ok(Self { gpu, data, plan, state, bound, pristine_meta, verifier, kept })
+        Ok(Self { gpu, data, plan, state, bound, pristine, verifier, kept })
     }
 
     pub fn restore(&self, encoder: &mut wgpu::CommandEncoder) {
         self.data.restore(encoder);
-        encoder.copy_buffer_to_buffer(&self.pristine_meta, 0, self.state.meta(), 0, self.pristine_meta.size());
+        for (buffer, pristine) in &self.pristine {
+            encoder.copy_buffer_to_buffer(pristine, 0, buffer, 0, pristine.size());
+        }
     }
 
     pub fn record(&self, pass: &mut wgpu::ComputePass<'_>, stages: Stages) -> Result<()> {
+        let cached = self.state.key_norms().is_some() && stages == Stages::ALL;
+        let stages = if cached { Stages::FROM_NORMS } else { stages };
         self.bound.record_stages(pass, self.data.shape.capacity, stages).map_err(|e| e.to_string())
     }
 
@@ -256,7 +280,13 @@ impl Bench<'_> {
     fn fill_times(&self, row: &mut Row, times: &mut [f64]) {
         let token_bytes = row.bytes_floor; // of one tensor, until here
         let tokens = u64::from(row.layers) * u64::from(row.batch_rows) * u64::from(row.seq_len);
-        row.bytes_floor = tokens * token_bytes + row.num_moved * 4 * token_bytes;
+        let layer_bytes = tokens * token_bytes / u64::from(row.layers);
+        row.key_reads = if row.score == "norm" || layer_bytes <= self.l2_bytes { 1 } else { 2 };
+        row.bytes_floor = (u64::from(row.key_reads) * tokens + row.num_moved * 4) * token_bytes;
+        if row.mode == DECODE {
+            row.key_reads = 0;
+            row.bytes_floor = tokens * 4 + row.num_moved * 4 * token_bytes;
+        }
         let Some(stats) = Stats::of(times) else { return };
         let floor_us = row.bytes_floor as f64 / self.rates.floor_gb_s() / 1e3;
         row.us_median = Some(stats.median);
@@ -270,6 +300,9 @@ impl Bench<'_> {
     }
 }
 
+/// The mode of a row whose norms were cached.
+pub const DECODE: &str = "decode";
+
 fn new_row(data: &Data, case: Case) -> Row {
     let shape = &data.shape;
     let rows = shape.num_layers * shape.rows_per_layer();
@@ -279,7 +312,10 @@ fn new_row(data: &Data, case: Case) -> Row {
     };
     Row {
         peer: "keynorm".into(),
-        mode: data.pages.as_ref().map_or("compress".into(), |p| format!("pages of {}", p.page_size)),
+        mode: data.pages.as_ref().map_or_else(
+            || if case.cached { DECODE } else { "compress" }.into(),
+            |p| format!("pages of {}", p.page_size),
+        ),
         layers: shape.num_layers,
         batch_rows: shape.rows_per_layer(),
         seq_len: shape.capacity,
@@ -288,6 +324,11 @@ fn new_row(data: &Data, case: Case) -> Row {
         keep_ratio: case.keep_ratio,
         order: format!("{:?}", case.order).to_lowercase(),
         selector: format!("{:?}", case.selector).to_lowercase(),
+        score: match case.score {
+            Score::KeyDiff => "keydiff".into(),
+            Score::Centroid => "centroid".into(),
+            _ => "norm".into(),
+        },
         bytes_floor: shape.keys.row_bytes().into(),
         num_moved_expected: f64::from(rows) * f64::from(shape.capacity) * moved_share,
         ..Row::default()

@@ -4,7 +4,7 @@ use keynorm::{Dtype, KvShape, TensorSpec};
 
 use crate::case::Case;
 use crate::cli::{Layout, Preset, RunArgs};
-use crate::design::{GOALS, LARGE_BYTES};
+use crate::design::{DECODE, DECODE_LAYERS, GOALS, LARGE_BYTES};
 use crate::gpu::Result;
 
 /// One shape and the cases that share its data.
@@ -19,19 +19,28 @@ pub struct Group {
 /// A shape in short: rows, tokens, elements, their type.
 type Short = (u32, u32, TensorSpec);
 
+/// A shape, its keep ratios, layers, and whether norms are cached.
+type Wanted = (Short, Vec<f64>, u32, bool);
+
 pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
     let mut groups: Vec<Group> = Vec::new();
-    let layouts = |wanted: (Short, Vec<f64>)| args.layout.iter().map(move |&layout| (layout, wanted.clone()));
-    for (layout, ((rows, seq_len, spec), keeps)) in wanted(args).into_iter().flat_map(layouts) {
+    let decode = args.preset == Some(Preset::Design);
+    let decode = decode.then_some(((DECODE.rows, DECODE.seq_len, f16()), vec![DECODE.keep_ratio], DECODE_LAYERS, true));
+    let given = wanted(args).into_iter().map(|(shape, keeps)| (shape, keeps, args.layers, args.cached));
+    let in_layout = |wanted: Wanted| args.layout.iter().map(move |&layout| (layout, wanted.clone()));
+    for (layout, wanted) in given.chain(decode).flat_map(in_layout) {
+        let ((rows, seq_len, spec), keeps, num_layers, cached) = wanted;
         let page_size = (layout == Layout::Paged).then_some(args.page_size);
         let (batch_size, num_kv_heads) = if page_size.is_some() { (rows, 1) } else { (1, rows) };
-        let num_layers = args.layers;
         let shape = KvShape { num_layers, batch_size, num_kv_heads, capacity: seq_len, keys: spec, values: spec };
         shape.check().map_err(|e| e.to_string())?;
         let mut cases = Vec::new();
         for keep_ratio in keeps {
             for &order in &args.order {
-                cases.extend(args.selector.iter().map(|&selector| Case { keep_ratio, order, selector }));
+                for &score in &args.score {
+                    let case = |&selector| Case { keep_ratio, order, selector, score, cached };
+                    cases.extend(args.selector.iter().map(case));
+                }
             }
         }
         match groups.last_mut().filter(|g| g.shape == shape && g.page_size == page_size) {
@@ -45,8 +54,12 @@ pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
     Ok(groups)
 }
 
+const fn f16() -> TensorSpec {
+    TensorSpec::new(Dtype::F16, 128)
+}
+
 fn wanted(args: &RunArgs) -> Vec<(Short, Vec<f64>)> {
-    let f16 = TensorSpec::new(Dtype::F16, 128);
+    let f16 = f16();
     match args.preset {
         Some(Preset::Design) => GOALS.iter().map(|g| ((g.rows, g.seq_len, f16), vec![g.keep_ratio])).collect(),
         Some(Preset::Floor) => floor_shapes().map(|shape| (shape, vec![0.1, 0.5, 0.9])).collect(),

@@ -1,6 +1,6 @@
 // Addresses of a paged cache, in units of the access file: a table of page ids gives each sequence its pages.
 // PAGE_SIZE is an override, so that division by it is a multiplication.
-@group(0) @binding(7) var<storage, read_write> page_table: array<u32>;
+@group(0) @binding(8) var<storage, read_write> page_table: array<u32>;
 
 override PAGE_SIZE: u32 = 16u;
 

@@ -3,12 +3,15 @@
 
 mod budgets;
 mod cases;
+mod decode;
+mod external;
 mod large;
 mod long;
 mod norms;
 mod paged;
 mod properties;
 mod real_cache;
+mod scores;
 mod sizes;
 mod state;
 mod support;

@@ -1,7 +1,7 @@
 //! Paged caches: every layout and page size against the reference, pages of others and the sentinel untouched, tables
 //! that must not be followed, and the same sets and rows as a contiguous cache.
 
-use keynorm::{Budget, BudgetOverride, Dtype, Options, Order, Policy, Pool, Segment, Selector, Status, Switch};
+use keynorm::{Budget, BudgetOverride, Dtype, Options, Order, Policy, Pool, Score, Segment, Selector, Status, Switch};
 
 use crate::support::{Case, Data, Fixture, HostLayer, PageLayout, Paged, gpu, run, shape, submit};
 
@@ -92,6 +92,22 @@ fn layers_and_what_else_a_policy_says() {
     case.segments =
         vec![vec![Segment::pinned(30..90)], Vec::new(), vec![Segment { positions: 20..160, min_tokens: 99 }]];
     run(&case);
+}
+
+/// Scores that look at keys and values in other ways find them in their pages too.
+#[test]
+fn other_scores() {
+    for score in [Score::KeyDiff, Score::Centroid, Score::ValueKeyRatio] {
+        for (layout, order) in LAYOUTS.into_iter().zip(ORDERS.into_iter().cycle()) {
+            for subgroups in [Switch::Auto, Switch::Off, Switch::On] {
+                let mut case = case(16, layout, order);
+                case.policy.score = score;
+                case.options = Options::with_subgroups(subgroups);
+                paged(&mut case).first_writable = vec![2, 0, 1];
+                run(&case);
+            }
+        }
+    }
 }
 
 /// Pages before the first writable one lie in the tables of all sequences.

@@ -3,6 +3,8 @@
 
 mod arguments;
 mod axes;
+mod decode;
 mod devices;
 mod paged;
+mod scores;
 mod support;
