@@ -35,6 +35,8 @@ pub struct Case {
     pub order: Order,
     pub selector: Selector,
     pub score: Score,
+    /// Two passes, as `Bound::encode` opens.
+    pub passes: bool,
     /// A decode step: the norms are in the state before it begins.
     pub cached: bool,
 }
@@ -55,8 +57,12 @@ pub struct Prepared<'a> {
     /// The state's buffers and what they hold before each repetition.
     pristine: Vec<(wgpu::Buffer, wgpu::Buffer)>,
     verifier: Verifier,
+    passes: bool,
     pub kept: u32,
 }
+
+/// What comes before the moves.
+const SELECT: Stages = Stages::SCORE.and(Stages::SELECT);
 
 impl<'a> Prepared<'a> {
     pub fn new(gpu: &'a Gpu, compressor: &Compressor, data: &'a Data, case: Case) -> Result<Self> {
@@ -88,7 +94,7 @@ impl<'a> Prepared<'a> {
         gpu.finish(encoder)?;
         let verifier = Verifier::new(gpu, data, &state)?;
         let kept = plan.budget(shape.capacity, 0);
-        Ok(Self { gpu, data, plan, state, bound, pristine, verifier, kept })
+        Ok(Self { gpu, data, plan, state, bound, pristine, verifier, passes: case.passes, kept })
     }
 
     pub fn restore(&self, encoder: &mut wgpu::CommandEncoder) {
@@ -110,7 +116,13 @@ impl<'a> Prepared<'a> {
         self.restore(&mut encoder);
         flush.record(&mut encoder);
         for (span, stages) in (0..).zip(spans) {
-            self.record(&mut clock.pass(&mut encoder, span), *stages)?;
+            // As `Bound::encode` does.
+            if *stages == Stages::ALL && self.passes {
+                self.record(&mut clock.begin(&mut encoder, span), SELECT)?;
+                self.record(&mut clock.end(&mut encoder, span), Stages::COMPACT)?;
+            } else {
+                self.record(&mut clock.pass(&mut encoder, span), *stages)?;
+            }
         }
         if clock.exists() {
             clock.resolve(&mut encoder, u32::try_from(spans.len()).unwrap_or(0));

@@ -38,7 +38,7 @@ pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
         for keep_ratio in keeps {
             for &order in &args.order {
                 for &score in &args.score {
-                    let case = |&selector| Case { keep_ratio, order, selector, score, cached };
+                    let case = |&selector| Case { keep_ratio, order, selector, score, passes: args.passes, cached };
                     cases.extend(args.selector.iter().map(case));
                 }
             }
