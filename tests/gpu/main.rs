@@ -10,6 +10,7 @@ mod long;
 mod norms;
 mod paged;
 mod properties;
+mod quantised;
 mod real_cache;
 mod scores;
 mod sizes;
