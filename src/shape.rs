@@ -11,6 +11,16 @@ pub const MAX_HEAD_DIM: u32 = 512;
 const MAX_ROWS: u64 = 65_535 * 256;
 
 /// Element type of keys or values. No device feature is needed for any of them.
+///
+/// # Example
+/// ```
+/// use keynorm::{Dtype, Strides, TensorSpec};
+/// // Keys of llama.cpp as q8_0: [token, head, dim], a row of four blocks.
+/// let spec = TensorSpec::new(Dtype::Q8_0, 128);
+/// assert_eq!(spec.row_bytes(), 136);
+/// let strides = Strides::nhd(8, 4096, spec.row_units());
+/// assert_eq!(strides.token, 8 * 136); // bytes, since the rows are quantised
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// IEEE 754 binary32.
