@@ -1,13 +1,17 @@
 #![doc = include_str!("../README.md")]
 
+mod axes;
+mod bands;
 mod bind;
 mod bound;
+mod check;
 mod compressor;
 mod device;
 mod draft;
 mod error;
 pub mod kept;
 mod kernel;
+mod pages;
 #[doc(hidden)]
 pub mod params;
 mod plan;
@@ -17,12 +21,14 @@ mod schedule;
 mod score;
 mod shape;
 mod state;
+mod tables;
 mod view;
 mod windows;
 mod workspace;
 
 pub use wgpu;
 
+pub use axes::{Axis, AxisKind};
 pub use bound::{Bound, Stages};
 pub use compressor::Compressor;
 #[doc(hidden)]
@@ -31,6 +37,7 @@ pub use device::{Options, Switch, optional_features, recommended_limits};
 pub use error::{ArgumentError, BuildError, ReadError};
 #[doc(hidden)]
 pub use kernel::{Module, Reduction};
+pub use pages::{FreedPages, PageShape, PageTable, PagedKvView, SequencePages};
 pub use plan::Plan;
 pub use policy::{Budget, BudgetOverride, Direction, ExternalScore, Order, Policy, Pool, Rounding, Score, Selector};
 pub use schedule::{Due, Schedule, Trigger};

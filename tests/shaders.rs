@@ -313,6 +313,8 @@ fn mirrors() -> Vec<(String, u32)> {
         of::<params::ScoreParams>(),
         of::<params::TopKParams>(),
         of::<params::CompactParams>(),
+        of::<params::BandParams>(),
+        of::<params::PageParams>(),
         of::<params::AppendParams>(),
         of::<params::RowRule>(),
         of::<params::OrderParams>(),

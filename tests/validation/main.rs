@@ -2,7 +2,9 @@
 //! afterwards, and that nothing was recorded.
 
 mod arguments;
+mod axes;
 mod decode;
 mod devices;
+mod paged;
 mod scores;
 mod support;
