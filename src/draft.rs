@@ -335,7 +335,7 @@ pub(crate) const fn word(value: u64) -> u32 {
     value as u32
 }
 
-fn tensor_layout(lattice: &Lattice, first_row: u32, range: BoundRange, access: Access) -> TensorLayout {
+pub(crate) fn tensor_layout(lattice: &Lattice, first_row: u32, range: BoundRange, access: Access) -> TensorLayout {
     let unit = access.unit_bytes();
     let head = u64::from(first_row % lattice.num_kv_heads);
     // Of head 0, which may lie before the window: the shader adds the head's stride again, modulo 2^32.

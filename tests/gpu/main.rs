@@ -8,6 +8,8 @@ mod long;
 mod norms;
 mod properties;
 mod real_cache;
+mod rotate;
+mod rotation;
 mod scores;
 mod sizes;
 mod state;

@@ -3,5 +3,6 @@
 
 mod arguments;
 mod devices;
+mod rotations;
 mod scores;
 mod support;
