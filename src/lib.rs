@@ -2,8 +2,10 @@
 
 mod bind;
 mod bound;
+mod calibrate;
 mod compressor;
 mod device;
+pub mod diagnose;
 mod draft;
 mod error;
 pub mod kept;
@@ -25,6 +27,7 @@ mod workspace;
 pub use wgpu;
 
 pub use bound::{Bound, Stages};
+pub use calibrate::{Calibration, Candidate, LayerChoice};
 pub use compressor::Compressor;
 #[doc(hidden)]
 pub use device::ShaderPatch;

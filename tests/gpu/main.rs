@@ -2,6 +2,7 @@
 //! every row. Needs an adapter; none is a failure.
 
 mod budgets;
+mod calibrated;
 mod cases;
 mod external;
 mod long;
