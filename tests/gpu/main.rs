@@ -4,6 +4,7 @@
 mod budgets;
 mod calibrated;
 mod cases;
+mod devices;
 mod external;
 mod long;
 mod norms;
