@@ -14,7 +14,8 @@
 //! Algorithm: an invocation takes a word (two 16-bit elements or one of 32) and the word of the other halves of its pairs;
 //!   with INTERLEAVED two elements in a row. The phase is the position's difference times the frequency as integers, modulo
 //!   a turn, so that no difference is too large for it; sine and cosine are polynomials on an eighth of a turn.
-//! Invariants: tokens that keep their position are not written. A pair with an infinity or NaN stays as it is. Products
+//! Invariants: tokens that keep their position are not written. A pair with an infinity or NaN keeps its bits; near the
+//!   end of f16 a turned element may become infinite. Products
 //!   lose their last bit before they are added (`materialised`), so the bits are the same on every device; elements are
 //!   rounded to even by integer arithmetic.
 
@@ -67,12 +68,13 @@ fn sine_cosine(phase: u32) -> vec2<f32> {
     return select(turned, -turned, quadrant >= 2u);
 }
 
+fn is_finite(pair: vec2<f32>) -> bool {
+    let exponents = bitcast<vec2<u32>>(pair) & vec2<u32>(0x7f800000u);
+    return all(exponents != vec2<u32>(0x7f800000u));
+}
+
 // A pair of elements turned by a number of positions.
 fn turned_pair(pair: vec2<f32>, pair_ix: u32, distance: u32, backwards: bool) -> vec2<f32> {
-    let exponents = bitcast<vec2<u32>>(pair) & vec2<u32>(0x7f800000u);
-    if any(exponents == vec2<u32>(0x7f800000u)) {
-        return pair;
-    }
     let frequency = frequencies[pair_ix];
     let phase = multiply_wide(distance, frequency.x).x + distance * frequency.y;
     let sc = sine_cosine(select(phase, 0u - phase, backwards));
@@ -84,20 +86,30 @@ fn turned_pair(pair: vec2<f32>, pair_ix: u32, distance: u32, backwards: bool) ->
 fn rotate_unit(base: u32, unit: u32, distance: u32, backwards: bool) {
     let first = base + unit * params.unit_words;
     let second = first + params.pair_offset;
+    let words = vec2<u32>(keys[first], keys[second]);
     if ELEMENTS_A_WORD == 1u {
-        let pair = vec2<f32>(bitcast<f32>(keys[first]), bitcast<f32>(keys[second]));
+        let pair = bitcast<vec2<f32>>(words);
         let turned = turned_pair(pair, unit, distance, backwards);
-        keys[first] = bitcast<u32>(turned.x);
-        keys[second] = bitcast<u32>(turned.y);
+        if is_finite(pair) {
+            keys[first] = bitcast<u32>(turned.x);
+            keys[second] = bitcast<u32>(turned.y);
+        }
     } else if INTERLEAVED {
-        keys[first] = pack_pair(turned_pair(unpack_pair(keys[first]), unit, distance, backwards));
+        let pair = unpack_pair(words.x);
+        if is_finite(pair) {
+            keys[first] = pack_pair(turned_pair(pair, unit, distance, backwards));
+        }
     } else {
-        let a = unpack_pair(keys[first]);
-        let b = unpack_pair(keys[second]);
+        let a = unpack_pair(words.x);
+        let b = unpack_pair(words.y);
         let low = turned_pair(vec2<f32>(a.x, b.x), unit * 2u, distance, backwards);
         let high = turned_pair(vec2<f32>(a.y, b.y), unit * 2u + 1u, distance, backwards);
-        keys[first] = pack_pair(vec2<f32>(low.x, high.x));
-        keys[second] = pack_pair(vec2<f32>(low.y, high.y));
+        let mask = select(0u, 0xffffu, is_finite(vec2<f32>(a.x, b.x)))
+            | select(0u, 0xffff0000u, is_finite(vec2<f32>(a.y, b.y)));
+        let turned = vec2<u32>(pack_pair(vec2<f32>(low.x, high.x)), pack_pair(vec2<f32>(low.y, high.y)));
+        let kept = (words & vec2<u32>(~mask)) | (turned & vec2<u32>(mask));
+        keys[first] = kept.x;
+        keys[second] = kept.y;
     }
 }
 

@@ -32,6 +32,27 @@ fn every_dtype_and_pairing() {
     }
 }
 
+/// NaN, infinities and what overflows are kept, and keep their bits or become infinite.
+#[test]
+fn keys_that_are_not_finite() {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        for pairing in [Pairing::HalfSplit, Pairing::Interleaved] {
+            let mut case = Case::new(shape(2, 2, 300, 64, dtype), positional(0.98));
+            case.policy.sinks = 0;
+            case.data = Data::Special;
+            run(&case, &rope(64, pairing));
+        }
+    }
+}
+
+/// Elements enough that some lie halfway between two numbers of 16 bits.
+#[test]
+fn ties_go_to_even() {
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        run(&Case::new(shape(1, 2, 9000, 64, dtype), positional(0.7)), &rope(64, Pairing::HalfSplit));
+    }
+}
+
 #[test]
 fn scaled_frequencies_and_tables() {
     let mut case = Case::new(shape(1, 2, 2000, 32, Dtype::F32), positional(0.1));
