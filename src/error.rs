@@ -43,6 +43,24 @@ pub enum ArgumentError {
         /// Given share.
         got: f64,
     },
+    /// A rotated part of a key that does not fit it.
+    #[error("rotary_dim is {got} elements, expected a multiple of {multiple} from {multiple} to {limit}")]
+    RotaryDim {
+        /// Given elements.
+        got: u32,
+        /// What it must be a multiple of.
+        multiple: u32,
+        /// Elements of a key.
+        limit: u32,
+    },
+    /// A base, factor or frequency of a rotation that is not a positive number.
+    #[error("{argument} is {got}, expected a positive number")]
+    Frequency {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Given number.
+        got: f64,
+    },
     /// A norm limit that is NaN or negative.
     #[error("max_norm is {got}, expected a number of at least 0")]
     MaxNorm {

@@ -2,8 +2,10 @@
 //! every row. Needs an adapter; none is a failure.
 
 mod budgets;
+mod calibrated;
 mod cases;
 mod decode;
+mod devices;
 mod external;
 mod large;
 mod long;
@@ -11,6 +13,8 @@ mod norms;
 mod paged;
 mod properties;
 mod real_cache;
+mod rotate;
+mod rotation;
 mod scores;
 mod sizes;
 mod state;
