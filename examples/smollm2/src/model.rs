@@ -1,0 +1,239 @@
+//! The forward pass of a Llama-family model, in Burn's tensor operations: f32, one sequence.
+
+use anyhow::Result;
+use burn::tensor::activation::{silu, softmax};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::cache::KvCache;
+use crate::gguf::{Config, Gguf, Matrix};
+
+/// One block's matrices, as [inputs, outputs].
+#[derive(Debug)]
+struct Block {
+    /// Queries, keys, values, and queries and keys as RoPE turns them by 90°: outputs are heads of `head_dim`.
+    qkv: Tensor<2>,
+    out: Tensor<2>,
+    /// Gate and up, side by side.
+    gate_up: Tensor<2>,
+    down: Tensor<2>,
+}
+
+/// A model on the GPU.
+#[derive(Debug)]
+pub struct Model {
+    /// Its dimensions.
+    pub config: Config,
+    device: Device,
+    /// [vocab, hidden].
+    embedding: Tensor<2>,
+    /// [hidden, vocab].
+    head: Tensor<2>,
+    blocks: Vec<Block>,
+}
+
+/// What a caller of [`Model::forward`] may look at in each layer.
+pub trait Observer {
+    /// Roped queries [num_heads, T, head_dim] of a layer, scaled by 1/√head_dim; the layer's cache already holds the T tokens.
+    fn layer(&mut self, layer: usize, queries: &Tensor<3>, cache: &KvCache) -> Result<()>;
+}
+
+impl Model {
+    /// Dequantises and uploads the matrices. The norms' gains are multiplied into the matrices that follow them.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape.
+    pub fn load(gguf: &mut Gguf, device: &Device) -> Result<Self> {
+        let config = gguf.config()?;
+        let mut blocks = Vec::new();
+        for layer in 0..config.num_layers {
+            let name = |part: &str| format!("blk.{layer}.{part}.weight");
+            let mut read = |part: &str| gguf.matrix(&name(part));
+            let gain = read("attn_norm")?;
+            let scale = (config.head_dim as f32).powf(-0.5);
+            let q = scaled(&halves(read("attn_q")?, config.head_dim), scale);
+            let k = halves(read("attn_k")?, config.head_dim);
+            let (turned_q, turned_k) = (turned(&q, config.head_dim), turned(&k, config.head_dim));
+            let qkv = [q, k, read("attn_v")?, turned_q, turned_k];
+            let ffn_gain = read("ffn_norm")?;
+            blocks.push(Block {
+                qkv: upload(&stacked(&qkv), Some(&gain), device),
+                out: upload(&read("attn_output")?, None, device),
+                gate_up: upload(&stacked(&[read("ffn_gate")?, read("ffn_up")?]), Some(&ffn_gain), device),
+                down: upload(&read("ffn_down")?, None, device),
+            });
+        }
+        let gain = gguf.matrix("output_norm.weight")?;
+        let embedding = gguf.matrix("token_embd.weight")?;
+        let head = if gguf.has("output.weight") { gguf.matrix("output.weight")? } else { embedding.clone() };
+        let (rows, cols) = (embedding.rows, embedding.cols);
+        Ok(Self {
+            device: device.clone(),
+            embedding: Tensor::from_data(TensorData::new(embedding.data, [rows, cols]), device),
+            head: upload(&head, Some(&gain), device),
+            blocks,
+            config,
+        })
+    }
+
+    /// Runs `tokens` at positions `cache.num_seen()` and on, appends their keys and values, and returns the last
+    /// `num_logits` rows of logits, [num_logits, vocab]. A token sees the cache and those of `tokens` up to itself.
+    ///
+    /// # Errors
+    /// A cache that is too small.
+    pub fn forward(&self, tokens: &[u32], num_logits: usize, cache: &mut KvCache) -> Result<Tensor<2>> {
+        self.forward_observed(tokens, num_logits, cache, None)
+    }
+
+    /// As [`Model::forward`], with an observer.
+    ///
+    /// # Errors
+    /// As [`Model::forward`], and what the observer returns.
+    pub fn forward_observed(
+        &self,
+        tokens: &[u32],
+        num_logits: usize,
+        cache: &mut KvCache,
+        mut observer: Option<&mut dyn Observer>,
+    ) -> Result<Tensor<2>> {
+        let count = tokens.len();
+        cache.reserve(count)?;
+        let ids: Vec<i32> = tokens.iter().map(|&t| t.cast_signed()).collect();
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &self.device);
+        let (cos, sin) = self.rope(cache.num_seen() as usize, count);
+        let mut masks = Masks { count, device: &self.device, made: Vec::new() };
+        let mut x = self.embedding.clone().select(0, ids);
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let c = &self.config;
+            let y = normed(x.clone(), c.rms_eps).matmul(block.qkv.clone());
+            let y = y.reshape([count, 2 * (c.num_heads + c.num_kv_heads) + c.num_kv_heads, c.head_dim]);
+            let (turning, turned_from) = (c.num_heads + c.num_kv_heads, c.num_heads + 2 * c.num_kv_heads);
+            let straight = y.clone().slice([0..count, 0..turning]);
+            let turned = y.clone().slice([0..count, turned_from..turned_from + turning]);
+            let roped = straight * cos.clone() + turned * sin.clone();
+            let queries = roped.clone().slice([0..count, 0..c.num_heads]).swap_dims(0, 1);
+            let keys = roped.slice([0..count, c.num_heads..turning]).swap_dims(0, 1);
+            let values = y.slice([0..count, turning..turned_from]).swap_dims(0, 1);
+            cache.append(layer, keys, values);
+            if let Some(observer) = observer.as_deref_mut() {
+                observer.layer(layer, &queries, cache)?;
+            }
+            let mixed = self.attend(queries, layer, cache, &mut masks);
+            x = x + mixed.matmul(block.out.clone());
+            let y = normed(x.clone(), c.rms_eps).matmul(block.gate_up.clone());
+            let gate = y.clone().slice([0..count, 0..c.ffn]);
+            let up = y.slice([0..count, c.ffn..2 * c.ffn]);
+            x = x + (silu(gate) * up).matmul(block.down.clone());
+        }
+        cache.advance(count);
+        let last = x.slice([count - num_logits..count]);
+        Ok(normed(last, self.config.rms_eps).matmul(self.head.clone()))
+    }
+
+    /// [heads, T, head_dim] → [T, hidden]. The query heads of a KV head are one matrix of group · T rows.
+    fn attend(&self, queries: Tensor<3>, layer: usize, cache: &KvCache, masks: &mut Masks<'_>) -> Tensor<2> {
+        let c = &self.config;
+        let [_, count, _] = queries.dims();
+        let group = c.num_heads / c.num_kv_heads;
+        let (keys, values) = cache.view(layer);
+        let len = keys.dims()[1];
+        let rows = queries.reshape([c.num_kv_heads, group * count, c.head_dim]);
+        let mut scores = rows.matmul(keys.swap_dims(1, 2));
+        if count > 1 {
+            let masked = scores.reshape([c.num_kv_heads, group, count, len]) + masks.get(len);
+            scores = masked.reshape([c.num_kv_heads, group * count, len]);
+        }
+        let mixed = softmax(scores, 2).matmul(values);
+        mixed.reshape([c.num_heads, count, c.head_dim]).swap_dims(0, 1).reshape([count, c.hidden])
+    }
+
+    /// Cosines and sines of positions, [T, 1, head_dim].
+    fn rope(&self, first: usize, count: usize) -> (Tensor<3>, Tensor<3>) {
+        let half = self.config.head_dim / 2;
+        let base = self.config.rope_base;
+        let frequency = |i: usize| base.powf(-((i % half) as f64) / half as f64);
+        let table = |f: fn(f64) -> f64| {
+            let angles = (first..first + count)
+                .flat_map(|p| (0..2 * half).map(move |i| (p, i)))
+                .map(|(p, i)| f(p as f64 * frequency(i)) as f32);
+            Tensor::from_data(TensorData::new(angles.collect::<Vec<f32>>(), [count, 1, 2 * half]), &self.device)
+        };
+        (table(f64::cos), table(f64::sin))
+    }
+}
+
+/// Additive masks of a forward pass: layers of equal length share one.
+struct Masks<'a> {
+    count: usize,
+    device: &'a Device,
+    made: Vec<(usize, Tensor<4>)>,
+}
+
+impl Masks<'_> {
+    /// [1, 1, T, len]: the last T slots are the new tokens, of which each sees those up to itself.
+    fn get(&mut self, len: usize) -> Tensor<4> {
+        if let Some((_, mask)) = self.made.iter().find(|(made, _)| *made == len) {
+            return mask.clone();
+        }
+        let old = len - self.count;
+        let hidden = |t: usize, slot: usize| if slot > old + t { -1e30 } else { 0.0 };
+        let data: Vec<f32> = (0..self.count).flat_map(|t| (0..len).map(move |slot| hidden(t, slot))).collect();
+        let mask = Tensor::from_data(TensorData::new(data, [1, 1, self.count, len]), self.device);
+        self.made.push((len, mask));
+        self.made[self.made.len() - 1].1.clone()
+    }
+}
+
+/// RMSNorm without its gain.
+fn normed(x: Tensor<2>, eps: f64) -> Tensor<2> {
+    let mean = x.clone().square().mean_dim(1);
+    x / (mean + eps).sqrt()
+}
+
+/// GGUF pairs element 2i of a head with 2i + 1 for RoPE; here element i goes with i + half.
+fn halves(matrix: Matrix, head_dim: usize) -> Matrix {
+    let Matrix { data, rows, cols } = matrix;
+    let source = |row: usize| {
+        let (head, i) = (row / head_dim, row % head_dim);
+        let half = head_dim / 2;
+        head * head_dim + if i < half { 2 * i } else { 2 * (i - half) + 1 }
+    };
+    let data = (0..rows).flat_map(|row| data[source(row) * cols..][..cols].iter().copied()).collect();
+    Matrix { data, rows, cols }
+}
+
+/// The matrix whose outputs are those of `matrix` turned by 90°: (a, b) → (−b, a).
+fn turned(matrix: &Matrix, head_dim: usize) -> Matrix {
+    let (half, cols) = (head_dim / 2, matrix.cols);
+    let mut data = Vec::with_capacity(matrix.data.len());
+    for row in 0..matrix.rows {
+        let low = row % head_dim < half;
+        let (source, sign) = if low { (row + half, -1.0) } else { (row - half, 1.0) };
+        data.extend(matrix.data[source * cols..][..cols].iter().map(|x| sign * x));
+    }
+    Matrix { data, ..*matrix }
+}
+
+fn scaled(matrix: &Matrix, factor: f32) -> Matrix {
+    Matrix { data: matrix.data.iter().map(|x| x * factor).collect(), ..*matrix }
+}
+
+fn stacked(matrices: &[Matrix]) -> Matrix {
+    Matrix {
+        data: matrices.iter().flat_map(|m| m.data.iter().copied()).collect(),
+        rows: matrices.iter().map(|m| m.rows).sum(),
+        cols: matrices[0].cols,
+    }
+}
+
+/// The transpose on the GPU, each input multiplied by its gain.
+fn upload(matrix: &Matrix, gain: Option<&Matrix>, device: &Device) -> Tensor<2> {
+    let Matrix { data, rows, cols } = matrix;
+    let (rows, cols) = (*rows, *cols);
+    let mut transposed = vec![0.0; rows * cols];
+    for (row, line) in data.chunks_exact(cols).enumerate() {
+        for (col, x) in line.iter().enumerate() {
+            transposed[col * rows + row] = x * gain.map_or(1.0, |g| g.data[col]);
+        }
+    }
+    Tensor::from_data(TensorData::new(transposed, [cols, rows]), device)
+}
