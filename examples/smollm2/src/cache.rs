@@ -61,6 +61,14 @@ pub struct Press {
     bound: Bound,
 }
 
+impl Press {
+    /// Bytes of keynorm's scratch.
+    #[must_use]
+    pub fn workspace_bytes(&self) -> u64 {
+        self.plan.workspace_bytes()
+    }
+}
+
 /// A copy of an uncompressed cache, for experiments that try several policies on one prefill.
 #[derive(Debug)]
 pub struct Snapshot {

@@ -87,9 +87,7 @@ fn pick(adapters: Vec<wgpu::Adapter>, wanted: Option<&str>) -> Result<wgpu::Adap
     };
     let fits = |ix: usize| match wanted {
         None => true,
-        Some(wanted) => {
-            wanted.parse() == Ok(ix) || names[ix].to_lowercase().contains(&wanted.to_lowercase())
-        }
+        Some(wanted) => wanted.parse() == Ok(ix) || names[ix].to_lowercase().contains(&wanted.to_lowercase()),
     };
     let best = adapters.into_iter().enumerate().filter(|(ix, _)| fits(*ix)).min_by_key(|(_, a)| rank(a));
     match best {

@@ -1,11 +1,13 @@
 //! The forward pass of a Llama-family model, in Burn's tensor operations: f32, one sequence.
 
 use anyhow::Result;
-use burn::tensor::activation::{silu, softmax};
+use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::cache::KvCache;
 use crate::gguf::{Config, Gguf, Matrix};
+use crate::gpu::Gpu;
+use crate::kernels::Kernels;
 
 /// One block's matrices, as [inputs, outputs].
 #[derive(Debug)]
@@ -24,6 +26,7 @@ pub struct Model {
     /// Its dimensions.
     pub config: Config,
     device: Device,
+    kernels: Kernels,
     /// [vocab, hidden].
     embedding: Tensor<2>,
     /// [hidden, vocab].
@@ -31,10 +34,14 @@ pub struct Model {
     blocks: Vec<Block>,
 }
 
-/// What a caller of [`Model::forward`] may look at in each layer.
+/// Looks at the attention of each layer.
 pub trait Observer {
-    /// Roped queries [num_heads, T, head_dim] of a layer, scaled by 1/√head_dim; the layer's cache already holds the T tokens.
-    fn layer(&mut self, layer: usize, queries: &Tensor<3>, cache: &KvCache) -> Result<()>;
+    /// `weights` [num_kv_heads, group · T, len]: row g · T + t is token t of the T that came last, in query head g of the
+    /// KV head. The cache already holds the T tokens.
+    ///
+    /// # Errors
+    /// Its own.
+    fn layer(&mut self, layer: usize, weights: &Tensor<3>, cache: &KvCache) -> Result<()>;
 }
 
 impl Model {
@@ -42,8 +49,9 @@ impl Model {
     ///
     /// # Errors
     /// A tensor that is missing or of another shape.
-    pub fn load(gguf: &mut Gguf, device: &Device) -> Result<Self> {
+    pub fn load(gguf: &mut Gguf, gpu: &Gpu) -> Result<Self> {
         let config = gguf.config()?;
+        let device = &gpu.burn;
         let mut blocks = Vec::new();
         for layer in 0..config.num_layers {
             let name = |part: &str| format!("blk.{layer}.{part}.weight");
@@ -68,6 +76,7 @@ impl Model {
         let (rows, cols) = (embedding.rows, embedding.cols);
         Ok(Self {
             device: device.clone(),
+            kernels: Kernels::new(gpu.is_cpu()),
             embedding: Tensor::from_data(TensorData::new(embedding.data, [rows, cols]), device),
             head: upload(&head, Some(&gain), device),
             blocks,
@@ -100,11 +109,11 @@ impl Model {
         let ids: Vec<i32> = tokens.iter().map(|&t| t.cast_signed()).collect();
         let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &self.device);
         let (cos, sin) = self.rope(cache.num_seen() as usize, count);
-        let mut masks = Masks { count, device: &self.device, made: Vec::new() };
+        let mut lens = Lens { count, device: &self.device, made: Vec::new() };
         let mut x = self.embedding.clone().select(0, ids);
         for (layer, block) in self.blocks.iter().enumerate() {
             let c = &self.config;
-            let y = normed(x.clone(), c.rms_eps).matmul(block.qkv.clone());
+            let y = self.kernels.linear(self.kernels.rms_norm(x.clone(), c.rms_eps)?, block.qkv.clone())?;
             let y = y.reshape([count, 2 * (c.num_heads + c.num_kv_heads) + c.num_kv_heads, c.head_dim]);
             let (turning, turned_from) = (c.num_heads + c.num_kv_heads, c.num_heads + 2 * c.num_kv_heads);
             let straight = y.clone().slice([0..count, 0..turning]);
@@ -114,36 +123,31 @@ impl Model {
             let keys = roped.slice([0..count, c.num_heads..turning]).swap_dims(0, 1);
             let values = y.slice([0..count, turning..turned_from]).swap_dims(0, 1);
             cache.append(layer, keys, values);
+            let weights = self.attention(queries, layer, cache, &mut lens)?;
             if let Some(observer) = observer.as_deref_mut() {
-                observer.layer(layer, &queries, cache)?;
+                observer.layer(layer, &weights, cache)?;
             }
-            let mixed = self.attend(queries, layer, cache, &mut masks);
-            x = x + mixed.matmul(block.out.clone());
-            let y = normed(x.clone(), c.rms_eps).matmul(block.gate_up.clone());
+            let mixed = weights.matmul(cache.view(layer).1);
+            let mixed = mixed.reshape([c.num_heads, count, c.head_dim]).swap_dims(0, 1).reshape([count, c.hidden]);
+            x = x + self.kernels.linear(mixed, block.out.clone())?;
+            let y = self.kernels.linear(self.kernels.rms_norm(x.clone(), c.rms_eps)?, block.gate_up.clone())?;
             let gate = y.clone().slice([0..count, 0..c.ffn]);
             let up = y.slice([0..count, c.ffn..2 * c.ffn]);
-            x = x + (silu(gate) * up).matmul(block.down.clone());
+            x = x + self.kernels.linear(silu(gate) * up, block.down.clone())?;
         }
         cache.advance(count);
         let last = x.slice([count - num_logits..count]);
-        Ok(normed(last, self.config.rms_eps).matmul(self.head.clone()))
+        self.kernels.linear(self.kernels.rms_norm(last, self.config.rms_eps)?, self.head.clone())
     }
 
-    /// [heads, T, head_dim] → [T, hidden]. The query heads of a KV head are one matrix of group · T rows.
-    fn attend(&self, queries: Tensor<3>, layer: usize, cache: &KvCache, masks: &mut Masks<'_>) -> Tensor<2> {
+    /// Attention weights of queries [heads, T, head_dim]: the query heads of a KV head are one matrix of group · T rows.
+    fn attention(&self, queries: Tensor<3>, layer: usize, cache: &KvCache, lens: &mut Lens<'_>) -> Result<Tensor<3>> {
         let c = &self.config;
-        let [_, count, _] = queries.dims();
-        let group = c.num_heads / c.num_kv_heads;
-        let (keys, values) = cache.view(layer);
-        let len = keys.dims()[1];
-        let rows = queries.reshape([c.num_kv_heads, group * count, c.head_dim]);
-        let mut scores = rows.matmul(keys.swap_dims(1, 2));
-        if count > 1 {
-            let masked = scores.reshape([c.num_kv_heads, group, count, len]) + masks.get(len);
-            scores = masked.reshape([c.num_kv_heads, group * count, len]);
-        }
-        let mixed = softmax(scores, 2).matmul(values);
-        mixed.reshape([c.num_heads, count, c.head_dim]).swap_dims(0, 1).reshape([count, c.hidden])
+        let count = queries.dims()[1];
+        let keys = cache.view(layer).0;
+        let dims = lens.get(keys.dims()[1])?;
+        let rows = queries.reshape([c.num_kv_heads, c.num_heads / c.num_kv_heads * count, c.head_dim]);
+        self.kernels.softmax(rows.matmul(keys.swap_dims(1, 2)), dims)
     }
 
     /// Cosines and sines of positions, [T, 1, head_dim].
@@ -161,32 +165,22 @@ impl Model {
     }
 }
 
-/// Additive masks of a forward pass: layers of equal length share one.
-struct Masks<'a> {
+/// What the softmax is told, by length: layers of equal length share it.
+struct Lens<'a> {
     count: usize,
     device: &'a Device,
-    made: Vec<(usize, Tensor<4>)>,
+    made: Vec<(usize, Tensor<1, Int>)>,
 }
 
-impl Masks<'_> {
-    /// [1, 1, T, len]: the last T slots are the new tokens, of which each sees those up to itself.
-    fn get(&mut self, len: usize) -> Tensor<4> {
-        if let Some((_, mask)) = self.made.iter().find(|(made, _)| *made == len) {
-            return mask.clone();
+impl Lens<'_> {
+    fn get(&mut self, len: usize) -> Result<Tensor<1, Int>> {
+        if let Some((_, dims)) = self.made.iter().find(|(made, _)| *made == len) {
+            return Ok(dims.clone());
         }
-        let old = len - self.count;
-        let hidden = |t: usize, slot: usize| if slot > old + t { -1e30 } else { 0.0 };
-        let data: Vec<f32> = (0..self.count).flat_map(|t| (0..len).map(move |slot| hidden(t, slot))).collect();
-        let mask = Tensor::from_data(TensorData::new(data, [1, 1, self.count, len]), self.device);
-        self.made.push((len, mask));
-        self.made[self.made.len() - 1].1.clone()
+        let dims = Tensor::from_data([i32::try_from(len)?, i32::try_from(self.count)?], self.device);
+        self.made.push((len, dims.clone()));
+        Ok(dims)
     }
-}
-
-/// RMSNorm without its gain.
-fn normed(x: Tensor<2>, eps: f64) -> Tensor<2> {
-    let mean = x.clone().square().mean_dim(1);
-    x / (mean + eps).sqrt()
 }
 
 /// GGUF pairs element 2i of a head with 2i + 1 for RoPE; here element i goes with i + half.
