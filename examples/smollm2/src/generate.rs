@@ -72,11 +72,11 @@ pub fn run(common: &Common, args: &Generate) -> Result<()> {
         }
         next = argmax(&lab.feed(&[next])?);
         written.push(next);
-        if let Some((cap, press)) = &cap {
-            if lab.cache.min_len() >= cap + SLACK {
-                compressing += lab.cache.compress_timed(press)?;
-                cuts += 1;
-            }
+        if let Some((cap, press)) = &cap
+            && lab.cache.min_len() >= cap + SLACK
+        {
+            compressing += lab.cache.compress_timed(press)?;
+            cuts += 1;
         }
     }
     println!();

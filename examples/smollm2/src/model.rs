@@ -136,7 +136,7 @@ impl Model {
             x = x + self.kernels.linear(silu(gate) * up, block.down.clone())?;
         }
         cache.advance(count);
-        let last = x.slice([count - num_logits..count]);
+        let last = x.slice_dim(0, count - num_logits..count);
         self.kernels.linear(self.kernels.rms_norm(last, self.config.rms_eps)?, self.head.clone())
     }
 
