@@ -8,7 +8,8 @@
 //! Entry points: append · dispatch (ceil(num_layers * rows_per_layer / WG_SIZE), 1, 1) · none
 //! Overrides: WG_SIZE = 256
 //! Workgroup bytes: 0
-//! Algorithm: an invocation a row adds its sequence's count to the length; that of head 0 to num_seen as well.
+//! Algorithm: an invocation a row adds its sequence's count to the length; that of head 0 to num_seen as well. What is
+//!   stored of slots that the row has lost since is forgotten first, so that a caller may shorten rows.
 //! Invariants: each word is written by one invocation. Inactive sequences do not change.
 
 struct Params {
@@ -37,7 +38,10 @@ fn append(@builtin(global_invocation_id) id: vec3<u32>) {
     if state_meta[s.inactive_base + sequence] != 0u {
         return;
     }
-    state_meta[s.lengths_base + id.x] += counts[params.counts_base + sequence];
+    let len = state_meta[s.lengths_base + id.x];
+    state_meta[s.lengths_base + id.x] = len + counts[params.counts_base + sequence];
+    state_meta[s.compacted_base + id.x] = min(state_meta[s.compacted_base + id.x], len);
+    state_meta[s.scored_base + id.x] = min(state_meta[s.scored_base + id.x], len);
     if row % s.num_kv_heads == 0u {
         state_meta[s.num_seen_base + layer * s.batch_size + sequence] += counts[params.counts_base + sequence];
     }

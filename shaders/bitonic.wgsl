@@ -22,6 +22,7 @@ var<workgroup> tile: array<u32, SORT_LEN>;
 var<workgroup> wg_row: SelectRow;
 var<workgroup> wg_below: u32;
 var<workgroup> wg_protected: u32;
+var<workgroup> wg_within: u32;
 
 fn compare_exchange(low: u32, high: u32, ascending: bool) {
     let a = tile[low];
@@ -44,6 +45,7 @@ fn bitonic_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_i
         wg_row = select_row_of(local_row);
         wg_below = 0u;
         wg_protected = 0u;
+        wg_within = 0u;
     }
     var s = workgroupUniformLoad(&wg_row);
     let len = s.row.len;
@@ -68,14 +70,20 @@ fn bitonic_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_i
             workgroupBarrier();
         }
     }
-    // The numbers of keys 0 and of keys below the threshold are where the sorted keys change.
+    // The numbers of keys 0, up to the limit and below the threshold are where the sorted keys change.
+    let limit = s.rule.key_limit;
     for (var i = index; i < len; i += WG_SIZE) {
         if tile[i] == 0u && (i + 1u == len || tile[i + 1u] != 0u) {
             wg_protected = i + 1u;
         }
+        if tile[i] <= limit && (i + 1u == len || tile[i + 1u] > limit) {
+            wg_within = i + 1u;
+        }
     }
     workgroupBarrier();
-    s.budget = row_budget(s.entry, s.row, wg_protected);
+    s.num_protected = wg_protected;
+    s.num_within = wg_within;
+    s.budget = row_budget(s);
     let rank = max(s.budget, 1u) - 1u;
     let threshold = tile[rank];
     for (var i = index; i < rank; i += WG_SIZE) {
@@ -86,7 +94,6 @@ fn bitonic_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_i
     workgroupBarrier();
     s.threshold = threshold;
     s.num_ties = rank + 1u - wg_below;
-    s.num_protected = wg_protected;
     if index == 0u {
         write_row_info(local_row, s);
     }
@@ -181,13 +188,13 @@ fn bitonic_pick(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_
     if index == 0u {
         let base = wg.y * params.sorted_stride;
         var s = select_row_of(wg.y);
-        let num_protected = num_below(base, s.row.len, 1u);
-        s.budget = row_budget(s.entry, s.row, num_protected);
+        s.num_protected = num_below(base, s.row.len, 1u);
+        s.num_within = num_below(base, s.row.len, s.rule.key_limit + 1u);
+        s.budget = row_budget(s);
         let rank = max(s.budget, 1u) - 1u;
         let threshold = sorted[base + rank];
         s.threshold = threshold;
         s.num_ties = rank + 1u - num_below(base, s.row.len, threshold);
-        s.num_protected = num_protected;
         write_row_info(wg.y, s);
     }
 }

@@ -4,14 +4,15 @@
 //! Bindings:
 //!   0 params uniform Params
 //!   1 keys read_write u32 words of f32|f16|bf16, by strides (shared/keys_*.wgsl)
-//!   2 state_meta read_write u32, by StateLayout
-//!   3 positions read_write u32 [row, capacity] original position
-//!   4 order_keys read_write u32 [row, order_stride]
+//!   2 state_meta read u32, by StateLayout
+//!   3 positions read u32 [row, capacity] original position
+//!   4 order_keys read_write u32 [row, order_stride]; with CACHED the squared norms, f32 bits [row, capacity]
 //!   5 histogram read_write atomic u32 [row, histogram_stride] counts of first digits
 //!   6 status read_write atomic u32 [layer] sticky bits
-//! Entry points: score · dispatch (ceil(max_len / TILE), num_rows, 1) · needs none | subgroups
+//! Entry points: score · dispatch (ceil(max_len / TILE), num_rows, 1) · needs none | subgroups; with CACHED of the
+//!   tokens that have no norm yet
 //! Overrides: WG_SIZE = 256; LANES = 16, a power of two in 2..=32; CHUNKS = 16, in 2..=128; TILE = 64, a multiple
-//!   of WG_SIZE / LANES * 4; HISTOGRAM = false
+//!   of WG_SIZE / LANES * 4; HISTOGRAM = false; CACHED = false
 //! Workgroup bytes: 8192 with HISTOGRAM, + 20 * WG_SIZE in the workgroup variant
 //! Algorithm: LANES invocations share a token (shared/score_tile.wgsl); invocation j sums the squares of its 16-byte
 //!   chunks j, j + LANES, … from left to right, then a butterfly at distances LANES / 2 … 1 adds the lanes. Four tokens
@@ -47,8 +48,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(2) var<storage, read_write> state_meta: array<u32>;
-@group(0) @binding(3) var<storage, read_write> positions: array<u32>;
+@group(0) @binding(2) var<storage, read> state_meta: array<u32>;
+@group(0) @binding(3) var<storage, read> positions: array<u32>;
 @group(0) @binding(4) var<storage, read_write> order_keys: array<u32>;
 @group(0) @binding(5) var<storage, read_write> histogram: array<atomic<u32>>;
 @group(0) @binding(6) var<storage, read_write> status: array<atomic<u32>>;
@@ -58,54 +59,12 @@ override LANES: u32 = 16u;
 override CHUNKS: u32 = 16u;
 override TILE: u32 = 64u;
 override HISTOGRAM: bool = false;
+override CACHED: bool = false;
 
-const INFINITY_BITS: u32 = 0x7f800000u;
-const NAN_ORDER_KEY: u32 = 0xfffffffeu;
+const NAN_NORM: u32 = 0x7fc00000u;
 
 var<workgroup> bins: array<atomic<u32>, NUM_BINS>;
 var<workgroup> num_protected: atomic<u32>;
-
-// 31 bits of (seed, layer, row, position) by four rounds of the murmur3 finaliser.
-fn random_bits(row: u32, position: u32) -> u32 {
-    var h = mix(params.seed_low ^ 0x9e3779b9u);
-    h = mix(h ^ params.seed_high);
-    h = mix(h ^ (params.layer * 0x85ebca6bu));
-    h = mix(h ^ (row * 0xc2b2ae35u));
-    return mix(h ^ position) >> 1u;
-}
-
-fn mix(value: u32) -> u32 {
-    var h = value;
-    h ^= h >> 16u;
-    h *= 0x85ebca6bu;
-    h ^= h >> 13u;
-    h *= 0xc2b2ae35u;
-    return h ^ (h >> 16u);
-}
-
-fn order_key(r: Row, row: u32, slot: u32, sum: f32, nan: bool) -> u32 {
-    let bits = min(bitcast<u32>(sum) & 0x7fffffffu, INFINITY_BITS);
-    if nan || bits == INFINITY_BITS {
-        atomicOr(&status[params.layer], STATUS_NON_FINITE_KEY);
-    }
-    var key = bits + 1u;
-    if params.direction == 1u {
-        key = INFINITY_BITS - bits + 1u;
-    }
-    if nan {
-        key = NAN_ORDER_KEY;
-    }
-    if params.sinks + params.recent > 0u || params.direction == 2u {
-        let position = position_of(r, slot);
-        if params.direction == 2u && !nan {
-            key = random_bits(row, position) + 1u;
-        }
-        if position < params.sinks || r.num_seen - position <= params.recent {
-            key = 0u;
-        }
-    }
-    return key;
-}
 
 // The row as this stage sees it: an inactive sequence is not read.
 fn scored_row(row: u32) -> Row {
@@ -121,8 +80,24 @@ fn row_base_of(row: u32) -> u32 {
     return params.base + sequence * params.batch_stride + row % params.state.num_kv_heads * params.head_stride;
 }
 
+// The first token that the dispatch scores.
+fn first_slot(r: Row, row: u32) -> u32 {
+    if CACHED {
+        return min(state_meta[params.state.scored_base + params.layer * params.state.rows_per_layer + row], r.len);
+    }
+    return 0u;
+}
+
 fn write_score(wg: vec3<u32>, r: Row, row: u32, slot: u32, sum: f32, nan: bool) {
-    let key = order_key(r, row, slot, sum, nan);
+    let norm = select(min(bitcast<u32>(sum) & 0x7fffffffu, INFINITY_BITS), NAN_NORM, nan);
+    if CACHED {
+        order_keys[r.positions_base + slot] = norm;
+        return;
+    }
+    if norm >= INFINITY_BITS {
+        atomicOr(&status[params.layer], STATUS_NON_FINITE_KEY);
+    }
+    let key = order_key(r, params.layer, row, slot, norm);
     order_keys[wg.y * params.order_stride + slot] = key;
     if HISTOGRAM {
         atomicAdd(&bins[first_digit(key, params.digit_shift, params.digit_base)], 1u);

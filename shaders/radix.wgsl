@@ -30,6 +30,7 @@ var<workgroup> wg_threshold: atomic<u32>;
 var<workgroup> wg_tie: atomic<u32>;
 var<workgroup> wg_below: atomic<u32>;
 var<workgroup> wg_equal: atomic<u32>;
+var<workgroup> wg_within: atomic<u32>;
 var<workgroup> wg_row: SelectRow;
 
 struct Found {
@@ -124,6 +125,18 @@ fn narrowed(n: Narrowing, digit: u32, shift: u32) -> Narrowing {
     return Narrowing((n.threshold & ~mask) | (digit << shift), n.above | mask);
 }
 
+// What budgets depend on: protected keys, and keys up to a limit.
+fn count_for_budget(k: Keys, rule: RowRule) {
+    let zeros = count_zeros(k);
+    if zeros > 0u {
+        atomicAdd(&wg_count, zeros);
+    }
+    let within = count_within(k, rule);
+    if within > 0u {
+        atomicAdd(&wg_within, within);
+    }
+}
+
 @compute @workgroup_size(WG_SIZE)
 fn radix_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let raw = load_raw(wg.y, index);
@@ -132,17 +145,16 @@ fn radix_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_ind
         wg_row = select_row_of(wg.y);
         wg_found = Found(0u, 0u, 0u); // an empty row finds nothing
         atomicStore(&wg_count, 0u);
+        atomicStore(&wg_within, 0u);
     }
     var s = workgroupUniformLoad(&wg_row);
     let k = mask_keys(raw, s.row.len, index);
     add_first_digits(k);
-    let zeros = count_zeros(k);
-    if zeros > 0u {
-        atomicAdd(&wg_count, zeros);
-    }
+    count_for_budget(k, s.rule);
     workgroupBarrier();
     s.num_protected = atomicLoad(&wg_count);
-    s.budget = row_budget(s.entry, s.row, s.num_protected);
+    s.num_within = atomicLoad(&wg_within);
+    s.budget = row_budget(s);
     var found = narrow(index, NUM_BINS, max(s.budget, 1u) - 1u);
     let bin = found.digit;
     if found.count <= FEW {
@@ -211,13 +223,12 @@ fn count_digits(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_
     if index == 0u {
         wg_row = select_row_of(wg.y);
         atomicStore(&wg_count, 0u);
+        atomicStore(&wg_within, 0u);
     }
-    let k = mask_keys(raw, workgroupUniformLoad(&wg_row).row.len, eight);
+    let s = workgroupUniformLoad(&wg_row);
+    let k = mask_keys(raw, s.row.len, eight);
     add_first_digits(k);
-    let zeros = count_zeros(k);
-    if zeros > 0u {
-        atomicAdd(&wg_count, zeros);
-    }
+    count_for_budget(k, s.rule);
     workgroupBarrier();
     let base = wg.y * params.histogram_stride;
     for (var b = index; b < NUM_BINS; b += WG_SIZE) {
@@ -228,6 +239,9 @@ fn count_digits(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_
     }
     if index == 0u && atomicLoad(&wg_count) > 0u {
         atomicAdd(&histogram[base + PROTECTED_COUNT_IX], atomicLoad(&wg_count));
+    }
+    if index == 0u && atomicLoad(&wg_within) > 0u {
+        atomicAdd(&histogram[base + WITHIN_COUNT_IX], atomicLoad(&wg_within));
     }
 }
 
@@ -251,7 +265,8 @@ fn collect(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index
         let num_protected = atomicLoad(&histogram[base + select(PROTECTED_COUNT_IX, 0u, from_sorted)]);
         wg_row = select_row_of(wg.y);
         wg_row.num_protected = num_protected;
-        wg_row.budget = row_budget(wg_row.entry, wg_row.row, num_protected);
+        wg_row.num_within = atomicLoad(&histogram[base + select(WITHIN_COUNT_IX, 0u, from_sorted)]);
+        wg_row.budget = row_budget(wg_row);
         wg_row.threshold = row_infos[params.first_info + wg.y].threshold;
         wg_found = Found(0u, 0u, 0u); // an empty row finds nothing
     }
@@ -267,6 +282,7 @@ fn collect(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index
             let ix = params.first_info + wg.y;
             row_infos[ix].budget = s.budget;
             row_infos[ix].num_protected = s.num_protected;
+            row_infos[ix].num_within = s.num_within;
             row_infos[ix].bin = found.digit;
             row_infos[ix].bin_rank = found.rank;
             row_infos[ix].bin_count = found.count;
@@ -333,6 +349,7 @@ fn emit(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
         wg_row = select_row_of(wg.y);
         wg_row.budget = info.budget;
         wg_row.num_protected = info.num_protected;
+        wg_row.num_within = info.num_within;
         wg_row.bin = info.bin;
         wg_row.bin_rank = info.bin_rank;
         wg_row.bin_count = info.bin_count;
@@ -357,7 +374,7 @@ fn emit(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
 
     // Nothing reads these in this dispatch.
     if wg.x == 0u && params.from_sorted == 0u {
-        for (var b = index; b <= ASIDE_COUNT_IX; b += WG_SIZE) {
+        for (var b = index; b <= WITHIN_COUNT_IX; b += WG_SIZE) {
             atomicStore(&histogram[wg.y * params.histogram_stride + b], 0u);
         }
     }

@@ -1,4 +1,4 @@
-//! state: what a compression leaves in the cache state: positions, lengths and status.
+//! state: what a compression leaves in the cache state: positions, norms, lengths and status.
 //! Source: the state of a compacted cache (positions, lengths) as in KV-Compress, https://arxiv.org/abs/2410.00161.
 //!   Reference: src/reference/compact.rs, exact.
 //! Bindings:
@@ -8,13 +8,17 @@
 //!   3 lists read u32 [row, lists_stride]
 //!   4 row_infos read RowInfo [row]
 //!   5 status read_write atomic u32 [layer] sticky bits
+//!   6 key_norms read_write u32 [row, capacity] squared norm, f32 bits (CACHED)
+//!   7 norm_copies read u32 [row, order_stride] squared norm, f32 bits (CACHED, Positional)
 //! Entry points: finish · dispatch (ceil(max_budget / WG_SIZE), num_rows, 1) · none
-//! Overrides: WG_SIZE = 256
+//!   mark_scored · dispatch (ceil(num_rows / WG_SIZE), ceil(max_new / SCORE_TILE), 1) · none
+//! Overrides: WG_SIZE = 256; CACHED = false; SCORE_TILE = 64
 //! Workgroup bytes: 0
 //! Algorithm: fill: the positions of moved rows go from the mover's slot to the hole's. Positional: the staged positions
-//!   are copied to the front. Then the row's length becomes its budget.
+//!   are copied to the front. Norms go with positions. Then the row's length becomes its budget.
+//!   mark_scored moves `scored` on by as many tokens as the score dispatch before it covered.
 //! Invariants: fill reads positions at or beyond the budget and writes below it. Lengths are read from row_infos alone,
-//!   so that the one invocation that writes state_meta races with nobody.
+//!   so that the one invocation that writes state_meta races with nobody. Where norms are not moved, none counts as known.
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> state_meta: array<u32>;
@@ -22,8 +26,12 @@
 @group(0) @binding(3) var<storage, read> lists: array<u32>;
 @group(0) @binding(4) var<storage, read> row_infos: array<RowInfo>;
 @group(0) @binding(5) var<storage, read_write> status: array<atomic<u32>>;
+@group(0) @binding(6) var<storage, read_write> key_norms: array<u32>;
+@group(0) @binding(7) var<storage, read> norm_copies: array<u32>;
 
 override WG_SIZE: u32 = 256u;
+override CACHED: bool = false;
+override SCORE_TILE: u32 = 64u; // tokens a workgroup of the score dispatch covers
 const POSITIONAL: u32 = 1u;
 
 @compute @workgroup_size(WG_SIZE)
@@ -41,6 +49,9 @@ fn finish(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index)
     if params.order == POSITIONAL {
         if j < info.budget {
             positions[positions_base + j] = lists[list_base + params.staged_offset + j];
+            if CACHED {
+                key_norms[positions_base + j] = norm_copies[wg.y * params.order_stride + lists[list_base + j]];
+            }
         }
     } else if j < info.num_moved {
         let hole = lists[list_base + j];
@@ -50,12 +61,34 @@ fn finish(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index)
             position = positions[positions_base + mover];
         }
         positions[positions_base + hole] = position;
+        if CACHED {
+            key_norms[positions_base + hole] = key_norms[positions_base + mover];
+        }
     }
     if j == 0u {
         state_meta[params.state.lengths_base + state_row] = info.budget;
         state_meta[params.state.compacted_base + state_row] = info.budget;
+        state_meta[params.state.scored_base + state_row] = select(0u, info.budget, CACHED);
         if info.status != 0u {
             atomicOr(&status[layer], info.status);
         }
     }
+}
+
+@compute @workgroup_size(WG_SIZE)
+fn mark_scored(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) num: vec3<u32>) {
+    if id.y > 0u || id.x >= params.num_rows {
+        return;
+    }
+    let s = params.state;
+    let global_row = params.first_row + id.x;
+    let layer = params.first_layer + global_row / s.rows_per_layer;
+    let row = global_row % s.rows_per_layer;
+    if state_meta[s.inactive_base + row / s.num_kv_heads] != 0u {
+        return;
+    }
+    let state_row = layer * s.rows_per_layer + row;
+    let len = min(state_meta[s.lengths_base + state_row], s.capacity);
+    let scored = min(state_meta[s.scored_base + state_row], len);
+    state_meta[s.scored_base + state_row] = min(len, scored + num.y * SCORE_TILE);
 }

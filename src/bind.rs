@@ -6,9 +6,9 @@ use crate::bound::{Bound, LayerWindow, Moves, SelectWindow};
 use crate::draft::{Builder, CheckedLayer, INFOS_A_SLOT, LayerDraft, ParamsBlock, SelectDraft, word};
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Access, Checks, Kernels, LayoutKind, Module};
-use crate::params::{AppendParams, CompactParams, KeyNormParams, LayerEntry, TopKParams};
+use crate::params::{AppendParams, CompactParams, KeyNormParams, OrderParams, RowRule, TopKParams};
 use crate::plan::{Plan, WORKGROUP};
-use crate::policy::Order;
+use crate::policy::{BudgetRule, Order};
 use crate::shape::{KvShape, Lattice, TensorSpec, range_lattice};
 use crate::state::CacheState;
 use crate::view::{KvView, check_tensor};
@@ -32,7 +32,7 @@ impl Bound {
         let select_drafts = builder.draft_selects(&mut params);
         let append_params_offset = builder.push_append_params(&mut params);
         let params = params.into_buffer(device, "keynorm.params", wgpu::BufferUsages::UNIFORM, checks);
-        let table = builder.layer_table(checks);
+        let table = builder.rule_table(checks);
         let layers = drafts.iter().map(|d| builder.layer_window(d, &params, views, checks)).collect();
         let selects = select_drafts.iter().map(|d| builder.select_window(d, &params, &table, checks)).collect();
         let append_group = builder.append_group(&params, checks);
@@ -60,7 +60,7 @@ impl Builder<'_> {
             return Err(ArgumentError::WrongDevice { argument: "device" }.into());
         }
         crate::state::check_count("views", views.len(), shape.num_layers as usize)?;
-        if self.state.shape != *shape {
+        if self.state.shape != *shape || (self.plan.policy.cached_norms && self.state.key_norms().is_none()) {
             return Err(ArgumentError::WrongPlan { argument: "state" }.into());
         }
         if self.workspace.layout != self.plan.scratch {
@@ -72,6 +72,7 @@ impl Builder<'_> {
             (self.state.meta(), "state.meta"),
             (self.state.positions(), "state.positions"),
             (self.state.status(), "state.status"),
+            (self.state.norms_or_dummy(), "state.key_norms"),
             (self.workspace.order_keys(), "workspace.order_keys"),
         ] {
             placed.push((buffer, range_lattice(argument, 0, buffer.size())));
@@ -97,26 +98,21 @@ impl Builder<'_> {
         Ok(layers)
     }
 
-    /// The plan's layers and budgets, as the select stage reads them.
-    fn layer_table(&self, checks: &mut Checks) -> wgpu::Buffer {
-        let rule = &self.plan.rule;
-        let entries: Vec<LayerEntry> = self
-            .plan
-            .layers
-            .iter()
-            .map(|_| LayerEntry {
-                budget_mode: rule.mode,
-                ratio_low: word(rule.ratio),
-                ratio_high: word(rule.ratio >> 32),
-                tokens: rule.tokens,
-                pad0: 0,
-                pad1: 0,
-                pad2: 0,
-                pad3: 0,
-            })
-            .collect();
+    /// The budgets of the compressed layers' heads, as the select stage reads them.
+    fn rule_table(&self, checks: &mut Checks) -> wgpu::Buffer {
+        let entry = |rule: &BudgetRule| RowRule {
+            budget_mode: rule.mode,
+            ratio_low: word(rule.ratio),
+            ratio_high: word(rule.ratio >> 32),
+            tokens: rule.tokens,
+            key_limit: rule.key_limit,
+            min_len: rule.min_len,
+            pooled: u32::from(self.plan.policy.pool.is_some()),
+            pad0: 0,
+        };
+        let entries: Vec<RowRule> = self.plan.rules.iter().map(entry).collect();
         let bytes = bytemuck::cast_slice(&entries).to_vec();
-        ParamsBlock(bytes).into_buffer(self.device, "keynorm.layers", wgpu::BufferUsages::STORAGE, checks)
+        ParamsBlock(bytes).into_buffer(self.device, "keynorm.rules", wgpu::BufferUsages::STORAGE, checks)
     }
 
     fn layer_window(
@@ -132,6 +128,7 @@ impl Builder<'_> {
         let rows = |buffer, stride| row_binding(buffer, draft.first_scratch_row, w.num_rows, stride);
         let position_words = u64::from(w.num_rows) * u64::from(self.plan.shape.capacity) + 64;
         let keys = range_binding(view.keys.buffer, w.keys);
+        let cached = self.plan.policy.cached_norms;
         let score_group = self.group(
             LayoutKind::KeyNorm,
             &[
@@ -139,7 +136,11 @@ impl Builder<'_> {
                 keys.clone(),
                 self.state.meta().as_entire_binding(),
                 words_binding(self.state.positions(), draft.first_position, position_words),
-                rows(&self.workspace.order_keys, scratch.order_stride),
+                if cached {
+                    words_binding(self.state.norms_or_dummy(), draft.first_position, position_words)
+                } else {
+                    rows(&self.workspace.order_keys, scratch.order_stride)
+                },
                 rows(&self.workspace.histogram, scratch.histogram_stride),
                 self.state.status().as_entire_binding(),
             ],
@@ -180,6 +181,7 @@ impl Builder<'_> {
             ("CHUNKS", f64::from(keys.chunks())),
             ("TILE", f64::from(if fused { tiles.fused } else { tiles.plain })),
             ("HISTOGRAM", f64::from(u8::from(fused))),
+            ("CACHED", f64::from(u8::from(self.plan.policy.cached_norms))),
         ];
         self.kernels().pipeline(module, "score", &constants, checks)
     }
@@ -240,10 +242,32 @@ impl Builder<'_> {
             table.as_entire_binding(),
         ];
         let group = self.group(LayoutKind::TopK, &bindings, checks);
-        let state_bindings = [&bindings[0], &bindings[2], &bindings[3], &bindings[4], &bindings[5]];
-        let mut state_bindings: Vec<_> = state_bindings.into_iter().cloned().collect();
-        state_bindings.push(self.state.status().as_entire_binding());
+        let norms = if self.plan.policy.cached_norms {
+            words_binding(self.state.norms_or_dummy(), draft.first_position, draft.position_words)
+        } else {
+            self.state.norms_or_dummy().as_entire_binding()
+        };
+        let copies = rows(&self.workspace.norm_copies, scratch.copies_stride);
+        let status = self.state.status().as_entire_binding();
+        let [top_k, order_keys, meta, positions, lists, infos, _, rules] =
+            [0, 1, 2, 3, 4, 5, 6, 7].map(|i| &bindings[i]);
+        let state_bindings = [top_k, meta, positions, lists, infos, &status, &norms, &copies].map(Clone::clone);
         let state_group = self.group(LayoutKind::State, &state_bindings, checks);
+        let order_group = self.plan.policy.cached_norms.then(|| {
+            let params = params_binding::<OrderParams>(params, 0);
+            let bindings = [&params, meta, positions, &norms, order_keys, &copies, &status].map(Clone::clone);
+            self.group(LayoutKind::Order, &bindings, checks)
+        });
+        let reserve_group = self.plan.policy.segments.then(|| {
+            let bindings = [top_k, order_keys, meta, positions].map(Clone::clone);
+            self.group(LayoutKind::Reserve, &bindings, checks)
+        });
+        let pool_group = self.plan.policy.pool.map(|_| {
+            let counts = rows(&self.workspace.pool_counts, scratch.pool_counts_stride);
+            let pool_rows = rows(&self.workspace.pool_rows, scratch.pool_row_words);
+            let bindings = [top_k, order_keys, meta, infos, &counts, rules, &pool_rows].map(Clone::clone);
+            self.group(LayoutKind::Pool, &bindings, checks)
+        });
         let bitonic_group = self.plan.select.bitonic.is_some().then(|| {
             bindings.push(if scratch.sorted_stride > 0 {
                 rows(&self.workspace.sorted, scratch.sorted_stride)
@@ -252,7 +276,18 @@ impl Builder<'_> {
             });
             self.group(LayoutKind::Bitonic, &bindings, checks)
         });
-        SelectWindow { num_rows: draft.num_rows, group, state_group, bitonic_group, params_offset: draft.params_offset }
+        SelectWindow {
+            num_rows: draft.num_rows,
+            group,
+            state_group,
+            bitonic_group,
+            order_group,
+            reserve_group,
+            pool_group,
+            params_offset: draft.params_offset,
+            pool_params: draft.pool_params,
+            order_params: draft.order_params,
+        }
     }
 
     fn append_group(&self, params: &wgpu::Buffer, checks: &mut Checks) -> wgpu::BindGroup {

@@ -5,21 +5,25 @@ use std::sync::Arc;
 use crate::error::ArgumentError;
 use crate::plan::{PlanInner, ROW_TOKENS, SELECT_TILE, WORKGROUP};
 use crate::policy::{Order, Selector};
-use crate::state::{CacheState, check_slot};
+use crate::state::{CacheState, MAX_SEGMENTS, check_slot};
 
 /// Stages to record. Each may be recorded alone, in this order, with the same workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Stages(u32);
 
 impl Stages {
-    /// Keys → order keys.
+    /// Keys, or cached norms → order keys.
     pub const SCORE: Self = Self(1);
     /// Order keys → threshold and lists of slots of each row.
     pub const SELECT: Self = Self(2);
     /// Lists → rows moved, positions and lengths updated.
     pub const COMPACT: Self = Self(4);
+    /// Keys → norms of tokens that have none yet; nothing without [`Policy::cached_norms`](crate::Policy::cached_norms).
+    pub const NORMS: Self = Self(8);
+    /// A compression from norms that [`Bound::record_norms`] has brought up to date: it reads no key.
+    pub const FROM_NORMS: Self = Self(7);
     /// The whole compression.
-    pub const ALL: Self = Self(7);
+    pub const ALL: Self = Self(15);
 
     /// Both.
     #[must_use]
@@ -79,9 +83,18 @@ pub(crate) struct SelectWindow {
     pub group: wgpu::BindGroup,
     pub state_group: wgpu::BindGroup,
     pub bitonic_group: Option<wgpu::BindGroup>,
+    pub order_group: Option<wgpu::BindGroup>,
+    pub reserve_group: Option<wgpu::BindGroup>,
+    pub pool_group: Option<wgpu::BindGroup>,
     /// Offset of the window's parameters; those of sorted rows and of the sort's steps follow.
     pub params_offset: u32,
+    /// Offset of the parameters of the pool's first pass; those of the others follow.
+    pub pool_params: u32,
+    pub order_params: u32,
 }
+
+/// Passes of a pool: four digits of the medians, four of its threshold.
+pub(crate) const POOL_PASSES: u32 = 8;
 
 /// How the select stage runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,20 +140,27 @@ impl Bound {
         max_len: u32,
         stages: Stages,
     ) -> Result<(), ArgumentError> {
-        let capacity = self.plan.shape.capacity;
-        if max_len > capacity {
-            return Err(ArgumentError::TooLarge { argument: "max_len", got: max_len.into(), limit: capacity.into() });
-        }
+        self.check_max("max_len", max_len)?;
         if max_len == 0 || self.layers.is_empty() {
             return Ok(());
         }
         let path = self.path(max_len);
-        let fused = path == Path::RadixLong && stages.has(Stages::SCORE) && stages.has(Stages::SELECT);
+        let both = stages.has(Stages::SCORE) && stages.has(Stages::SELECT);
+        let fused = path == Path::RadixLong && both && self.plan.may_fuse();
+        let cached = self.plan.policy.cached_norms;
+        if stages.has(Stages::NORMS) && cached {
+            self.record_norms(pass, max_len)?;
+        }
         if stages.has(Stages::SCORE) {
-            self.record_score(pass, max_len, fused);
+            if cached {
+                self.record_order(pass, max_len);
+            } else {
+                self.record_score(pass, max_len, fused);
+            }
         }
         if stages.has(Stages::SELECT) {
             for window in &self.selects {
+                self.record_budgets(pass, window, max_len);
                 self.record_select(pass, window, max_len, path, fused);
             }
         }
@@ -163,6 +183,68 @@ impl Bound {
         pass.set_bind_group(0, &self.append_group, &[self.append_params_offset + PARAMS_STRIDE * slot]);
         pass.dispatch_workgroups(rows.div_ceil(WORKGROUP), 1, 1);
         Ok(())
+    }
+
+    /// Records the norms of tokens that have none yet, up to `max_new` a row, into [`CacheState::key_norms`]: the one
+    /// stage of a policy with [`Policy::cached_norms`](crate::Policy::cached_norms) that reads keys. A decode loop records
+    /// it with its small number of new tokens, as late as just before a compression, and then
+    /// [`Stages::FROM_NORMS`]; [`Bound::record`] alone looks for new tokens over the whole of `max_len`.
+    ///
+    /// Norms do not depend on RoPE; whoever changes a key in place sets `scored` back: see
+    /// [`StateOffsets`](crate::StateOffsets).
+    ///
+    /// # Errors
+    /// A plan without cached norms; `max_new` above the capacity. Nothing is recorded then.
+    pub fn record_norms(&self, pass: &mut wgpu::ComputePass<'_>, max_new: u32) -> Result<(), ArgumentError> {
+        self.check_max("max_new", max_new)?;
+        if !self.plan.policy.cached_norms {
+            return Err(ArgumentError::Unsupported { what: "record_norms without Policy::cached_norms" });
+        }
+        if max_new == 0 {
+            return Ok(());
+        }
+        self.record_score(pass, max_new, false);
+        pass.set_pipeline(&self.plan.select.mark_scored);
+        for window in &self.selects {
+            pass.set_bind_group(0, &window.state_group, &[window.params_offset]);
+            pass.dispatch_workgroups(window.num_rows.div_ceil(WORKGROUP), max_new.div_ceil(self.plan.tiles.plain), 1);
+        }
+        Ok(())
+    }
+
+    fn check_max(&self, argument: &'static str, got: u32) -> Result<(), ArgumentError> {
+        let capacity = self.plan.shape.capacity;
+        if got > capacity {
+            return Err(ArgumentError::TooLarge { argument, got: got.into(), limit: capacity.into() });
+        }
+        Ok(())
+    }
+
+    fn record_order(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
+        let Some(order) = &self.plan.select.order else { return };
+        pass.set_pipeline(order);
+        for window in &self.selects {
+            pass.set_bind_group(0, &window.order_group, &[window.order_params]);
+            pass.dispatch_workgroups(max_len.div_ceil(4 * WORKGROUP), window.num_rows, 1);
+        }
+    }
+
+    /// What comes between order keys and the selection: segments, then pools.
+    fn record_budgets(&self, pass: &mut wgpu::ComputePass<'_>, window: &SelectWindow, max_len: u32) {
+        if let Some(reserve) = &self.plan.select.reserve {
+            pass.set_pipeline(reserve);
+            pass.set_bind_group(0, &window.reserve_group, &[window.params_offset]);
+            pass.dispatch_workgroups(MAX_SEGMENTS, window.num_rows, 1);
+        }
+        if let Some([count, pick]) = &self.plan.select.pool {
+            for ix in 0..POOL_PASSES {
+                pass.set_bind_group(0, &window.pool_group, &[window.pool_params + PARAMS_STRIDE * ix]);
+                pass.set_pipeline(count);
+                pass.dispatch_workgroups(max_len.div_ceil(SELECT_TILE), window.num_rows, 1);
+                pass.set_pipeline(pick);
+                pass.dispatch_workgroups(window.num_rows / self.plan.shape.num_kv_heads, 1, 1);
+            }
+        }
     }
 
     fn path(&self, max_len: u32) -> Path {

@@ -1,8 +1,8 @@
 //! The parameters of every dispatch of a binding, drafted from checked views. No GPU objects but the parameter buffer.
 
-use crate::bound::{MAX_RANGES, PARAMS_STRIDE, WALK_LEN, sort_steps};
+use crate::bound::{MAX_RANGES, PARAMS_STRIDE, POOL_PASSES, WALK_LEN, sort_steps};
 use crate::kernel::{Access, Checks};
-use crate::params::{AppendParams, CompactParams, KeyNormParams, StateLayout, TensorLayout, TopKParams};
+use crate::params::{AppendParams, CompactParams, KeyNormParams, OrderParams, StateLayout, TensorLayout, TopKParams};
 use crate::plan::{PlanInner, ROW_TOKENS};
 use crate::policy::{Direction, Order};
 use crate::shape::Lattice;
@@ -74,7 +74,10 @@ pub(crate) struct SelectDraft {
     pub num_rows: u32,
     pub first_position: u64,
     pub position_words: u64,
+    /// Parameters of the selection, after them those of sorted rows, of the sort's steps and of the pool's passes.
     pub params_offset: u32,
+    pub pool_params: u32,
+    pub order_params: u32,
 }
 
 /// What bind needs at hand.
@@ -104,11 +107,7 @@ impl Builder<'_> {
             let first_scratch_row =
                 u64::from(layer.compressed) * u64::from(shape.rows_per_layer()) + u64::from(window.first_row);
             let policy = &self.plan.policy;
-            let (direction, seed) = match policy.direction {
-                Direction::Lowest => (0, 0),
-                Direction::Highest => (1, 0),
-                Direction::Random { seed } => (2, seed),
-            };
+            let (direction, seed) = direction_words(policy.direction);
             let (digit_shift, digit_base) = digit_window(policy.direction);
             let score_params = params.push(&KeyNormParams {
                 state: StateLayout::new(shape, first_position),
@@ -178,18 +177,21 @@ impl Builder<'_> {
                 continue;
             }
             let run_rows = (end - run_start) as u64 * rows_per_layer;
-            for (first, num_rows) in scratch_windows(run_rows, self.limits().max_rows) {
+            for (first, num_rows) in scratch_windows(run_rows, self.select_rows()) {
                 let state_row = u64::from(self.plan.layers[run_start]) * rows_per_layer + first;
                 let first_position = state_row * u64::from(shape.capacity) / 64 * 64;
                 let last_position = (state_row + u64::from(num_rows)) * u64::from(shape.capacity);
                 let first_row = run_start as u64 * rows_per_layer + first;
                 let first_layer = self.plan.layers[run_start].wrapping_sub(word(run_start as u64));
+                let p = self.select_params(first_row, num_rows, first_position, first_layer);
                 drafts.push(SelectDraft {
                     first_row,
                     num_rows,
                     first_position,
                     position_words: last_position - first_position,
-                    params_offset: self.push_select_params(first_row, num_rows, first_position, first_layer, params),
+                    params_offset: self.push_select_params(p, params),
+                    pool_params: self.push_pool_params(p, params),
+                    order_params: self.push_order_params(&p, params),
                 });
             }
             run_start = end;
@@ -197,17 +199,17 @@ impl Builder<'_> {
         drafts
     }
 
-    fn push_select_params(
-        &self,
-        first_row: u64,
-        num_rows: u32,
-        first_position: u64,
-        first_layer: u32,
-        params: &mut ParamsBlock,
-    ) -> u32 {
+    /// Most rows of a window of the select stage: whole pools where there are any.
+    fn select_rows(&self) -> u32 {
+        let max_rows = self.limits().max_rows;
+        let heads = self.plan.shape.num_kv_heads;
+        if self.plan.policy.pool.is_some() { max_rows / heads * heads } else { max_rows }
+    }
+
+    fn select_params(&self, first_row: u64, num_rows: u32, first_position: u64, first_layer: u32) -> TopKParams {
         let scratch = &self.plan.scratch;
         let (digit_shift, digit_base) = digit_window(self.plan.policy.direction);
-        let mut p = TopKParams {
+        TopKParams {
             state: StateLayout::new(&self.plan.shape, first_position),
             num_rows,
             first_row: word(first_row),
@@ -227,19 +229,52 @@ impl Builder<'_> {
             digit_shift,
             digit_base,
             keys_held: ROW_TOKENS,
-            pad1: 0,
-            pad2: 0,
-        };
+            pool_pass: 0,
+            pool_min_tokens: self.plan.policy.pool.map_or(0, |pool| pool.min_tokens),
+        }
+    }
+
+    fn push_select_params(&self, mut p: TopKParams, params: &mut ParamsBlock) -> u32 {
         let offset = params.push(&p);
-        if scratch.sorted_stride > 0 {
+        if p.sorted_stride > 0 {
             params.push(&TopKParams { from_sorted: 1, ..p });
-            for (size, distance) in sort_steps(self.kernels().capabilities.sort_len, scratch.sorted_stride) {
+            for (size, distance) in sort_steps(self.kernels().capabilities.sort_len, p.sorted_stride) {
                 p.merge_size = size;
                 p.merge_stride = distance;
                 params.push(&p);
             }
         }
         offset
+    }
+
+    /// One block for each pass.
+    fn push_pool_params(&self, p: TopKParams, params: &mut ParamsBlock) -> u32 {
+        let passes = if self.plan.policy.pool.is_some() { POOL_PASSES } else { 0 };
+        let offsets: Vec<u32> = (0..passes).map(|pool_pass| params.push(&TopKParams { pool_pass, ..p })).collect();
+        offsets.first().copied().unwrap_or(0)
+    }
+
+    fn push_order_params(&self, p: &TopKParams, params: &mut ParamsBlock) -> u32 {
+        let policy = &self.plan.policy;
+        if !policy.cached_norms {
+            return 0;
+        }
+        let (direction, seed) = direction_words(policy.direction);
+        params.push(&OrderParams {
+            state: p.state,
+            first_row: p.first_row,
+            first_layer: p.first_layer,
+            order_stride: p.order_stride,
+            direction,
+            seed_low: word(seed),
+            seed_high: word(seed >> 32),
+            sinks: policy.sinks,
+            recent: policy.recent,
+            keep_copies: u32::from(self.plan.scratch.copies_stride > 0),
+            pad0: 0,
+            pad1: 0,
+            pad2: 0,
+        })
     }
 
     pub(crate) fn push_append_params(&self, params: &mut ParamsBlock) -> u32 {
@@ -256,6 +291,14 @@ impl Builder<'_> {
             params.push(&block(slot));
         }
         first
+    }
+}
+
+const fn direction_words(direction: Direction) -> (u32, u64) {
+    match direction {
+        Direction::Lowest => (0, 0),
+        Direction::Highest => (1, 0),
+        Direction::Random { seed } => (2, seed),
     }
 }
 

@@ -37,6 +37,30 @@ pub enum ArgumentError {
         /// Given ratio.
         got: f64,
     },
+    /// A norm limit that is NaN or negative.
+    #[error("max_norm is {got}, expected a number of at least 0")]
+    MaxNorm {
+        /// Given limit.
+        got: f32,
+    },
+    /// Two choices that do not go together.
+    #[error("{what} is not supported")]
+    Unsupported {
+        /// The combination.
+        what: &'static str,
+    },
+    /// A range that is empty the wrong way round, or shares positions with another.
+    #[error("{argument}[{index}] is {start}..{end}, expected a range that ends after its start and overlaps no other")]
+    Segment {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Entry of the slice.
+        index: usize,
+        /// First position.
+        start: u32,
+        /// First position after it.
+        end: u32,
+    },
     /// A budget of fewer tokens than the policy protects.
     #[error(
         "keep_tokens is {keep_tokens}, below sinks + recent = {protected} tokens; raise keep_tokens or protect fewer"

@@ -61,6 +61,12 @@ pub enum Module {
     Radix,
     /// Bitonic selector.
     Bitonic,
+    /// Order keys from cached norms.
+    Order,
+    /// Segments of positions that keep tokens of their own.
+    Reserve,
+    /// Budgets shared by the heads of a layer.
+    Pool,
     /// Cache state after a compression.
     State,
     /// Counting appended tokens.
@@ -78,7 +84,8 @@ impl Module {
     /// Every module there is, for tests of the shaders themselves.
     #[must_use]
     pub fn all() -> Vec<Self> {
-        let mut all = vec![Self::Radix, Self::Bitonic, Self::State, Self::Append];
+        let mut all =
+            vec![Self::Radix, Self::Bitonic, Self::Order, Self::Reserve, Self::Pool, Self::State, Self::Append];
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
                 all.extend([true, false].map(|vec4| Self::KeyNorm { dtype, vec4, reduction }));
@@ -99,6 +106,9 @@ impl Module {
             Self::KeyNorm { .. } => "keynorm.key_norm",
             Self::Radix => "keynorm.radix",
             Self::Bitonic => "keynorm.bitonic",
+            Self::Order => "keynorm.order",
+            Self::Reserve => "keynorm.reserve",
+            Self::Pool => "keynorm.pool",
             Self::State => "keynorm.state",
             Self::Append => "keynorm.append",
             Self::Compact { .. } => "keynorm.compact",
@@ -114,8 +124,10 @@ impl Module {
         let state = state.as_str();
         let params = shader!("shared/top_k_params.wgsl");
         let digits = shader!("shared/first_digit.wgsl");
-        let rows = [params, shader!("shared/top_k_rows.wgsl")].concat();
+        let rule = shader!("shared/row_rule.wgsl");
+        let rows = [params, shader!("shared/top_k_rows.wgsl"), rule].concat();
         let rows = rows.as_str();
+        let order_key = shader!("shared/order_key.wgsl");
         let info = shader!("shared/row_info.wgsl");
         let scan = shader!("shared/scan.wgsl");
         let emit = shader!("shared/top_k_emit.wgsl");
@@ -123,6 +135,7 @@ impl Module {
             Self::KeyNorm { dtype, vec4, reduction } => [
                 shader!("key_norm.wgsl"),
                 digits,
+                order_key,
                 state,
                 keys(vec4),
                 match dtype {
@@ -143,6 +156,9 @@ impl Module {
             .concat(),
             Self::Radix => [shader!("radix.wgsl"), digits, rows, info, state, emit, scan].concat(),
             Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
+            Self::Order => [shader!("order.wgsl"), order_key, state].concat(),
+            Self::Reserve => [shader!("reserve.wgsl"), params, state, scan].concat(),
+            Self::Pool => [shader!("pool.wgsl"), params, rule, info, layout, scan].concat(),
             Self::State => [shader!("state.wgsl"), params, info, layout].concat(),
             Self::Append => [shader!("append.wgsl"), layout].concat(),
             Self::Compact { keys_vec4, values_vec4 } => [
@@ -163,6 +179,9 @@ impl Module {
         match self {
             Self::KeyNorm { .. } => LayoutKind::KeyNorm,
             Self::Radix => LayoutKind::TopK,
+            Self::Order => LayoutKind::Order,
+            Self::Reserve => LayoutKind::Reserve,
+            Self::Pool => LayoutKind::Pool,
             Self::State => LayoutKind::State,
             Self::Bitonic => LayoutKind::Bitonic,
             Self::Append => LayoutKind::Append,
@@ -177,6 +196,9 @@ impl Module {
 pub(crate) enum LayoutKind {
     KeyNorm,
     TopK,
+    Order,
+    Reserve,
+    Pool,
     State,
     Bitonic,
     Append,
@@ -185,15 +207,28 @@ pub(crate) enum LayoutKind {
 }
 
 impl LayoutKind {
-    const ALL: [Self; 7] =
-        [Self::KeyNorm, Self::TopK, Self::State, Self::Bitonic, Self::Append, Self::Compact, Self::CompactJoined];
+    const ALL: [Self; 10] = [
+        Self::KeyNorm,
+        Self::TopK,
+        Self::Order,
+        Self::Reserve,
+        Self::Pool,
+        Self::State,
+        Self::Bitonic,
+        Self::Append,
+        Self::Compact,
+        Self::CompactJoined,
+    ];
 
     /// (binding, read-only) of the storage buffers. Binding 0 is always the uniform parameters.
     fn storage(self) -> &'static [(u32, bool)] {
         match self {
-            Self::KeyNorm => &[(1, false), (2, false), (3, false), (4, false), (5, false), (6, false)],
+            Self::KeyNorm => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false)],
             Self::TopK => &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true)],
-            Self::State => &[(1, false), (2, false), (3, true), (4, true), (5, false)],
+            Self::Order => &[(1, true), (2, true), (3, false), (4, false), (5, false), (6, false)],
+            Self::Reserve => &[(1, false), (2, true), (3, true)],
+            Self::Pool => &[(1, true), (2, true), (3, false), (4, false), (5, true), (6, false)],
+            Self::State => &[(1, false), (2, false), (3, true), (4, true), (5, false), (6, false), (7, true)],
             Self::Bitonic => {
                 &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true), (8, false)]
             }
@@ -204,7 +239,7 @@ impl LayoutKind {
     }
 
     fn has_dynamic_params(self) -> bool {
-        matches!(self, Self::TopK | Self::State | Self::Bitonic | Self::Append | Self::Compact | Self::CompactJoined)
+        self != Self::KeyNorm
     }
 }
 

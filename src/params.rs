@@ -18,9 +18,9 @@ pub struct StateLayout {
     pub num_kv_heads: u32,
     pub rows_per_layer: u32,
     pub batch_size: u32,
+    pub scored_base: u32,
+    pub segments_base: u32,
     pub pad0: u32,
-    pub pad1: u32,
-    pub pad2: u32,
 }
 
 impl StateLayout {
@@ -38,9 +38,9 @@ impl StateLayout {
             num_kv_heads: shape.num_kv_heads,
             rows_per_layer: shape.rows_per_layer(),
             batch_size: shape.batch_size,
+            scored_base: o.scored,
+            segments_base: o.segments,
             pad0: 0,
-            pad1: 0,
-            pad2: 0,
         }
     }
 }
@@ -95,22 +95,41 @@ pub struct TopKParams {
     pub digit_shift: u32,
     pub digit_base: u32,
     pub keys_held: u32,
-    pub pad1: u32,
-    pub pad2: u32,
+    pub pool_pass: u32,
+    pub pool_min_tokens: u32,
 }
 
-/// Mirror of `LayerEntry` in shared/top_k_params.wgsl.
+/// Mirror of `RowRule` in shared/top_k_params.wgsl.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct LayerEntry {
+pub struct RowRule {
     pub budget_mode: u32,
     pub ratio_low: u32,
     pub ratio_high: u32,
     pub tokens: u32,
+    pub key_limit: u32,
+    pub min_len: u32,
+    pub pooled: u32,
+    pub pad0: u32,
+}
+
+/// Mirror of `Params` in order.wgsl.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct OrderParams {
+    pub state: StateLayout,
+    pub first_row: u32,
+    pub first_layer: u32,
+    pub order_stride: u32,
+    pub direction: u32,
+    pub seed_low: u32,
+    pub seed_high: u32,
+    pub sinks: u32,
+    pub recent: u32,
+    pub keep_copies: u32,
     pub pad0: u32,
     pub pad1: u32,
     pub pad2: u32,
-    pub pad3: u32,
 }
 
 /// Mirror of `TensorLayout` in compact.wgsl.

@@ -6,7 +6,7 @@ use crate::bound::Bound;
 use crate::device::Capabilities;
 use crate::error::BuildError;
 use crate::kernel::{Checks, Kernels, Module};
-use crate::policy::{BudgetRule, Order, Policy, Selector};
+use crate::policy::{Budget, BudgetRule, Order, Policy, Selector};
 use crate::shape::KvShape;
 use crate::state::CacheState;
 use crate::view::KvView;
@@ -14,7 +14,10 @@ use crate::workspace::{ScratchLayout, Workspace};
 
 /// Invocations of a workgroup, unless it owns a whole row.
 pub(crate) const WORKGROUP: u32 = 256;
-/// Words of a row's histogram of first digits (2048), its protected count and padding.
+/// Words of a row's counts of a pool's digits, and from its `PoolRow` to the next.
+const POOL_COUNTS_STRIDE: u32 = 320;
+const POOL_ROW_WORDS: u32 = 64;
+/// Words of a row's histogram of first digits (2048), its other counts and padding.
 const HISTOGRAM_WORDS: u32 = 2112;
 /// Tokens whose keys an invocation of the radix selector holds in registers.
 pub(crate) const ROW_TOKENS: u32 = 8;
@@ -32,7 +35,8 @@ pub(crate) struct PlanInner {
     pub kernels: Arc<Kernels>,
     pub shape: KvShape,
     pub policy: Policy,
-    pub rule: BudgetRule,
+    /// Of every head of every compressed layer.
+    pub rules: Vec<BudgetRule>,
     pub layers: Vec<u32>,
     pub scratch: ScratchLayout,
     pub select: SelectPipelines,
@@ -54,8 +58,13 @@ pub(crate) struct SelectPipelines {
     pub collect: wgpu::ComputePipeline,
     pub emit: wgpu::ComputePipeline,
     pub bitonic: Option<BitonicPipelines>,
+    pub order: Option<wgpu::ComputePipeline>,
+    pub reserve: Option<wgpu::ComputePipeline>,
+    /// `count` and `pick`.
+    pub pool: Option<[wgpu::ComputePipeline; 2]>,
     pub finish: wgpu::ComputePipeline,
     pub append: wgpu::ComputePipeline,
+    pub mark_scored: wgpu::ComputePipeline,
 }
 
 #[derive(Debug)]
@@ -76,8 +85,9 @@ impl Plan {
     ) -> Result<Self, BuildError> {
         shape.check()?;
         policy.check(shape)?;
-        let rule = policy.budget.rule()?;
         let layers = policy.compressed_layers(shape.num_layers);
+        let rows = layers.iter().flat_map(|&layer| (0..shape.num_kv_heads).map(move |head| (layer, head)));
+        let rules = rows.map(|(layer, head)| policy.rule_of(layer, head)).collect::<Result<_, _>>()?;
         let num_rows = layers.len() as u64 * u64::from(shape.rows_per_layer());
         let scratch = scratch_layout(shape, policy, num_rows, &kernels.capabilities);
         let tiles = score_tiles(shape);
@@ -86,10 +96,10 @@ impl Plan {
             kernels: Arc::clone(kernels),
             shape: *shape,
             policy: policy.clone(),
-            rule,
+            rules,
             layers,
             scratch,
-            select: select_pipelines(kernels, policy, checks),
+            select: select_pipelines(kernels, policy, &tiles, checks),
             tiles,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -113,10 +123,14 @@ impl Plan {
         self.inner.scratch.total_bytes()
     }
 
-    /// Tokens kept of a row of `len` tokens of which `num_protected` are protected; the GPU computes the same.
+    /// Most tokens that any compressed row of `len` tokens keeps, `num_protected` of them being protected; without
+    /// overrides, [`Budget::MaxNorm`] and pools what each keeps. The GPU computes the same.
     #[must_use]
     pub fn budget(&self, len: u32, num_protected: u32) -> u32 {
-        self.inner.rule.tokens(len, num_protected)
+        if self.inner.policy.pool.is_some() {
+            return len;
+        }
+        self.inner.rules.iter().map(|rule| rule.tokens(len, num_protected, len)).max().unwrap_or(len)
     }
 
     /// Scratch for this plan.
@@ -136,7 +150,8 @@ impl Plan {
     /// As [`Plan::create_workspace`].
     pub fn create_state(&self) -> Result<CacheState, BuildError> {
         let mut checks = Checks::default();
-        let state = CacheState::new(&self.inner.kernels, &self.inner.shape, &mut checks)?;
+        let state =
+            CacheState::new(&self.inner.kernels, &self.inner.shape, self.inner.policy.cached_norms, &mut checks)?;
         checks.finish()?;
         Ok(state)
     }
@@ -180,19 +195,59 @@ impl Plan {
 impl PlanInner {
     /// Most tokens that a row of at most `max_len` keeps.
     pub fn max_budget(&self, max_len: u32) -> u32 {
-        self.rule.asked(max_len).max(self.max_protected(max_len)).max(1).min(max_len)
+        if self.policy.pool.is_some() {
+            return max_len;
+        }
+        let asked = |rule: &BudgetRule| rule.asked(max_len, max_len).max(rule.min_len);
+        let asked = self.rules.iter().map(asked).max().unwrap_or(0);
+        asked.max(self.max_protected(max_len)).max(1).min(max_len)
+    }
+
+    /// Most tokens that a row of exactly `len` keeps.
+    pub fn max_budget_of(&self, len: u32) -> u32 {
+        if self.depends_on_keys() {
+            return len;
+        }
+        let protected = self.max_protected(len);
+        self.rules.iter().map(|rule| rule.tokens(len, protected, len)).max().unwrap_or(len)
     }
 
     /// Most rows that `Fill` moves in a row of at most `max_len`: min(budget, len - budget) does not fall with the
     /// length but for rounding, and a raised budget moves no more than it keeps.
     pub fn max_moved(&self, max_len: u32) -> u32 {
-        let budget = self.rule.asked(max_len).min(max_len);
-        let by_budget = budget.min(max_len - budget) + 1;
+        let half = max_len / 2 + 1;
+        if self.depends_on_keys() {
+            return half;
+        }
+        let by_budget = |rule: &BudgetRule| {
+            let budget = BudgetRule { min_len: 0, ..*rule }.asked(max_len, 0).min(max_len);
+            budget.min(max_len - budget) + 1
+        };
+        let by_budget = self.rules.iter().map(by_budget).max().unwrap_or(0);
         let by_protection = self.max_protected(max_len).max(1);
-        by_budget.max(by_protection).min(max_len / 2 + 1)
+        by_budget.max(by_protection).min(half)
+    }
+
+    /// Whether what a row keeps is known only from its keys.
+    pub fn depends_on_keys(&self) -> bool {
+        self.policy.pool.is_some() || self.has_norm_limit()
+    }
+
+    /// Whether a budget counts the keys up to a limit, which only the select stage's own histogram does.
+    pub fn has_norm_limit(&self) -> bool {
+        let is_limit = |budget: &Budget| matches!(budget, Budget::MaxNorm(_));
+        is_limit(&self.policy.budget) || self.policy.budgets.iter().any(|o| is_limit(&o.budget))
+    }
+
+    /// Whether the score stage may count first digits: nothing changes order keys after it, or counts others.
+    pub fn may_fuse(&self) -> bool {
+        !self.policy.cached_norms && !self.policy.segments && !self.has_norm_limit()
     }
 
     fn max_protected(&self, max_len: u32) -> u32 {
+        if self.policy.segments {
+            return max_len;
+        }
         self.policy.sinks.saturating_add(self.policy.recent).min(max_len)
     }
 }
@@ -223,6 +278,9 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
         },
         tile_counts_base,
         sorted_stride: if sorts_outside { shape.capacity.next_power_of_two() } else { 0 },
+        copies_stride: if positional && policy.cached_norms { order_stride } else { 0 },
+        pool_counts_stride: if policy.pool.is_some() { POOL_COUNTS_STRIDE } else { 0 },
+        pool_row_words: if policy.pool.is_some() { POOL_ROW_WORDS } else { 0 },
     }
 }
 
@@ -246,7 +304,7 @@ fn score_tiles(shape: &KvShape) -> ScoreTiles {
     ScoreTiles { plain: tokens(128), fused: tokens(512) }
 }
 
-fn select_pipelines(kernels: &Kernels, policy: &Policy, checks: &mut Checks) -> SelectPipelines {
+fn select_pipelines(kernels: &Kernels, policy: &Policy, tiles: &ScoreTiles, checks: &mut Checks) -> SelectPipelines {
     let wide = f64::from(kernels.capabilities.row_workgroup);
     let narrow = f64::from(WORKGROUP);
     let sort_len = f64::from(kernels.capabilities.sort_len);
@@ -270,13 +328,30 @@ fn select_pipelines(kernels: &Kernels, policy: &Policy, checks: &mut Checks) -> 
             pick: bitonic("bitonic_pick", narrow),
         }
     });
+    let mut other = |module, entry, cached: bool| {
+        let mut constants = vec![("WG_SIZE", narrow)];
+        match module {
+            Module::State => {
+                constants.push(("CACHED", f64::from(u8::from(cached))));
+                constants.push(("SCORE_TILE", f64::from(tiles.plain)));
+            }
+            Module::Reserve | Module::Pool => constants.push(("SCAN_GROUP", scan_group(narrow))),
+            _ => (),
+        }
+        kernels.pipeline(module, entry, &constants, checks)
+    };
+    let cached = policy.cached_norms;
     SelectPipelines {
         radix_rows,
         count_digits,
         collect,
         emit,
         bitonic,
-        finish: kernels.pipeline(Module::State, "finish", &[("WG_SIZE", narrow)], checks),
-        append: kernels.pipeline(Module::Append, "append", &[("WG_SIZE", narrow)], checks),
+        order: cached.then(|| other(Module::Order, "order", cached)),
+        reserve: policy.segments.then(|| other(Module::Reserve, "reserve", cached)),
+        pool: policy.pool.map(|_| ["count", "pick"].map(|entry| other(Module::Pool, entry, cached))),
+        finish: other(Module::State, "finish", cached),
+        append: other(Module::Append, "append", cached),
+        mark_scored: other(Module::State, "mark_scored", cached),
     }
 }

@@ -1,5 +1,7 @@
 //! What to keep: budgets, direction, protection, order. No GPU here.
 
+use std::ops::Range;
+
 use crate::error::ArgumentError;
 use crate::shape::KvShape;
 
@@ -26,6 +28,9 @@ pub enum Budget {
     },
     /// An absolute number of tokens a row. Rows that are shorter are left whole.
     KeepTokens(u32),
+    /// Every key whose L2 norm is at most this: 0 or more, in the keys' own unit. Its square is rounded down to f32 and
+    /// compared with the squared norms as bits. Only with [`Direction::Lowest`].
+    MaxNorm(f32),
 }
 
 impl Budget {
@@ -44,7 +49,13 @@ impl Budget {
                 Ok(BudgetRule::ratio(keep_ratio, rounding))
             }
             Self::KeepTokens(0) => Err(ArgumentError::ZeroDimension { argument: "keep_tokens" }),
-            Self::KeepTokens(tokens) => Ok(BudgetRule { mode: 2, ratio: 0, tokens }),
+            Self::KeepTokens(tokens) => Ok(BudgetRule { mode: 2, tokens, ..BudgetRule::NONE }),
+            Self::MaxNorm(max_norm) => {
+                if max_norm.is_nan() || max_norm < 0.0 {
+                    return Err(ArgumentError::MaxNorm { got: max_norm });
+                }
+                Ok(BudgetRule { mode: 3, key_limit: square_rounded_down(max_norm).to_bits() + 1, ..BudgetRule::NONE })
+            }
         }
     }
 
@@ -52,6 +63,7 @@ impl Budget {
     /// `min(len, max(asked, num_protected, 1))`. The integers are the same as on the GPU.
     ///
     /// A ratio is held as a 40-bit fixed-point number, rounded so that `0.55 * 100` is 55 tokens in either rounding.
+    /// [`Budget::MaxNorm`] depends on the keys; this is the most it can keep.
     ///
     /// # Errors
     /// As [`Policy::check`] for the budget.
@@ -64,45 +76,84 @@ impl Budget {
     /// # Ok::<(), keynorm::ArgumentError>(())
     /// ```
     pub fn tokens(&self, len: u32, num_protected: u32) -> Result<u32, ArgumentError> {
-        Ok(self.rule()?.tokens(len, num_protected))
+        Ok(self.rule()?.tokens(len, num_protected, len))
     }
 }
 
-/// The budget as the shaders hold it.
+/// The largest f32 that does not exceed the square, so that `n <= square` and `n <= the result` agree for every f32.
+fn square_rounded_down(value: f32) -> f32 {
+    let square = f64::from(value) * f64::from(value); // exact
+    #[expect(clippy::cast_possible_truncation, reason = "rounded to nearest, then corrected")]
+    let nearest = square as f32;
+    if f64::from(nearest) > square { nearest.next_down() } else { nearest }
+}
+
+/// A budget for some rows in place of the policy's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BudgetOverride {
+    /// Layers of the shape.
+    pub layers: Range<u32>,
+    /// KV heads of those layers.
+    pub heads: Range<u32>,
+    /// Tokens kept of each of these rows. Rows of one sequence may so come to have different lengths.
+    pub budget: Budget,
+}
+
+/// Budgets pooled across the KV heads of a layer: a sequence keeps as many tokens of the layer as its heads' budgets add
+/// up to, but heads with many low keys keep more of them.
+///
+/// Heads are made comparable by the distance of each order key from the median of its head's unprotected ones, in bits of
+/// f32: about the logarithm of norm over median, in integers, so that the result is the same on every device. What is
+/// kept of a layer are its lowest distances, lower head first among equals; within a head, as ever, the lowest keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Pool {
+    /// Tokens that every head keeps of its own in any case, at least 1 (as far as it has them).
+    pub min_tokens: u32,
+}
+
+/// The budget of a row as the shaders hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BudgetRule {
-    /// 0 ratio rounded up, 1 ratio rounded down, 2 tokens.
+    /// 0 ratio rounded up, 1 ratio rounded down, 2 tokens, 3 keys up to a limit.
     pub mode: u32,
     /// Keep ratio times 2⁴⁰, rounded towards the exact product: down for `Ceil`, up for `Floor`.
     pub ratio: u64,
     pub tokens: u32,
+    /// Highest order key that is kept, in mode 3.
+    pub key_limit: u32,
+    /// Rows of fewer tokens are left whole.
+    pub min_len: u32,
 }
 
 const RATIO_ONE: f64 = (1u64 << 40) as f64;
 
 impl BudgetRule {
+    const NONE: Self = Self { mode: 0, ratio: 0, tokens: 0, key_limit: 0, min_len: 0 };
+
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number from 0 to 2^40")]
     fn ratio(keep_ratio: f64, rounding: Rounding) -> Self {
         let scaled = keep_ratio * RATIO_ONE;
         match rounding {
-            Rounding::Ceil => Self { mode: 0, ratio: scaled.floor() as u64, tokens: 0 },
-            Rounding::Floor => Self { mode: 1, ratio: scaled.ceil() as u64, tokens: 0 },
+            Rounding::Ceil => Self { mode: 0, ratio: scaled.floor() as u64, ..Self::NONE },
+            Rounding::Floor => Self { mode: 1, ratio: scaled.ceil() as u64, ..Self::NONE },
         }
     }
 
-    /// The budget asked for, before any raise.
+    /// The budget asked for, before any raise. `num_within` counts the order keys up to `key_limit`.
     #[expect(clippy::cast_possible_truncation, reason = "at most len, a u32")]
-    pub fn asked(&self, len: u32) -> u32 {
+    pub fn asked(&self, len: u32, num_within: u32) -> u32 {
         let product = u64::from(len) * self.ratio;
         match self.mode {
+            _ if len < self.min_len => len,
             0 => product.div_ceil(1 << 40) as u32,
             1 => (product >> 40) as u32,
-            _ => self.tokens,
+            2 => self.tokens,
+            _ => num_within,
         }
     }
 
-    pub fn tokens(&self, len: u32, num_protected: u32) -> u32 {
-        len.min(self.asked(len).max(num_protected).max(1))
+    pub fn tokens(&self, len: u32, num_protected: u32, num_within: u32) -> u32 {
+        len.min(self.asked(len, num_within).max(num_protected).max(1))
     }
 }
 
@@ -165,6 +216,19 @@ pub struct Policy {
     pub order: Order,
     /// How thresholds are found.
     pub selector: Selector,
+    /// Budgets of single layers and heads, in place of `budget`; a later entry goes before an earlier one.
+    pub budgets: Vec<BudgetOverride>,
+    /// Budgets shared by the heads of a layer.
+    pub pool: Option<Pool>,
+    /// Rows of fewer tokens than this are left whole: with a cap here, a decode loop may record every step and rows are
+    /// compressed when they reach it, each on its own. 0: none.
+    pub min_len: u32,
+    /// Whether the segments of [`CacheState::set_segments`](crate::CacheState::set_segments) are kept to: pinned ranges
+    /// and quotas. Off, they cost nothing.
+    pub segments: bool,
+    /// Keep each key's norm in the cache state and move it with its row, so that a later compression reads no keys but
+    /// new ones.
+    pub cached_norms: bool,
 }
 
 impl Policy {
@@ -179,6 +243,11 @@ impl Policy {
             skip_layers: Vec::new(),
             order: Order::Fill,
             selector: Selector::Auto,
+            budgets: Vec::new(),
+            pool: None,
+            min_len: 0,
+            segments: false,
+            cached_norms: false,
         }
     }
 
@@ -201,17 +270,30 @@ impl Policy {
         Self { sinks: 4, recent: 64, ..Self::paper(keep_ratio) }
     }
 
+    /// The paper's streaming rule for decode loops, with the protection of [`Policy::safe`]: a row that has come to `cap`
+    /// tokens keeps 98 % of them, by cached norms; shorter rows are left whole. To the letter of the paper, nothing is
+    /// protected: `Policy { sinks: 0, recent: 0, ..Policy::streaming(cap) }`.
+    #[must_use]
+    pub fn streaming(cap: u32) -> Self {
+        Self { min_len: cap, cached_norms: true, ..Self::safe(0.98) }
+    }
+
     /// Checks what does not depend on lengths.
     ///
     /// # Errors
     /// A ratio that is NaN or outside 0..=1, a budget of 0 tokens, `KeepTokens` below `sinks + recent`, a skipped layer
-    /// that the shape does not have.
+    /// or an override's layer or head that the shape does not have, `MaxNorm` with another direction than the lowest or
+    /// with a pool.
     pub fn check(&self, shape: &KvShape) -> Result<(), ArgumentError> {
-        self.budget.rule()?;
-        let protected = u64::from(self.sinks) + u64::from(self.recent);
-        if let Budget::KeepTokens(keep_tokens) = self.budget {
-            if u64::from(keep_tokens) < protected {
-                return Err(ArgumentError::KeepTokensBelowProtected { keep_tokens, protected });
+        self.check_budget(self.budget)?;
+        for o in &self.budgets {
+            self.check_budget(o.budget)?;
+            for (argument, got, limit) in
+                [("budgets.layers", o.layers.end, shape.num_layers), ("budgets.heads", o.heads.end, shape.num_kv_heads)]
+            {
+                if got > limit {
+                    return Err(ArgumentError::TooLarge { argument, got: got.into(), limit: limit.into() });
+                }
             }
         }
         for &layer in &self.skip_layers {
@@ -224,6 +306,34 @@ impl Policy {
             }
         }
         Ok(())
+    }
+
+    fn check_budget(&self, budget: Budget) -> Result<(), ArgumentError> {
+        budget.rule()?;
+        let protected = u64::from(self.sinks) + u64::from(self.recent);
+        match budget {
+            Budget::KeepTokens(keep_tokens) if u64::from(keep_tokens) < protected => {
+                Err(ArgumentError::KeepTokensBelowProtected { keep_tokens, protected })
+            }
+            Budget::MaxNorm(_) if self.direction != Direction::Lowest => {
+                Err(ArgumentError::Unsupported { what: "a budget of MaxNorm with a direction other than Lowest" })
+            }
+            Budget::MaxNorm(_) if self.pool.is_some() => {
+                Err(ArgumentError::Unsupported { what: "a budget of MaxNorm with a pool" })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The budget of a row: that of the last override that holds it, else the policy's.
+    #[must_use]
+    pub fn budget_of(&self, layer: u32, head: u32) -> Budget {
+        let holds = |o: &&BudgetOverride| o.layers.contains(&layer) && o.heads.contains(&head);
+        self.budgets.iter().rev().find(holds).map_or(self.budget, |o| o.budget)
+    }
+
+    pub(crate) fn rule_of(&self, layer: u32, head: u32) -> Result<BudgetRule, ArgumentError> {
+        Ok(BudgetRule { min_len: self.min_len, ..self.budget_of(layer, head).rule()? })
     }
 
     /// Layers that are compressed, ascending.

@@ -15,6 +15,9 @@ impl Status {
     pub const BUDGET_RAISED: Self = Self(2);
     /// A key had a NaN element, or its squared norm was infinite.
     pub const NON_FINITE_KEY: Self = Self(8);
+    /// A token of a policy with cached norms had none, since it was appended after the last
+    /// [`Bound::record_norms`](crate::Bound::record_norms) or beyond its `max_new`. It was kept.
+    pub const NORM_MISSING: Self = Self(16);
 
     /// Whether every bit of `other` is set.
     #[must_use]
@@ -33,7 +36,14 @@ pub struct StateOffsets {
     /// `lengths[layer, row]`: tokens in the cache.
     pub lengths: u32,
     /// `compacted[layer, row]`: slots below this have their position stored; those at and above it were appended since.
+    /// A shader of the caller's that shortens a row and then appends to it other than by
+    /// [`Bound::record_append`](crate::Bound::record_append) lowers this and `scored` to the shortened length.
     pub compacted: u32,
+    /// `scored[layer, row]`: slots below this have their norm in [`CacheState::key_norms`].
+    pub scored: u32,
+    /// `segments[sequence, 8, 4]`: first position, first position after, tokens kept, unused; see
+    /// [`CacheState::set_segments`].
+    pub segments: u32,
     /// Words in all.
     pub len: u32,
 }
@@ -47,11 +57,35 @@ impl StateOffsets {
         let inactive = shape.num_layers * shape.batch_size;
         let lengths = inactive + shape.batch_size;
         let compacted = lengths + rows;
-        Self { num_seen, inactive, lengths, compacted, len: compacted + rows }
+        let scored = compacted + rows;
+        let segments = scored + rows;
+        let len = segments + shape.batch_size * MAX_SEGMENTS * SEGMENT_WORDS;
+        Self { num_seen, inactive, lengths, compacted, scored, segments, len }
     }
 }
 
-/// Lengths, positions, tokens seen and status of a cache, in three buffers of u32 words that the caller's own shaders may
+/// Most segments of a sequence.
+pub const MAX_SEGMENTS: u32 = 8;
+const SEGMENT_WORDS: u32 = 4;
+
+/// A range of original positions that keeps tokens of its own, in every layer and head of its sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Original positions.
+    pub positions: std::ops::Range<u32>,
+    /// Tokens of the range that are kept in any case: its lowest order keys, as far as it has tokens left.
+    pub min_tokens: u32,
+}
+
+impl Segment {
+    /// A range of which every token is kept.
+    #[must_use]
+    pub const fn pinned(positions: std::ops::Range<u32>) -> Self {
+        Self { positions, min_tokens: u32::MAX }
+    }
+}
+
+/// Lengths, positions, tokens seen and status of a cache, in buffers of u32 words that the caller's own shaders may
 /// read and write between recordings.
 ///
 /// A slot `s` of a row that holds `len` tokens has the original position `positions[s]` where `s < compacted`, else
@@ -64,13 +98,20 @@ pub struct CacheState {
     positions: wgpu::Buffer,
     status: wgpu::Buffer,
     append_counts: wgpu::Buffer,
+    key_norms: wgpu::Buffer,
+    has_norms: bool,
 }
 
 /// Records of [`Bound::record_append`](crate::Bound::record_append) that can be in flight with counts of their own.
 pub const NUM_APPEND_SLOTS: u32 = 8;
 
 impl CacheState {
-    pub(crate) fn new(kernels: &Kernels, shape: &KvShape, checks: &mut Checks) -> Result<Self, BuildError> {
+    pub(crate) fn new(
+        kernels: &Kernels,
+        shape: &KvShape,
+        has_norms: bool,
+        checks: &mut Checks,
+    ) -> Result<Self, BuildError> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let rows = u64::from(shape.num_layers) * u64::from(shape.rows_per_layer());
         // The counters are bound whole, the positions in windows.
@@ -93,6 +134,8 @@ impl CacheState {
             meta: buffer("keynorm.state.meta", StateOffsets::of(shape).len.into())?,
             positions: buffer("keynorm.state.positions", rows * u64::from(shape.capacity))?,
             status: buffer("keynorm.state.status", shape.num_layers.into())?,
+            key_norms: buffer("keynorm.state.key_norms", if has_norms { rows * u64::from(shape.capacity) } else { 1 })?,
+            has_norms,
             append_counts: buffer(
                 "keynorm.state.append_counts",
                 u64::from(append_slot_words(shape)) * u64::from(NUM_APPEND_SLOTS),
@@ -111,6 +154,19 @@ impl CacheState {
     #[must_use]
     pub const fn positions(&self) -> &wgpu::Buffer {
         &self.positions
+    }
+
+    /// Squared L2 norms of the keys by slot: f32 `[num_layers, batch_size * num_kv_heads, capacity]`, valid below
+    /// `scored`, NaN for a key with a NaN element; the bits 0xFFFF_FFFF stand for a norm that is not known. `None`
+    /// without [`Policy::cached_norms`](crate::Policy::cached_norms). Usage `STORAGE | COPY_SRC | COPY_DST`.
+    #[must_use]
+    pub const fn key_norms(&self) -> Option<&wgpu::Buffer> {
+        if self.has_norms { Some(&self.key_norms) } else { None }
+    }
+
+    /// The norms, or what is bound in their place.
+    pub(crate) const fn norms_or_dummy(&self) -> &wgpu::Buffer {
+        &self.key_norms
     }
 
     /// Sticky bits, one u32 a layer; see [`Status`]. Usage `STORAGE | COPY_SRC | COPY_DST`.
@@ -155,6 +211,7 @@ impl CacheState {
         self.write(queue, o.num_seen, &num_seen);
         self.write(queue, o.lengths, &rows);
         self.write(queue, o.compacted, &vec![0; rows.len()]);
+        self.write(queue, o.scored, &vec![0; rows.len()]);
         Ok(())
     }
 
@@ -164,13 +221,7 @@ impl CacheState {
     /// A sequence that the shape does not have.
     pub fn reset_sequence(&self, queue: &wgpu::Queue, sequence: u32) -> Result<(), ArgumentError> {
         let shape = &self.shape;
-        if sequence >= shape.batch_size {
-            return Err(ArgumentError::IndexOutOfRange {
-                argument: "sequence",
-                got: sequence.into(),
-                limit: shape.batch_size.into(),
-            });
-        }
+        self.check_sequence(sequence)?;
         let o = self.offsets();
         let zeros = vec![0; shape.num_kv_heads as usize];
         for layer in 0..shape.num_layers {
@@ -178,6 +229,7 @@ impl CacheState {
             self.write(queue, o.num_seen + layer * shape.batch_size + sequence, &[0]);
             self.write(queue, o.lengths + row, &zeros);
             self.write(queue, o.compacted + row, &zeros);
+            self.write(queue, o.scored + row, &zeros);
         }
         Ok(())
     }
@@ -191,6 +243,45 @@ impl CacheState {
         let words: Vec<u32> = active.iter().map(|&a| u32::from(!a)).collect();
         self.write(queue, self.offsets().inactive, &words);
         Ok(())
+    }
+
+    /// Sets the segments of one sequence, for a policy with [`Policy::segments`](crate::Policy::segments): pinned ranges
+    /// ([`Segment::pinned`]) and quotas. They stay until they are set again.
+    ///
+    /// # Errors
+    /// A sequence that the shape does not have; more than [`MAX_SEGMENTS`]; a range that ends before its start, or that
+    /// shares positions with another.
+    pub fn set_segments(&self, queue: &wgpu::Queue, sequence: u32, segments: &[Segment]) -> Result<(), ArgumentError> {
+        self.check_sequence(sequence)?;
+        if segments.len() > MAX_SEGMENTS as usize {
+            return Err(ArgumentError::TooLarge {
+                argument: "segments.len()",
+                got: segments.len() as u64,
+                limit: MAX_SEGMENTS.into(),
+            });
+        }
+        let mut words = vec![0; (MAX_SEGMENTS * SEGMENT_WORDS) as usize];
+        for (index, segment) in segments.iter().enumerate() {
+            let (start, end) = (segment.positions.start, segment.positions.end);
+            let shares = |s: &Segment| start.max(s.positions.start) < end.min(s.positions.end);
+            if start > end || segments[..index].iter().any(shares) {
+                return Err(ArgumentError::Segment { argument: "segments", index, start, end });
+            }
+            words[index * 4..][..3].copy_from_slice(&[start, end, segment.min_tokens]);
+        }
+        self.write(queue, self.offsets().segments + sequence * MAX_SEGMENTS * SEGMENT_WORDS, &words);
+        Ok(())
+    }
+
+    fn check_sequence(&self, sequence: u32) -> Result<(), ArgumentError> {
+        if sequence < self.shape.batch_size {
+            return Ok(());
+        }
+        Err(ArgumentError::IndexOutOfRange {
+            argument: "sequence",
+            got: sequence.into(),
+            limit: self.shape.batch_size.into(),
+        })
     }
 
     /// Writes one slot of counts for [`Bound::record_append`](crate::Bound::record_append): tokens appended to each

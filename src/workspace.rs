@@ -17,13 +17,18 @@ pub(crate) struct ScratchLayout {
     pub tile_counts_base: u32,
     /// 0 where no row is sorted outside workgroup memory.
     pub sorted_stride: u32,
+    /// 0 where norms are not cached, or need no copies.
+    pub copies_stride: u32,
+    /// Counts and state of a row's pool; 0 without pools.
+    pub pool_counts_stride: u32,
+    pub pool_row_words: u32,
 }
 
 /// Words of a `RowInfo` of the shaders.
 pub(crate) const ROW_INFO_WORDS: u32 = 16;
 
-/// Scratch of one plan. It may be dirty between calls, with one exception that keynorm keeps itself: the histograms are
-/// left zero. One workspace serves one record at a time; records of one queue follow each other, so they may share it.
+/// Scratch of one plan. It may be dirty between calls, with one exception that keynorm keeps itself: histograms and
+/// counts are left zero. One workspace serves one record at a time; records of one queue follow each other, so they may share it.
 #[derive(Debug, Clone)]
 pub struct Workspace {
     pub(crate) layout: ScratchLayout,
@@ -32,10 +37,13 @@ pub struct Workspace {
     pub(crate) row_infos: wgpu::Buffer,
     pub(crate) histogram: wgpu::Buffer,
     pub(crate) sorted: wgpu::Buffer,
+    pub(crate) norm_copies: wgpu::Buffer,
+    pub(crate) pool_counts: wgpu::Buffer,
+    pub(crate) pool_rows: wgpu::Buffer,
 }
 
 impl ScratchLayout {
-    fn sizes(&self) -> [(&'static str, u64); 5] {
+    fn sizes(&self) -> [(&'static str, u64); 8] {
         let bytes = |stride: u32| (self.num_rows * u64::from(stride) * 4).max(256).next_multiple_of(256);
         [
             ("keynorm.scratch.order_keys", bytes(self.order_stride)),
@@ -43,6 +51,9 @@ impl ScratchLayout {
             ("keynorm.scratch.row_infos", bytes(ROW_INFO_WORDS)),
             ("keynorm.scratch.histogram", bytes(self.histogram_stride)),
             ("keynorm.scratch.sorted", bytes(self.sorted_stride)),
+            ("keynorm.scratch.norm_copies", bytes(self.copies_stride)),
+            ("keynorm.scratch.pool_counts", bytes(self.pool_counts_stride)),
+            ("keynorm.scratch.pool_rows", bytes(self.pool_row_words)),
         ]
     }
 
@@ -68,7 +79,7 @@ impl Workspace {
             let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
             Ok(checks.guard(&kernels.device, label, || kernels.device.create_buffer(&descriptor)))
         };
-        let [order_keys, lists, row_infos, histogram, sorted] = layout.sizes();
+        let [order_keys, lists, row_infos, histogram, sorted, norm_copies, pool_counts, pool_rows] = layout.sizes();
         Ok(Self {
             layout,
             order_keys: create(order_keys)?,
@@ -76,6 +87,9 @@ impl Workspace {
             row_infos: create(row_infos)?,
             histogram: create(histogram)?,
             sorted: create(sorted)?,
+            norm_copies: create(norm_copies)?,
+            pool_counts: create(pool_counts)?,
+            pool_rows: create(pool_rows)?,
         })
     }
 

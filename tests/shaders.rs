@@ -312,7 +312,8 @@ fn mirrors() -> Vec<(String, u32)> {
         of::<params::TopKParams>(),
         of::<params::CompactParams>(),
         of::<params::AppendParams>(),
-        of::<params::LayerEntry>(),
+        of::<params::RowRule>(),
+        of::<params::OrderParams>(),
     ]
 }
 
@@ -385,7 +386,7 @@ fn every_uniform_and_layer_table_has_a_mirror() {
         for (_, variable) in naga.global_variables.iter() {
             let layers = match naga.types[variable.ty].inner {
                 TypeInner::Array { base, size: ArraySize::Dynamic, .. } => {
-                    (naga.types[base].name.as_deref() == Some("LayerEntry")).then_some(base)
+                    (naga.types[base].name.as_deref() == Some("RowRule")).then_some(base)
                 }
                 _ => None,
             };
@@ -481,11 +482,11 @@ mod rejects {
             let (module, _) = parse(&source(fields), BASELINE)?;
             check_mirror(&module, module.global_variables.iter().next().expect("a variable").1.ty)
         };
-        let names = ["budget_mode", "ratio_low", "ratio_high", "tokens", "pad0", "pad1", "pad2", "pad3"];
+        let names = ["budget_mode", "ratio_low", "ratio_high", "tokens", "key_limit", "min_len", "pooled", "pad0"];
         let fields = names.map(|n| format!("{n}: u32")).join(", ");
-        check(&fields).expect("the mirror of LayerEntry");
+        check(&fields).expect("the mirror of RowRule");
         refused(check(&fields.replace("tokens", "token")), "no mirror");
-        refused(check(&fields.replace(", pad2: u32", "")), "no mirror");
+        refused(check(&fields.replace(", pooled: u32", "")), "no mirror");
         refused(check(&fields.replace("tokens: u32", "tokens: i32")), "no mirror");
         refused(
             check(&fields.replace("budget_mode: u32, ratio_low: u32", "ratio_low: u32, budget_mode: u32")),

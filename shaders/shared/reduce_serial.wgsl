@@ -12,7 +12,8 @@ fn score(
     let r = scored_row(row);
     let row_base = row_base_of(row);
     start_histogram(index);
-    for (var slot = wg.x * TILE + index; slot < min(r.len, (wg.x + 1u) * TILE); slot += WG_SIZE) {
+    let first = first_slot(r, row) + wg.x * TILE;
+    for (var slot = first + index; slot < min(r.len, first + TILE); slot += WG_SIZE) {
         let base = row_base + slot * params.token_stride;
         var nan = 0u;
         for (var lane = 0u; lane < LANES; lane++) {

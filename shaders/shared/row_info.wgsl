@@ -15,6 +15,6 @@ struct RowInfo {
     bin: u32,               // radix, long rows: bin of the threshold's first digit
     bin_rank: u32,          // rank of the threshold among the keys of its bin
     bin_count: u32,         // keys of the bin
-    pad1: u32,
-    pad2: u32,
+    num_within: u32,        // keys up to the rule's limit
+    pooled_budget: u32,     // the row's part of its pool; bit 31: the pool had to keep more than was asked for
 }

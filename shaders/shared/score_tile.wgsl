@@ -15,7 +15,7 @@ fn score_tile(wg: vec3<u32>, index: u32) {
     let r = scored_row(row);
     let row_base = row_base_of(row);
     let lane = index % LANES;
-    let tile_base = wg.x * TILE + index / LANES * 4u;
+    let tile_base = first_slot(r, row) + wg.x * TILE + index / LANES * 4u;
     let last = max(r.len, 1u) - 1u;
     start_histogram(index);
     for (var offset = 0u; offset < TILE; offset += WG_SIZE / LANES * 4u) {

@@ -10,7 +10,7 @@ struct StateLayout {
     num_kv_heads: u32,
     rows_per_layer: u32,  // batch_size * num_kv_heads
     batch_size: u32,
+    scored_base: u32,     // word index of scored[layer, row]
+    segments_base: u32,   // word index of segments[sequence, MAX_SEGMENTS, 4]
     pad0: u32,
-    pad1: u32,
-    pad2: u32,
 }

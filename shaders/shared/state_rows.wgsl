@@ -12,6 +12,7 @@ struct Row {
 const STATUS_LENGTH_OVER_CAPACITY: u32 = 1u;
 const STATUS_BUDGET_RAISED: u32 = 2u;
 const STATUS_NON_FINITE_KEY: u32 = 8u;
+const STATUS_NORM_MISSING: u32 = 16u;
 
 fn load_row(s: StateLayout, layer: u32, row: u32) -> Row {
     let sequence = row / s.num_kv_heads;

@@ -12,13 +12,14 @@ fn load_raw(local_row: u32, eight: u32) -> Keys {
     return Keys(order_keys[base + quad], order_keys[base + quad + 1u]);
 }
 
-// Pads where the row has ended.
+// Pads where the row has ended, and nowhere else.
 fn mask_keys(k: Keys, len: u32, eight: u32) -> Keys {
     let slot = eight * 8u;
     let low = vec4<u32>(slot, slot + 1u, slot + 2u, slot + 3u);
+    let last = vec4<u32>(PAD_KEY - 1u);
     return Keys(
-        select(vec4<u32>(PAD_KEY), k.low, low < vec4<u32>(len)),
-        select(vec4<u32>(PAD_KEY), k.high, low + 4u < vec4<u32>(len)),
+        select(vec4<u32>(PAD_KEY), min(k.low, last), low < vec4<u32>(len)),
+        select(vec4<u32>(PAD_KEY), min(k.high, last), low + 4u < vec4<u32>(len)),
     );
 }
 
@@ -29,6 +30,12 @@ fn ones(flags: vec4<bool>) -> u32 {
 
 fn count_zeros(k: Keys) -> u32 {
     return ones(k.low == vec4<u32>(0u)) + ones(k.high == vec4<u32>(0u));
+}
+
+// Keys up to the rule's limit; pads lie above every limit.
+fn count_within(k: Keys, rule: RowRule) -> u32 {
+    let limit = vec4<u32>(rule.key_limit);
+    return select(0u, ones(k.low <= limit) + ones(k.high <= limit), rule.budget_mode == 3u);
 }
 
 // Keys below the threshold in the low half, equal ones in the high half.
@@ -99,7 +106,8 @@ fn write_row_info(local_row: u32, s: SelectRow) {
     if s.row.over_capacity {
         bits |= STATUS_LENGTH_OVER_CAPACITY;
     }
-    if asked_budget(s.entry, s.row.len) < min(s.row.len, max(s.num_protected, 1u)) {
+    let raised = asked_budget(s.rule, s.row.len, s.num_within) < min(s.row.len, max(s.num_protected, 1u));
+    if select(raised, (s.pooled_budget & POOL_RAISED) != 0u, s.rule.pooled == 1u) && s.row.active_row {
         bits |= STATUS_BUDGET_RAISED;
     }
     row_infos[ix].status = bits;

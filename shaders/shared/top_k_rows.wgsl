@@ -6,7 +6,7 @@
 //   4 lists read_write u32 [row, lists_stride]: slots, then staged positions (Positional) and keys set aside (long rows)
 //   5 row_infos read_write RowInfo [row]
 //   6 histogram read_write atomic u32 [row, histogram_stride]
-//   7 layers read LayerEntry [compressed layer]
+//   7 rules read RowRule [compressed layer, head]
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> order_keys: array<vec4<u32>>;
@@ -15,18 +15,21 @@
 @group(0) @binding(4) var<storage, read_write> lists: array<u32>;
 @group(0) @binding(5) var<storage, read_write> row_infos: array<RowInfo>;
 @group(0) @binding(6) var<storage, read_write> histogram: array<atomic<u32>>;
-@group(0) @binding(7) var<storage, read> layers: array<LayerEntry>;
+@group(0) @binding(7) var<storage, read> rules: array<RowRule>;
 
 override WG_SIZE: u32 = 256u;
 const PAD_KEY: u32 = 0xffffffffu;
 const POSITIONAL: u32 = 1u;
 
+// Fields as in RowInfo.
 struct SelectRow {
     row: Row,
-    entry: LayerEntry,
+    rule: RowRule,
     budget: u32,
     num_protected: u32,
-    bin: u32,       // as in RowInfo
+    num_within: u32,
+    pooled_budget: u32,
+    bin: u32,
     bin_rank: u32,
     bin_count: u32,
     threshold: u32,
@@ -36,42 +39,24 @@ struct SelectRow {
 fn select_row_of(local_row: u32) -> SelectRow {
     let global_row = params.first_row + local_row;
     let compressed = global_row / params.state.rows_per_layer;
+    let row = global_row % params.state.rows_per_layer;
+    let heads = params.state.num_kv_heads;
     var s: SelectRow;
-    s.entry = layers[compressed];
+    s.rule = rules[compressed * heads + row % heads];
+    s.pooled_budget = row_infos[params.first_info + local_row].pooled_budget;
     // A window has no gap in its layers, so the state's addresses do not wait for the table.
-    s.row = load_row(params.state, params.first_layer + compressed, global_row % params.state.rows_per_layer);
+    s.row = load_row(params.state, params.first_layer + compressed, row);
     return s;
 }
 
-// (high, low) words of a * b.
-fn multiply_wide(a: u32, b: u32) -> vec2<u32> {
-    let a0 = a & 0xffffu;
-    let a1 = a >> 16u;
-    let b0 = b & 0xffffu;
-    let b1 = b >> 16u;
-    let middle = a1 * b0 + (a0 * b0 >> 16u);
-    let middle2 = a0 * b1 + (middle & 0xffffu);
-    return vec2<u32>(a1 * b1 + (middle >> 16u) + (middle2 >> 16u), a * b);
-}
-
-// The same integers as BudgetRule::tokens on the host: ratio as 40-bit fixed point times len, rounded up or down.
-fn asked_budget(entry: LayerEntry, len: u32) -> u32 {
-    if entry.budget_mode == 2u {
-        return entry.tokens;
-    }
-    let low = multiply_wide(len, entry.ratio_low);
-    let high = low.x + len * entry.ratio_high; // below 2^29: len <= 2^20 and ratio <= 2^40
-    let floor_value = high >> 8u;
-    let has_fraction = (high & 0xffu) != 0u || low.y != 0u;
-    return floor_value + select(0u, 1u, entry.budget_mode == 0u && has_fraction);
-}
-
-// An inactive row keeps everything.
-fn row_budget(entry: LayerEntry, row: Row, num_protected: u32) -> u32 {
-    let budget = min(row.len, max(asked_budget(entry, row.len), max(num_protected, 1u)));
-    return select(row.len, budget, row.active_row);
+// What a row keeps of its keys: the pool's word, or that of its rule. An inactive row keeps everything.
+fn row_budget(s: SelectRow) -> u32 {
+    let pooled = s.pooled_budget & ~POOL_RAISED;
+    let asked = select(asked_budget(s.rule, s.row.len, s.num_within), pooled, s.rule.pooled == 1u);
+    let budget = min(s.row.len, max(asked, max(s.num_protected, 1u)));
+    return select(s.row.len, budget, s.row.active_row);
 }
 
 fn key_at(local_row: u32, slot: u32) -> u32 {
-    return order_keys[local_row * (params.order_stride / 4u) + slot / 4u][slot % 4u];
+    return min(order_keys[local_row * (params.order_stride / 4u) + slot / 4u][slot % 4u], PAD_KEY - 1u);
 }

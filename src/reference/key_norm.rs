@@ -1,10 +1,11 @@
-//! Twin of `shaders/key_norm.wgsl`: order keys from squared key norms.
+//! Twin of `shaders/key_norm.wgsl`, `shaders/order.wgsl` and `shaders/reserve.wgsl`: order keys from squared key norms.
 
 use half::{bf16, f16};
 
 use super::compact::CacheRow;
 use crate::policy::{Direction, Policy};
 use crate::shape::{Dtype, TensorSpec};
+use crate::state::Segment;
 
 /// Order key of a key with a NaN element: after every norm, dropped first in every direction.
 pub const NAN_ORDER_KEY: u32 = 0xffff_fffe;
@@ -113,4 +114,16 @@ pub fn score_row(
         });
     }
     scored
+}
+
+/// Protects what the segments keep in any case: of each, its lowest tokens by (order key, slot).
+pub fn reserve(order_keys: &mut [u32], row: &CacheRow, segments: &[Segment]) {
+    for segment in segments {
+        let slots = (0..row.len).filter(|&slot| segment.positions.contains(&row.position_of(slot)));
+        let mut members: Vec<(u32, usize)> = slots.map(|s| s as usize).map(|s| (order_keys[s], s)).collect();
+        members.sort_unstable();
+        for &(_, slot) in members.iter().take(segment.min_tokens as usize) {
+            order_keys[slot] = 0;
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Twin of `shaders/radix.wgsl` and `shaders/bitonic.wgsl`: which slots are kept, and where they go.
 
+use super::budget::RowBudget;
 use crate::error::ArgumentError;
 use crate::policy::{Budget, Order};
 
@@ -31,28 +32,25 @@ impl Selection {
 /// # Errors
 /// As [`Budget::tokens`].
 pub fn select(order_keys: &[u32], budget: &Budget, order: Order) -> Result<Selection, ArgumentError> {
-    let rule = budget.rule()?;
-    let len = u32::try_from(order_keys.len()).unwrap_or(u32::MAX);
-    let num_protected = u32::try_from(order_keys.iter().filter(|&&k| k == 0).count()).unwrap_or(u32::MAX);
-    let kept_len = rule.tokens(len, num_protected);
+    Ok(keep(order_keys, super::budget::row_budget(&budget.rule()?, order_keys), order))
+}
+
+/// Selects as many slots as a row's budget says; see [`budget`](super::budget).
+#[must_use]
+pub fn keep(order_keys: &[u32], row_budget: RowBudget, order: Order) -> Selection {
+    let RowBudget { tokens: budget, raised } = row_budget;
     let mut sorted: Vec<(u32, u32)> = order_keys.iter().copied().zip(0..).collect();
     sorted.sort_unstable();
-    sorted.truncate(kept_len as usize);
+    sorted.truncate(budget as usize);
     let threshold = sorted.last().map_or(0, |k| k.0);
     let num_ties = sorted.iter().filter(|k| k.0 == threshold).count();
     let mut kept: Vec<u32> = sorted.iter().map(|k| k.1).collect();
     kept.sort_unstable();
     let sources = match order {
         Order::Positional => kept,
-        Order::Fill => fill(&kept, kept_len),
+        Order::Fill => fill(&kept, budget),
     };
-    Ok(Selection {
-        budget: kept_len,
-        threshold,
-        num_ties: u32::try_from(num_ties).unwrap_or(u32::MAX),
-        raised: rule.asked(len) < len.min(num_protected.max(1)),
-        sources,
-    })
+    Selection { budget, threshold, num_ties: u32::try_from(num_ties).unwrap_or(u32::MAX), raised, sources }
 }
 
 /// Kept slots below the budget stay; the j-th kept slot at or beyond it goes to the j-th hole.

@@ -1,8 +1,11 @@
 //! GPU against reference: every selector, order, dtype, layout and optional-feature set, with poisoned memory round
 //! every row. Needs an adapter; none is a failure.
 
+mod budgets;
 mod cases;
+mod decode;
 mod long;
+mod norms;
 mod properties;
 mod real_cache;
 mod sizes;

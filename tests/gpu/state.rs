@@ -166,7 +166,7 @@ fn order_keys_may_be_the_callers() {
             gpu.queue.write_buffer(fixture.workspace.order_keys(), 0, bytemuck::cast_slice(&keys));
             let stages = Stages::SELECT.and(Stages::COMPACT);
             submit(gpu, |pass| fixture.bound.record_stages(pass, capacity, stages).expect("a record"));
-            fixture.host[1].compress_by(&case, |row_ix, row, _| Scored {
+            fixture.host[1].compress_by(&case, 1, |row_ix, row, _| Scored {
                 order_keys: keys[(row_ix * stride) as usize..][..row.len as usize].to_vec(),
                 non_finite: false,
             });

@@ -4,10 +4,10 @@
 use std::sync::{Mutex, OnceLock};
 
 use keynorm::reference::key_norm::{self, Scored};
-use keynorm::reference::{CacheRow, compact, top_k};
+use keynorm::reference::{CacheRow, budget, compact, top_k};
 use keynorm::{
-    Bound, CacheState, Compressor, Dtype, KvShape, KvView, Options, Plan, Policy, Status, Strides, Switch, TensorSpec,
-    TensorView, Workspace,
+    Bound, CacheState, Compressor, Dtype, KvShape, KvView, Options, Plan, Policy, Segment, Status, Strides, Switch,
+    TensorSpec, TensorView, Workspace,
 };
 
 /// A device and its queue, shared by the tests of the process.
@@ -120,6 +120,8 @@ pub struct Case {
     pub appended: Vec<u32>,
     /// Sequences that take part; empty: all.
     pub active: Vec<bool>,
+    /// Of each sequence, for a policy that keeps to them.
+    pub segments: Vec<Vec<Segment>>,
     pub options: Options,
     pub seed: u64,
 }
@@ -134,6 +136,7 @@ impl Case {
             lengths: vec![shape.capacity; shape.batch_size as usize],
             appended: Vec::new(),
             active: Vec::new(),
+            segments: Vec::new(),
             options: Options::default(),
             seed: 1,
         }
@@ -346,29 +349,41 @@ impl HostLayer {
 
     /// The reference on every active row.
     pub fn compress(&mut self, case: &Case, layer: u32) {
-        self.compress_by(case, |row_ix, row, keys| {
+        self.compress_by(case, layer, |row_ix, row, keys| {
             key_norm::score_row(&case.policy, layer, row_ix, row, &case.shape.keys, keys)
         });
     }
 
-    /// The reference's selection and moves, by order keys of another origin.
-    pub fn compress_by(&mut self, case: &Case, score: impl Fn(u32, &CacheRow, &[u8]) -> Scored) {
+    /// The reference's budgets, selection and moves, by order keys of another origin.
+    pub fn compress_by(&mut self, case: &Case, layer: u32, score: impl Fn(u32, &CacheRow, &[u8]) -> Scored) {
         let shape = &case.shape;
-        for row in (0..shape.rows_per_layer()).filter(|&row| case.is_active(row)) {
-            let mut keys = self.gather(&self.keys, &shape.keys, shape, row);
-            let mut values = self.gather(&self.values, &shape.values, shape, row);
-            let state = &mut self.rows[row as usize];
-            let scored = score(row, state, &keys);
-            let selection =
-                top_k::select(&scored.order_keys, &case.policy.budget, case.policy.order).expect("a valid policy");
-            compact::move_rows(&selection, shape.keys.row_bytes() as usize, &mut keys);
-            compact::move_rows(&selection, shape.values.row_bytes() as usize, &mut values);
-            state.finish(&selection);
-            for (set, bit) in [(scored.non_finite, Status::NON_FINITE_KEY), (selection.raised, Status::BUDGET_RAISED)] {
-                self.status |= if set { bit.0 } else { 0 };
+        for sequence in 0..shape.batch_size {
+            let rows = sequence * shape.num_kv_heads..(sequence + 1) * shape.num_kv_heads;
+            if !case.is_active(rows.start) {
+                continue;
             }
-            self.scatter(self.keys, &shape.keys, shape, row, &keys);
-            self.scatter(self.values, &shape.values, shape, row, &values);
+            let mut order_keys = Vec::new();
+            for row in rows.clone() {
+                let keys = self.gather(&self.keys, &shape.keys, shape, row);
+                let mut scored = score(row, &self.rows[row as usize], &keys);
+                if let (true, Some(segments)) = (case.policy.segments, case.segments.get(sequence as usize)) {
+                    key_norm::reserve(&mut scored.order_keys, &self.rows[row as usize], segments);
+                }
+                self.status |= if scored.non_finite { Status::NON_FINITE_KEY.0 } else { 0 };
+                order_keys.push(scored.order_keys);
+            }
+            let budgets = budget::head_budgets(&case.policy, layer, &order_keys).expect("a valid policy");
+            for ((row, order_keys), budget) in rows.zip(&order_keys).zip(budgets) {
+                let selection = top_k::keep(order_keys, budget, case.policy.order);
+                let mut keys = self.gather(&self.keys, &shape.keys, shape, row);
+                let mut values = self.gather(&self.values, &shape.values, shape, row);
+                compact::move_rows(&selection, shape.keys.row_bytes() as usize, &mut keys);
+                compact::move_rows(&selection, shape.values.row_bytes() as usize, &mut values);
+                self.rows[row as usize].finish(&selection);
+                self.status |= if selection.raised { Status::BUDGET_RAISED.0 } else { 0 };
+                self.scatter(self.keys, &shape.keys, shape, row, &keys);
+                self.scatter(self.values, &shape.values, shape, row, &values);
+            }
         }
     }
 
@@ -431,6 +446,9 @@ impl Fixture {
         if !case.active.is_empty() {
             state.set_active(&gpu.queue, &case.active).expect("a mask");
         }
+        for (sequence, segments) in (0..).zip(&case.segments) {
+            state.set_segments(&gpu.queue, sequence, segments).expect("segments");
+        }
         Self { state, workspace, bound, buffers, host, rng }
     }
 
@@ -490,12 +508,41 @@ impl Fixture {
             }
             assert_eq!(got.status, Status(layer.status), "{round}: status of layer {l}\n{case:?}");
         }
+        self.compare_norms(gpu, case, round);
+    }
+
+    /// Norms that the state says are known must be those of the keys in their slots.
+    fn compare_norms(&self, gpu: &Gpu, case: &Case, round: &str) {
+        let Some(norms) = self.state.key_norms() else { return };
+        let (norms, meta) = (download(gpu, norms), download(gpu, self.state.meta()));
+        let (norms, meta): (&[u32], &[u32]) = (bytemuck::cast_slice(&norms), bytemuck::cast_slice(&meta));
+        let shape = &case.shape;
+        for (l, layer) in (0..).zip(&self.host) {
+            for r in 0..shape.rows_per_layer() {
+                let row = l * shape.rows_per_layer() + r;
+                let scored = meta[(self.state.offsets().scored + row) as usize];
+                let keys = layer.gather(&layer.keys, &shape.keys, shape, r);
+                for (slot, key) in (0..scored).zip(keys.chunks_exact(shape.keys.row_bytes() as usize)) {
+                    let got = norms[(row * shape.capacity + slot) as usize];
+                    let expected = key_norm::squared_norm(&shape.keys, key).map(|n| n.to_bits().min(0x7f80_0000));
+                    let is_it = got == expected.unwrap_or(0x7fc0_0000) || got == u32::MAX;
+                    assert!(is_it, "{round}: norm {got:#x} of layer {l} row {r} slot {slot}: {expected:x?}\n{case:?}");
+                }
+            }
+        }
     }
 
     /// Appends tokens to every row on both sides, as a runtime would.
     pub fn append(&mut self, gpu: &Gpu, case: &Case) {
+        let mut rng = Rng(self.rng.0);
+        self.append_by(gpu, case, |layer| layer.append(case, &mut rng));
+        self.rng = rng;
+    }
+
+    /// Likewise, with the tokens that `append` writes on the host.
+    pub fn append_by(&mut self, gpu: &Gpu, case: &Case, mut append: impl FnMut(&mut HostLayer)) {
         for layer in &mut self.host {
-            layer.append(case, &mut self.rng);
+            append(layer);
         }
         self.upload_all(gpu);
         self.state.set_append_counts(&gpu.queue, 3, &case.appended).expect("counts");
@@ -538,4 +585,9 @@ pub fn run(case: &Case) {
         fixture.append(gpu, case);
         fixture.compress_and_compare(gpu, case, "second");
     }
+}
+
+/// A number from the environment.
+pub fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |v| v.parse().unwrap_or_else(|_| panic!("{variable}={v} is no number")))
 }

@@ -1,6 +1,9 @@
 //! Small cases that between them reach every kernel, variant and branch.
 
-use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Rounding, Selector, Stages, Switch, TensorSpec};
+use keynorm::{
+    Budget, BudgetOverride, Direction, Dtype, Options, Order, Policy, Pool, Rounding, Segment, Selector, Stages,
+    Switch, TensorSpec,
+};
 
 use crate::support::{Built, Case, Data, Fixture, Gpu, Layout, shape, submit};
 
@@ -144,6 +147,53 @@ fn edge() -> Case {
     case
 }
 
+/// Norms in the cache state, of which the second round reads old ones; every kind of budget with them.
+fn cached(selector: Selector, order: Order) -> Case {
+    let mut case = two_rounds(selector, order);
+    case.policy.cached_norms = true;
+    case.policy.min_len = 41;
+    case.policy.budgets = vec![
+        BudgetOverride { layers: 1..2, heads: 1..3, budget: Budget::MaxNorm(3.0) },
+        BudgetOverride { layers: 0..1, heads: 2..3, budget: Budget::keep_ratio(0.9) },
+    ];
+    case
+}
+
+/// Keys up to a limit, in rows for the chain of dispatches.
+fn norm_limit(selector: Selector) -> Case {
+    let mut case = long(selector, Order::Fill);
+    case.policy.budget = Budget::MaxNorm(2.0);
+    case
+}
+
+/// Pooled heads and segments of each kind.
+fn pooled(data: Data, min_tokens: u32, recent: u32) -> Case {
+    let mut case = two_rounds(Selector::Radix, Order::Fill);
+    case.data = data;
+    case.active = vec![true, min_tokens > 1];
+    case.policy.recent = recent;
+    case.policy.pool = Some(Pool { min_tokens });
+    case
+}
+
+fn segments(data: Data) -> Case {
+    let mut case = two_rounds(Selector::Radix, Order::Fill);
+    case.data = data;
+    case.lengths = vec![257, 40];
+    case.policy.recent = 0;
+    case.policy.segments = true;
+    case.segments = vec![
+        vec![
+            Segment::pinned(10..30),
+            Segment { positions: 30..90, min_tokens: 31 },
+            Segment { positions: 90..250, min_tokens: 159 },
+            Segment::pinned(250..300),
+        ],
+        vec![Segment { positions: 0..40, min_tokens: 39 }],
+    ];
+    case
+}
+
 pub fn quick() -> Vec<Quick> {
     let mut all = Vec::new();
     let mut add = |name, case, apart| all.push(Quick { name, case, apart });
@@ -191,6 +241,22 @@ pub fn quick() -> Vec<Quick> {
         add("outside", outside(power, 1500), false);
         add("outside, long", outside(power, 9000), false);
     }
+    for (selector, order) in pairs {
+        add("cached", cached(selector, order), false);
+    }
+    for selector in [Selector::Radix, Selector::Bitonic] {
+        add("norm limit", norm_limit(selector), false);
+    }
+    for data in [Data::Random, Data::Ties, Data::Special] {
+        add("pooled", pooled(data, 1, 9), false);
+        add("pooled with least", pooled(data, 60, 9), false);
+        add("pooled and raised", pooled(data, 1, 200), false);
+        add("segments", segments(data), false);
+    }
+    let mut near = near(0, 2500, Order::Fill);
+    near.policy.pool = Some(Pool { min_tokens: 1 });
+    near.shape.num_kv_heads = 2;
+    add("pooled, near", near, false);
     add("spread", spread(Order::Fill), false);
     add("spread apart", spread(Order::Positional), true);
     add("walk", walk(), false);

@@ -2,7 +2,7 @@
 
 /// (file below `shaders`, what occurs once in it, replacement).
 pub const BY_HAND: &[(&str, &str, &str)] = &[
-    ("append.wgsl", "state_meta[s.lengths_base + id.x] +=", "state_meta[s.lengths_base + id.x] ="),
+    ("append.wgsl", "= len + counts[", "= counts["),
     ("append.wgsl", "let sequence = row / s.num_kv_heads", "let sequence = id.x / s.num_kv_heads"),
     ("bitonic.wgsl", "var key = PAD_KEY;\n        if i < len", "var key = 0u;\n        if i < len"),
     ("bitonic.wgsl", "wg_protected = i + 1u;", "wg_protected = i;"),
@@ -18,10 +18,23 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
         "if valid && r0 < budget {\n            store_value_chunk(",
     ),
     ("shared/score_tile.wgsl", "nan_bits(c1) != 0u", "nan_bits(c0) != 0u"),
-    ("key_norm.wgsl", "var key = bits + 1u;", "var key = bits;"),
-    ("key_norm.wgsl", "key = INFINITY_BITS - bits + 1u;", "key = INFINITY_BITS - bits;"),
-    ("key_norm.wgsl", "mix(h ^ params.seed_high)", "mix(h ^ params.seed_low)"),
-    ("key_norm.wgsl", "(params.layer * 0x85ebca6bu)", "(params.layer * 0x85ebca6du)"),
+    ("shared/order_key.wgsl", "var key = norm + 1u;", "var key = norm;"),
+    ("shared/order_key.wgsl", "key = INFINITY_BITS - norm + 1u;", "key = INFINITY_BITS - norm;"),
+    ("shared/order_key.wgsl", "mix(h ^ params.seed_high)", "mix(h ^ params.seed_low)"),
+    ("shared/order_key.wgsl", "(layer * 0x85ebca6bu)", "(layer * 0x85ebca6du)"),
+    (
+        "key_norm.wgsl",
+        "bitcast<u32>(sum) & 0x7fffffffu, INFINITY_BITS), NAN_NORM",
+        "bitcast<u32>(sum) & 0x7fffffffu, INFINITY_BITS), INFINITY_BITS",
+    ),
+    ("order.wgsl", "norm_copies[ix] = norm;", ""),
+    ("pool.wgsl", "(row_len(local_row) - num_protected) / 2u", "row_len(local_row) / 2u"),
+    ("pool.wgsl", "min(key, MAX_SCORE) + (0x80000000u", "min(key, MAX_SCORE) / 2u + (0x40000000u"),
+    ("pool.wgsl", "kept += max(below + counted, own);", "kept += below + counted;"),
+    ("pool.wgsl", "left -= taken;", ""),
+    ("pool.wgsl", "select(0u, POOL_RAISED, raised)", "0u"),
+    ("reserve.wgsl", "(index << shift), found.rank - before);", "(index << shift), found.rank);"),
+    ("reserve.wgsl", "ties_before += scanned.total;", ""),
     ("shared/score_tile.wgsl", "min(slot + 3u, last)", "min(slot + 2u, last)"),
     ("shared/element_bf16.wgsl", "0x20000000u", "0x20800000u"),
     ("shared/element_bf16.wgsl", "0x007f007fu", "0x007e007fu"),
@@ -31,9 +44,11 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
     ("shared/keys_vec4.wgsl", "return keys[base + chunk_ix];", "return keys[base + chunk_ix + 1u];"),
     ("shared/values_vec4.wgsl", "return values[base + chunk_ix];", "return values[base + chunk_ix + 1u];"),
     ("shared/state_rows.wgsl", "return r.num_seen - (r.len - slot);", "return slot;"),
-    ("shared/top_k_rows.wgsl", "(middle >> 16u) + (middle2 >> 16u)", "(middle >> 16u)"),
-    ("shared/top_k_rows.wgsl", "max(num_protected, 1u)));", "num_protected));"),
+    ("shared/row_rule.wgsl", "(middle >> 16u) + (middle2 >> 16u)", "(middle >> 16u)"),
+    ("shared/top_k_rows.wgsl", "max(s.num_protected, 1u)));", "s.num_protected));"),
+    ("shared/top_k_rows.wgsl", "s.pooled_budget & ~POOL_RAISED", "s.pooled_budget"),
     ("state.wgsl", "info.num_seen - (info.len - mover)", "info.num_seen - (info.len - hole)"),
+    ("state.wgsl", "key_norms[positions_base + hole] = key_norms[positions_base + mover];", ""),
 ];
 
 /// (file below `shaders`, the line with the fault, which of the file's lines of that kind from 0, why it is not caught).

@@ -211,7 +211,7 @@ const BINDS: &[(&str, EditDraft, &str)] = &[
     (
         "K in the state's lengths",
         |_, d| keys(d).buffer = d.state.meta().clone(),
-        r#"OutsideBuffer { argument: "keys", end: 7680, buffer_bytes: 256 }"#,
+        r#"OutsideBuffer { argument: "keys", end: 7680, buffer_bytes: 512 }"#,
     ),
     ("layers share K", |_, d| d.layers[1].0 = keys(d).clone(), r#"Overlap { first: "keys", second: "keys" }"#),
     (

@@ -2,5 +2,6 @@
 //! afterwards, and that nothing was recorded.
 
 mod arguments;
+mod decode;
 mod devices;
 mod support;

@@ -1,0 +1,30 @@
+// How many tokens a row's rule asks for.
+
+// Of RowInfo.pooled_budget.
+const POOL_RAISED: u32 = 0x80000000u;
+
+// (high, low) words of a * b.
+fn multiply_wide(a: u32, b: u32) -> vec2<u32> {
+    let a0 = a & 0xffffu;
+    let a1 = a >> 16u;
+    let b0 = b & 0xffffu;
+    let b1 = b >> 16u;
+    let middle = a1 * b0 + (a0 * b0 >> 16u);
+    let middle2 = a0 * b1 + (middle & 0xffffu);
+    return vec2<u32>(a1 * b1 + (middle >> 16u) + (middle2 >> 16u), a * b);
+}
+
+// The same integers as BudgetRule::asked on the host: ratio as 40-bit fixed point times len, rounded up or down.
+fn asked_budget(rule: RowRule, len: u32, num_within: u32) -> u32 {
+    if len < rule.min_len {
+        return len;
+    }
+    if rule.budget_mode >= 2u {
+        return select(rule.tokens, num_within, rule.budget_mode == 3u);
+    }
+    let low = multiply_wide(len, rule.ratio_low);
+    let high = low.x + len * rule.ratio_high; // below 2^29: len <= 2^20 and ratio <= 2^40
+    let floor_value = high >> 8u;
+    let has_fraction = (high & 0xffu) != 0u || low.y != 0u;
+    return floor_value + select(0u, 1u, rule.budget_mode == 0u && has_fraction);
+}

@@ -1,0 +1,154 @@
+//! Budgets by layer, by head, by norm, pooled, and segments: against the reference, in every selector and order.
+
+use keynorm::{Budget, BudgetOverride, Direction, Dtype, Order, Policy, Pool, Segment, Selector};
+
+use crate::support::{Case, Data, Fixture, gpu, run, shape};
+
+fn variants() -> impl Iterator<Item = Policy> {
+    [Selector::Radix, Selector::Bitonic].into_iter().flat_map(|selector| {
+        [Order::Fill, Order::Positional].into_iter().flat_map(move |order| {
+            [false, true].map(|cached_norms| Policy {
+                selector,
+                order,
+                cached_norms,
+                ..Policy::new(Budget::keep_ratio(0.5))
+            })
+        })
+    })
+}
+
+/// Two compressions of short rows of every kind, and of rows that take the long-row dispatches.
+fn run_short_and_long(edit: impl Fn(&mut Case)) {
+    for policy in variants() {
+        for data in [Data::Random, Data::Ties, Data::Special] {
+            let mut case = Case::new(shape(2, 3, 300, 16, Dtype::F16), policy.clone());
+            case.lengths = vec![257, 41];
+            case.appended = vec![43, 59];
+            case.data = data;
+            edit(&mut case);
+            run(&case);
+        }
+        if policy.cached_norms == (policy.order == Order::Fill) {
+            let mut case = Case::new(shape(2, 2, 17_500, 16, Dtype::F16), policy.clone());
+            case.lengths = vec![17_100, 9_000];
+            case.data = Data::Special;
+            edit(&mut case);
+            run(&case);
+        }
+    }
+}
+
+#[test]
+fn budgets_by_layer_and_head() {
+    for policy in variants() {
+        let mut case = Case::new(shape(2, 3, 300, 16, Dtype::F16), policy);
+        case.shape.num_layers = 4;
+        case.policy.skip_layers = vec![1];
+        case.policy.budgets = vec![
+            BudgetOverride { layers: 0..4, heads: 2..3, budget: Budget::KeepTokens(30) },
+            BudgetOverride { layers: 2..3, heads: 0..3, budget: Budget::keep_ratio(0.9) },
+            BudgetOverride { layers: 3..4, heads: 1..3, budget: Budget::MaxNorm(2.0) },
+        ];
+        case.lengths = vec![250, 77];
+        case.appended = vec![50, 3];
+        run(&case);
+    }
+}
+
+#[test]
+fn norm_limits() {
+    for max_norm in [0.0, 1.5, 4.0, 1e30] {
+        run_short_and_long(|case| {
+            case.policy.budget = Budget::MaxNorm(max_norm);
+            (case.policy.sinks, case.policy.recent) = (2, 9);
+        });
+    }
+}
+
+#[test]
+fn pools() {
+    for (min_tokens, sinks, recent) in [(0, 0, 0), (20, 0, 0), (3, 4, 30), (2_000, 1, 0)] {
+        run_short_and_long(|case| {
+            case.policy.pool = Some(Pool { min_tokens });
+            (case.policy.sinks, case.policy.recent) = (sinks, recent);
+        });
+    }
+    for direction in [Direction::Highest, Direction::Random { seed: 5 }] {
+        run_short_and_long(|case| {
+            case.policy.pool = Some(Pool { min_tokens: 5 });
+            case.policy.direction = direction;
+            case.policy.budgets = vec![BudgetOverride { layers: 0..1, heads: 1..2, budget: Budget::keep_ratio(0.1) }];
+        });
+    }
+}
+
+/// Heads of different scale: the pool must not starve the one with large norms, and must give more to the one whose norms
+/// spread further down.
+#[test]
+fn a_pool_moves_tokens_between_heads() {
+    let gpu = gpu();
+    let policy = Policy { pool: Some(Pool { min_tokens: 1 }), ..Policy::new(Budget::keep_ratio(0.25)) };
+    let mut case = Case::new(shape(1, 4, 800, 16, Dtype::F16), policy);
+    case.shape.num_layers = 2;
+    let mut fixture = Fixture::new(gpu, &case);
+    fixture.compress_and_compare(gpu, &case, "pooled");
+    for layer in &fixture.host {
+        let lens: Vec<u32> = layer.rows.iter().map(|r| r.len).collect();
+        assert_eq!(lens.iter().sum::<u32>(), 800, "a quarter of four heads of 800");
+        assert!(lens.iter().any(|&l| l != lens[0]), "heads of different spread keep different numbers: {lens:?}");
+    }
+}
+
+#[test]
+fn pools_in_windows() {
+    let mut case = Case::new(shape(5, 3, 300, 64, Dtype::F16), Policy::new(Budget::keep_ratio(0.5)));
+    case.policy.pool = Some(Pool { min_tokens: 4 });
+    case.shape.num_layers = 3;
+    case.policy.skip_layers = vec![1];
+    case.options.max_binding_bytes = Some(1 << 17);
+    run(&case);
+}
+
+#[test]
+fn rows_below_a_least_length_are_left_whole() {
+    for min_len in [41, 42, 258] {
+        run_short_and_long(|case| case.policy.min_len = min_len);
+    }
+}
+
+#[test]
+fn segments_pin_ranges_and_keep_quotas() {
+    run_short_and_long(|case| {
+        case.policy.segments = true;
+        case.policy.recent = 7;
+        case.segments = vec![
+            vec![
+                Segment::pinned(10..30),
+                Segment { positions: 30..90, min_tokens: 31 },
+                Segment { positions: 100..200, min_tokens: 5 },
+                Segment { positions: 250..9_000, min_tokens: 100 },
+            ],
+            vec![Segment { positions: 0..40, min_tokens: 39 }, Segment { positions: 40..40, min_tokens: 9 }],
+        ];
+    });
+}
+
+#[test]
+fn segments_and_pools_together() {
+    run_short_and_long(|case| {
+        case.policy.segments = true;
+        case.policy.pool = Some(Pool { min_tokens: 2 });
+        case.policy.budget = Budget::keep_ratio(0.2);
+        case.segments = vec![vec![Segment::pinned(3..60), Segment { positions: 200..300, min_tokens: 8 }]];
+    });
+}
+
+#[test]
+fn inactive_sequences_have_no_pool_and_no_segments() {
+    run_short_and_long(|case| {
+        case.policy.segments = true;
+        case.policy.pool = Some(Pool { min_tokens: 2 });
+        case.segments = vec![vec![Segment::pinned(3..60)], vec![Segment::pinned(3..10)]];
+        case.active = vec![true, false];
+    });
+}

@@ -1,0 +1,193 @@
+//! Cached norms: the same sets without reading keys again, path independence, and what is done about missing norms.
+
+use keynorm::reference::key_norm;
+use keynorm::{Budget, Direction, Dtype, Order, Policy, Selector, Stages, Status};
+
+use crate::support::{Case, Data, Fixture, download, gpu, run, shape, submit};
+
+fn variants() -> impl Iterator<Item = Policy> {
+    [Selector::Radix, Selector::Bitonic].into_iter().flat_map(|selector| {
+        [Order::Fill, Order::Positional].map(|order| Policy {
+            selector,
+            order,
+            cached_norms: true,
+            ..Policy::new(Budget::keep_ratio(0.5))
+        })
+    })
+}
+
+#[test]
+fn cached_norms_give_the_same_as_reading_the_keys() {
+    for policy in variants() {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+            for direction in [Direction::Lowest, Direction::Highest, Direction::Random { seed: 3 }] {
+                let mut case = Case::new(shape(2, 3, 300, 64, dtype), policy.clone());
+                case.shape.num_layers = 3;
+                case.policy.skip_layers = vec![1];
+                case.policy.direction = direction;
+                (case.policy.sinks, case.policy.recent) = (2, 17);
+                case.data = Data::Special;
+                case.lengths = vec![250, 33];
+                case.appended = vec![50, 21];
+                run(&case);
+            }
+        }
+        let mut case = Case::new(shape(2, 1, 18_000, 16, Dtype::F16), policy.clone());
+        case.lengths = vec![17_500, 9_000];
+        case.appended = vec![400, 1];
+        run(&case);
+    }
+}
+
+/// Only new keys are read: old ones are overwritten with NaN after their norms were taken, and nothing changes.
+#[test]
+fn a_later_compression_reads_no_old_keys() {
+    for policy in variants() {
+        let gpu = gpu();
+        let mut case = Case::new(shape(2, 2, 400, 64, Dtype::F16), policy);
+        case.lengths = vec![300, 200];
+        case.appended = vec![60, 40];
+        let mut fixture = Fixture::new(gpu, &case);
+        fixture.compress_and_compare(gpu, &case, "first");
+        fixture.append(gpu, &case);
+        submit(gpu, |pass| fixture.bound.record_norms(pass, 60).expect("norms"));
+        let before = fixture.host[0].buffers[0].clone();
+        gpu.queue.write_buffer(&fixture.buffers[0][0], 0, &vec![0xff; before.len()]);
+        let max_len = fixture.max_len();
+        submit(gpu, |pass| fixture.bound.record_stages(pass, max_len, Stages::FROM_NORMS).expect("a record"));
+        fixture.compress_host(&case);
+        // The keys are gone; values and state tell what was kept.
+        let got = download(gpu, &fixture.buffers[0][1]);
+        assert_eq!(got, fixture.host[0].buffers[1], "values of {case:?}");
+        fixture.host[0].buffers[0] = download(gpu, &fixture.buffers[0][0]);
+        let kept = pollster::block_on(fixture.state.read(&gpu.device, &gpu.queue)).expect("a read-back");
+        for (got, row) in kept.layers[0].positions.iter().zip(&fixture.host[0].rows) {
+            assert_eq!(*got, (0..row.len).map(|s| row.position_of(s)).collect::<Vec<_>>(), "positions of {case:?}");
+        }
+    }
+}
+
+/// A token whose norm was never taken is kept, and told.
+#[test]
+fn tokens_without_a_norm_are_kept_and_told() {
+    for policy in variants() {
+        let gpu = gpu();
+        let mut case = Case::new(shape(1, 2, 400, 16, Dtype::F16), policy);
+        case.lengths = vec![300];
+        case.appended = vec![80];
+        let mut fixture = Fixture::new(gpu, &case);
+        fixture.compress_and_compare(gpu, &case, "first");
+        let known = fixture.max_len();
+        fixture.append(gpu, &case);
+        // A later round sees the marks where the tokens have moved to; `max_new` too small leaves the rest out.
+        for round in ["none new", "again"] {
+            let max_len = fixture.max_len();
+            submit(gpu, |pass| fixture.bound.record_stages(pass, max_len, Stages::FROM_NORMS).expect("a record"));
+            let first_unknown = if round == "again" { u32::MAX } else { known };
+            let unknown: Vec<Vec<u32>> = fixture.host[0].rows.iter().map(|r| r.positions.clone()).collect();
+            fixture.host[0].compress_by(&case, 0, |row_ix, row, keys| {
+                let mut scored = key_norm::score_row(&case.policy, 0, row_ix, row, &case.shape.keys, keys);
+                for (slot, key) in (0..).zip(&mut scored.order_keys) {
+                    if slot >= first_unknown || row.position_of(slot) >= 300 {
+                        *key = 0;
+                    }
+                }
+                scored
+            });
+            assert!(!unknown.is_empty(), "there are rows");
+            fixture.host[0].status |= Status::NORM_MISSING.0;
+            fixture.compare(gpu, &case, round);
+        }
+    }
+}
+
+#[test]
+fn norms_of_more_tokens_than_max_new_are_taken_in_turns() {
+    let gpu = gpu();
+    for policy in variants() {
+        let mut case = Case::new(shape(2, 2, 500, 64, Dtype::F16), policy);
+        case.lengths = vec![500, 131];
+        let mut fixture = Fixture::new(gpu, &case);
+        // A turn takes a tile of 128 tokens at least.
+        for _ in 0..4 {
+            submit(gpu, |pass| fixture.bound.record_norms(pass, 1).expect("norms"));
+        }
+        submit(gpu, |pass| fixture.bound.record_stages(pass, 500, Stages::FROM_NORMS).expect("a record"));
+        fixture.compress_host(&case);
+        fixture.compare(gpu, &case, "in turns");
+    }
+}
+
+/// One big prefill and many small steps leave the same set, where nothing recent is protected.
+#[test]
+fn path_independence() {
+    let gpu = gpu();
+    for order in [Order::Positional, Order::Fill] {
+        for cached_norms in [true, false] {
+            for keep_tokens in [1, 40, 130] {
+                let policy = Policy { order, cached_norms, sinks: 1, ..Policy::new(Budget::KeepTokens(keep_tokens)) };
+                let mut case = Case::new(shape(1, 3, 300, 64, Dtype::F32), policy);
+                let mut fixture = Fixture::new(gpu, &case);
+                let tokens = fixture.host[0].buffers.clone();
+                fixture.compress_and_compare(gpu, &case, "at once");
+                let mut whole: Vec<Vec<u32>> = fixture.host[0].rows.iter().map(|r| r.positions.clone()).collect();
+
+                case.lengths = vec![20];
+                let mut steps = Fixture::new(gpu, &case);
+                steps.host[0].buffers.clone_from(&tokens);
+                let mut seen = 20;
+                let mut step = 1;
+                while seen < 300 {
+                    let count = step.min(300 - seen);
+                    case.appended = vec![count];
+                    // The same tokens as before: copied from where the whole cache has them.
+                    let copies = |host: &mut crate::support::HostLayer| {
+                        for row in 0..3 {
+                            let len = host.rows[row as usize].len;
+                            for (place, spec) in [(host.keys, &case.shape.keys), (host.values, &case.shape.values)] {
+                                let at = |slot| crate::support::row_offset(&place, spec, &case.shape, row, slot);
+                                let bytes = (count * spec.row_bytes()) as usize;
+                                let from = tokens[place.buffer][at(seen)..][..bytes].to_vec();
+                                host.buffers[place.buffer][at(len)..][..bytes].copy_from_slice(&from);
+                            }
+                            host.rows[row as usize].append(count);
+                        }
+                    };
+                    steps.append_by(gpu, &case, copies);
+                    steps.compress_and_compare(gpu, &case, "in steps");
+                    seen += count;
+                    step = step * 2 % 37 + 1;
+                }
+                let mut stepped: Vec<Vec<u32>> = steps.host[0].rows.iter().map(|r| r.positions.clone()).collect();
+                for positions in whole.iter_mut().chain(&mut stepped) {
+                    if order == Order::Fill {
+                        positions.sort_unstable();
+                    }
+                }
+                assert_eq!(whole, stepped, "{order:?} {cached_norms} {keep_tokens}");
+            }
+        }
+    }
+}
+
+/// A caller that shortens rows (speculative decoding) and appends again by `record_append` has its norms taken anew.
+#[test]
+fn shortened_rows_forget_norms_and_positions() {
+    let gpu = gpu();
+    for policy in variants().filter(|p| p.order == Order::Positional) {
+        let mut case = Case::new(shape(1, 2, 200, 16, Dtype::F16), policy);
+        case.lengths = vec![100];
+        case.appended = vec![30];
+        let mut fixture = Fixture::new(gpu, &case);
+        fixture.compress_and_compare(gpu, &case, "first");
+        let o = fixture.state.offsets();
+        for row in 0..2_u32 {
+            let state = &mut fixture.host[0].rows[row as usize];
+            state.len -= 8;
+            state.positions.truncate(state.len as usize);
+            gpu.queue.write_buffer(fixture.state.meta(), u64::from(o.lengths + row) * 4, &state.len.to_le_bytes());
+        }
+        fixture.append(gpu, &case);
+        fixture.compress_and_compare(gpu, &case, "shortened");
+    }
+}
