@@ -14,16 +14,16 @@ pub struct Kernels {
     is_cpu: bool,
 }
 
-/// A kernel's text, and the numbers that it depends on.
+/// A kernel: its text, which is asked for once, and the numbers that the text depends on.
 struct Source<const N: usize> {
     name: &'static str,
     numbers: [usize; N],
-    text: String,
+    text: fn([usize; N]) -> String,
 }
 
 impl<const N: usize> KernelSource for Source<N> {
     fn source(&self) -> SourceTemplate {
-        SourceTemplate::new(self.text.clone())
+        SourceTemplate::new((self.text)(self.numbers))
     }
 
     fn id(&self) -> KernelId {
@@ -50,6 +50,10 @@ fn primitive<const D: usize>(tensor: Tensor<D>) -> Result<CubeTensor> {
     tensor.try_into_primitive::<Wgpu>().map_err(|e| anyhow!("not a wgpu tensor: {e:?}"))
 }
 
+fn integers(tensor: &Tensor<1, Int>) -> Result<CubeTensor> {
+    tensor.clone().try_into_primitive::<Wgpu>().map_err(|e| anyhow!("not a wgpu tensor: {e:?}"))
+}
+
 fn contiguous<const D: usize>(tensor: Tensor<D>) -> Result<CubeTensor> {
     Ok(burn_wgpu::into_contiguous(primitive(tensor)?))
 }
@@ -64,11 +68,11 @@ impl Kernels {
         Self { is_cpu }
     }
 
-    /// x [m, k] · w [k, n]; k and n are multiples of 4, w is contiguous.
+    /// x [m, k] · w [k, n]; k and n are multiples of 4, w is contiguous, `rows` holds m.
     ///
     /// # Errors
     /// A tensor that is not on the wgpu backend.
-    pub fn linear(self, x: Tensor<2>, w: Tensor<2>) -> Result<Tensor<2>> {
+    pub fn linear(self, x: Tensor<2>, w: Tensor<2>, rows: &Tensor<1, Int>) -> Result<Tensor<2>> {
         let ([m, k], [_, n]) = (x.dims(), w.dims());
         if !self.is_cpu && m > FEW_TOKENS {
             return Ok(x.matmul(w));
@@ -77,10 +81,8 @@ impl Kernels {
         let slices = if self.is_cpu { 1 } else { 8 };
         let tile = if m > FEW_TOKENS { 8 } else { m.next_power_of_two() };
         let out = Tensor::<2>::empty([m, n], &x.device());
-        let dims = Tensor::<1, Int>::from_data([i32::try_from(m)?], &x.device());
-        let source = Source { name: "linear", numbers: [tile, k, n, slices], text: linear_text(tile, [k, n], slices) };
-        let dims = dims.try_into_primitive::<Wgpu>().map_err(|e| anyhow!("{e:?}"))?;
-        let tensors = vec![contiguous(x)?, primitive(w)?, primitive(out.clone())?, dims];
+        let tensors = vec![contiguous(x)?, primitive(w)?, primitive(out.clone())?, integers(rows)?];
+        let source = Source { name: "linear", numbers: [tile, k, n, slices], text: linear_text };
         source.launch([(n / 4).div_ceil(COLUMNS), m.div_ceil(tile)], tensors)?;
         Ok(out)
     }
@@ -92,23 +94,8 @@ impl Kernels {
     pub fn rms_norm(self, x: Tensor<2>, eps: f64) -> Result<Tensor<2>> {
         let [m, n] = x.dims();
         let out = Tensor::<2>::empty([m, n], &x.device());
-        let lanes = self.lanes();
-        let text = format!(
-            "{}
-@group(0) @binding(0) var<storage, read_write> x: array<f32>;
-@group(0) @binding(1) var<storage, read_write> y: array<f32>;
-@compute @workgroup_size({lanes})
-fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {{
-  let base = group.x * {n}u;
-  var own = 0.0;
-  for (var i = lane; i < {n}u; i += {lanes}u) {{ own += x[base + i] * x[base + i]; }}
-  let factor = inverseSqrt(sum(lane, own) / {n}.0 + {eps:e});
-  for (var i = lane; i < {n}u; i += {lanes}u) {{ y[base + i] = x[base + i] * factor; }}
-}}
-",
-            reduction(lanes)
-        );
-        let source = Source { name: "rms_norm", numbers: [n, lanes], text };
+        let eps = (eps as f32).to_bits() as usize;
+        let source = Source { name: "rms_norm", numbers: [n, eps, self.lanes()], text: rms_norm_text };
         source.launch([m, 1], vec![contiguous(x)?, primitive(out.clone())?])?;
         Ok(out)
     }
@@ -118,37 +105,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     ///
     /// # Errors
     /// As [`Kernels::linear`].
-    pub fn softmax(self, scores: Tensor<3>, dims: Tensor<1, Int>) -> Result<Tensor<3>> {
+    pub fn softmax(self, scores: Tensor<3>, dims: &Tensor<1, Int>) -> Result<Tensor<3>> {
         let [heads, rows, _] = scores.dims();
-        let lanes = self.lanes();
-        let text = format!(
-            "{}
-@group(0) @binding(0) var<storage, read_write> scores: array<f32>;
-@group(0) @binding(1) var<storage, read_write> dims: array<u32>;
-@compute @workgroup_size({lanes})
-fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {{
-  let len = dims[0];
-  let count = dims[1];
-  let base = group.x * len;
-  let seen = len - count + group.x % count + 1u;
-  var highest = -3.4e38;
-  for (var i = lane; i < seen; i += {lanes}u) {{ highest = max(highest, scores[base + i]); }}
-  highest = maximum(lane, highest);
-  var own = 0.0;
-  for (var i = lane; i < seen; i += {lanes}u) {{
-    let e = exp(scores[base + i] - highest);
-    scores[base + i] = e;
-    own += e;
-  }}
-  let factor = 1.0 / sum(lane, own);
-  for (var i = lane; i < len; i += {lanes}u) {{ scores[base + i] = select(0.0, scores[base + i] * factor, i < seen); }}
-}}
-",
-            reduction(lanes)
-        );
-        let source = Source { name: "softmax", numbers: [lanes], text };
-        let dims = dims.try_into_primitive::<Wgpu>().map_err(|e| anyhow!("{e:?}"))?;
-        source.launch([heads * rows, 1], vec![contiguous(scores.clone())?, dims])?;
+        let source = Source { name: "softmax", numbers: [self.lanes()], text: softmax_text };
+        source.launch([heads * rows, 1], vec![contiguous(scores.clone())?, integers(dims)?])?;
         Ok(scores)
     }
 
@@ -185,9 +145,55 @@ fn reduction(lanes: usize) -> String {
     )
 }
 
+fn rms_norm_text([n, eps, lanes]: [usize; 3]) -> String {
+    format!(
+        "{}
+@group(0) @binding(0) var<storage, read_write> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> y: array<f32>;
+@compute @workgroup_size({lanes})
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {{
+  let base = group.x * {n}u;
+  var own = 0.0;
+  for (var i = lane; i < {n}u; i += {lanes}u) {{ own += x[base + i] * x[base + i]; }}
+  let factor = inverseSqrt(sum(lane, own) / {n}.0 + bitcast<f32>({eps}u));
+  for (var i = lane; i < {n}u; i += {lanes}u) {{ y[base + i] = x[base + i] * factor; }}
+}}
+",
+        reduction(lanes)
+    )
+}
+
+fn softmax_text([lanes]: [usize; 1]) -> String {
+    format!(
+        "{}
+@group(0) @binding(0) var<storage, read_write> scores: array<f32>;
+@group(0) @binding(1) var<storage, read_write> dims: array<u32>;
+@compute @workgroup_size({lanes})
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {{
+  let len = dims[0];
+  let count = dims[1];
+  let base = group.x * len;
+  let seen = len - count + group.x % count + 1u;
+  var highest = -3.4e38;
+  for (var i = lane; i < seen; i += {lanes}u) {{ highest = max(highest, scores[base + i]); }}
+  highest = maximum(lane, highest);
+  var own = 0.0;
+  for (var i = lane; i < seen; i += {lanes}u) {{
+    let e = exp(scores[base + i] - highest);
+    scores[base + i] = e;
+    own += e;
+  }}
+  let factor = 1.0 / sum(lane, own);
+  for (var i = lane; i < len; i += {lanes}u) {{ scores[base + i] = select(0.0, scores[base + i] * factor, i < seen); }}
+}}
+",
+        reduction(lanes)
+    )
+}
+
 /// A workgroup takes `tile` tokens and [`COLUMNS`] columns of four; each slice of it a share of the sum. The sums are named
 /// variables: drivers keep an array in memory.
-fn linear_text(tile: usize, [k, n]: [usize; 2], slices: usize) -> String {
+fn linear_text([tile, k, n, slices]: [usize; 4]) -> String {
     let lines = |line: &dyn Fn(usize) -> String| (0..tile).map(line).collect::<Vec<_>>().join("\n");
     let declare = lines(&|r| format!("  var acc{r} = vec4f(0.0);"));
     // Rows beyond the last are computed from the last one and not written.

@@ -1,5 +1,7 @@
 //! The forward pass of a Llama-family model, in Burn's tensor operations: f32, one sequence.
 
+use std::num::TryFromIntError;
+
 use anyhow::Result;
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -109,11 +111,13 @@ impl Model {
         let ids: Vec<i32> = tokens.iter().map(|&t| t.cast_signed()).collect();
         let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &self.device);
         let (cos, sin) = self.rope(cache.num_seen() as usize, count);
+        let numbers = |n: usize| Ok::<_, TryFromIntError>(Tensor::from_data([i32::try_from(n)?], &self.device));
+        let (rows, logit_rows) = (numbers(count)?, numbers(num_logits)?);
         let mut lens = Lens { count, device: &self.device, made: Vec::new() };
         let mut x = self.embedding.clone().select(0, ids);
         for (layer, block) in self.blocks.iter().enumerate() {
             let c = &self.config;
-            let y = self.kernels.linear(self.kernels.rms_norm(x.clone(), c.rms_eps)?, block.qkv.clone())?;
+            let y = self.kernels.linear(self.kernels.rms_norm(x.clone(), c.rms_eps)?, block.qkv.clone(), &rows)?;
             let y = y.reshape([count, 2 * (c.num_heads + c.num_kv_heads) + c.num_kv_heads, c.head_dim]);
             let (turning, turned_from) = (c.num_heads + c.num_kv_heads, c.num_heads + 2 * c.num_kv_heads);
             let straight = y.clone().slice([0..count, 0..turning]);
@@ -129,15 +133,15 @@ impl Model {
             }
             let mixed = weights.matmul(cache.view(layer).1);
             let mixed = mixed.reshape([c.num_heads, count, c.head_dim]).swap_dims(0, 1).reshape([count, c.hidden]);
-            x = x + self.kernels.linear(mixed, block.out.clone())?;
-            let y = self.kernels.linear(self.kernels.rms_norm(x.clone(), c.rms_eps)?, block.gate_up.clone())?;
+            x = x + self.kernels.linear(mixed, block.out.clone(), &rows)?;
+            let y = self.kernels.linear(self.kernels.rms_norm(x.clone(), c.rms_eps)?, block.gate_up.clone(), &rows)?;
             let gate = y.clone().slice([0..count, 0..c.ffn]);
             let up = y.slice([0..count, c.ffn..2 * c.ffn]);
-            x = x + self.kernels.linear(silu(gate) * up, block.down.clone())?;
+            x = x + self.kernels.linear(silu(gate) * up, block.down.clone(), &rows)?;
         }
         cache.advance(count);
         let last = x.slice_dim(0, count - num_logits..count);
-        self.kernels.linear(self.kernels.rms_norm(last, self.config.rms_eps)?, self.head.clone())
+        self.kernels.linear(self.kernels.rms_norm(last, self.config.rms_eps)?, self.head.clone(), &logit_rows)
     }
 
     /// Attention weights of queries [heads, T, head_dim]: the query heads of a KV head are one matrix of group · T rows.
@@ -147,7 +151,7 @@ impl Model {
         let keys = cache.view(layer).0;
         let dims = lens.get(keys.dims()[1])?;
         let rows = queries.reshape([c.num_kv_heads, c.num_heads / c.num_kv_heads * count, c.head_dim]);
-        self.kernels.softmax(rows.matmul(keys.swap_dims(1, 2)), dims)
+        self.kernels.softmax(rows.matmul(keys.swap_dims(1, 2)), &dims)
     }
 
     /// Cosines and sines of positions, [T, 1, head_dim].

@@ -290,7 +290,7 @@ fn plot_rows(rows: &[Row], settings: &Settings) -> Result<Vec<(String, String)>>
                 points.push(((1.0 - keep) * 100.0, values.iter().sum::<f64>() / values.len() as f64));
             }
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
-            drawn.push(Line { name: strategy.name.to_owned(), points, thin: false });
+            drawn.push(Line { name: strategy.name.to_owned(), points, thin: strategy.is_control() });
         }
         let title = format!("Log perplexity after one compression, {}", suffix(skip));
         let titles = Titles { title: &title, x: "% of the cache dropped", y: "log perplexity" };
@@ -309,7 +309,8 @@ fn plot_streams(streams: &[Stream], settings: &Settings) -> Result<Vec<(String, 
                     || s.budget == *budget && s.skip_layers == *skip && s.seed.is_none_or(|s| s == settings.first_seed)
             };
             let curve = |s: &Stream| s.curve.iter().map(|&(n, nll)| (n as f64, nll)).collect();
-            let line = |s: &Stream| Line { name: s.strategy.to_owned(), points: curve(s), thin: false };
+            let thin = |s: &Stream| Strategy::find(s.strategy).is_none_or(Strategy::is_control);
+            let line = |s: &Stream| Line { name: s.strategy.to_owned(), points: curve(s), thin: thin(s) };
             let drawn: Vec<_> = streams.iter().filter(fits).map(line).collect();
             let title = format!("Cumulative log perplexity, at most {budget} tokens a layer, {}", suffix(skip));
             let titles = Titles { title: &title, x: "tokens", y: "log perplexity" };

@@ -113,7 +113,8 @@ pub fn heat_map(titles: Titles<'_>, map: &HeatMap) -> Result<String> {
 
 fn draw_heat_map(svg: &mut String, titles: Titles<'_>, map: &HeatMap) -> Drawn {
     let (width, height) = (58, 24);
-    let (left, top) = (190, 64);
+    let longest = map.rows.iter().map(String::len).max().unwrap_or(0);
+    let (left, top) = (24 + 7 * i32::try_from(longest)?, 64);
     let size = |n: usize, step: i32| i32::try_from(n).map(|n| n * step);
     let (w, h) = (size(map.columns.len(), width)?, size(map.rows.len(), height)?);
     let dims = (u32::try_from((left + w + 20).max(520))?, u32::try_from(top + h + 44)?);

@@ -52,6 +52,12 @@ impl Strategy {
         matches!(self.direction, Direction::Random { .. })
     }
 
+    /// Whether it is there to compare with: chance, and the opposite.
+    #[must_use]
+    pub fn is_control(&self) -> bool {
+        self.is_random() || self.direction == Direction::Highest
+    }
+
     /// The policy for rows of `len` tokens. The protected tokens count inside the budget, which is never raised for them.
     #[must_use]
     pub fn policy(&self, budget: Budget, len: u32, seed: u64, skip_layers: &[u32]) -> Policy {

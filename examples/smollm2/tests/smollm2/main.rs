@@ -13,7 +13,7 @@ use keynorm_smollm2::kernels::Kernels;
 use keynorm_smollm2::lab::{Lab, argmax};
 use keynorm_smollm2::strategy::STRATEGIES;
 
-use burn::tensor::{Distribution, Tensor};
+use burn::tensor::{Distribution, Int, Tensor};
 use reference::Reference;
 
 const PROMPTS: [&str; 3] = [
@@ -92,7 +92,8 @@ fn kernels_equal_burns_own_operations() {
         let kernels = Kernels::new(is_cpu);
         for (m, k, n) in [(1, 64, 132), (2, 64, 128), (3, 576, 192), (5, 64, 128), (21, 100, 260)] {
             let (x, w) = (random([m, k]), random([k, n]));
-            let got = read(kernels.linear(x.clone(), w.clone()).unwrap()).unwrap();
+            let rows = Tensor::<1, Int>::from_data([m as i32], &lab.gpu.burn);
+            let got = read(kernels.linear(x.clone(), w.clone(), &rows).unwrap()).unwrap();
             let expected = read(x.matmul(w)).unwrap();
             // k products of about 1, each sum rounded k times.
             let bound = (k as f32).sqrt() * k as f32 * f32::EPSILON;
@@ -306,6 +307,7 @@ fn generate_writes_text_over_a_compressed_cache() {
     let arguments = ["generate", "--prompt", prompt, "--tokens", "20", "--keep-ratio", "0.5", "--cap", "12"];
     let shown = succeeded(&tool(&arguments));
     assert!(shown.contains(" Rome"), "{shown}");
+    assert!(shown.contains("where Burn allocated them"), "{shown}");
     assert!(shown.contains("cache 19 -> 10 tokens") && shown.contains("cuts to the cap"), "{shown}");
 }
 
