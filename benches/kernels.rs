@@ -28,7 +28,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput};
 use data::Data;
 use gpu::{Clock, Gpu, Kernel, Result};
-use keynorm::{Compressor, Dtype, KvShape, Options, Order, Selector, Stages, TensorSpec};
+use keynorm::{Compressor, Dtype, KvShape, Options, Order, Score, Selector, Stages, TensorSpec};
 use rates::{Flush, FlushMode, GROUP_BYTES, SOURCE, num_workgroups};
 
 /// Repetitions behind one sample at most: restoring takes longer than what is timed, and criterion does not know.
@@ -98,7 +98,8 @@ fn add(
 fn bench_order(group: &mut BenchmarkGroup<'_, WallTime>, tools: &Tools, data: &Data, order: Order) -> Result<()> {
     let Tools { gpu, clock, flush } = tools;
     let compressor = Compressor::new(&gpu.device, Options::default()).map_err(|e| e.to_string())?;
-    let case = Case { keep_ratio: 0.5, order, selector: Selector::Auto };
+    let case =
+        Case { keep_ratio: 0.5, order, selector: Selector::Auto, score: Score::KeyNorm, passes: false, cached: false };
     let prepared = Prepared::new(gpu, &compressor, data, case)?;
     let (_, found) = prepared.repeat(clock, flush, &[Stages::ALL])?;
     check::check(&prepared, found)?;

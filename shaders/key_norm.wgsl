@@ -42,9 +42,9 @@ struct Params {
     histogram_stride: u32,  // words
     digit_shift: u32,       // the window of first digits
     digit_base: u32,
+    share_low: u32,         // share of the length that `recent` is at most, times 2^40
+    share_high: u32,        // NO_SHARE: no such bound
     pad0: u32,
-    pad1: u32,
-    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

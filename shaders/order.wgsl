@@ -28,9 +28,9 @@ struct Params {
     sinks: u32,         // tokens
     recent: u32,        // tokens
     keep_copies: u32,   // 1: write norm_copies
+    share_low: u32,     // share of the length that `recent` is at most, times 2^40
+    share_high: u32,    // NO_SHARE: no such bound
     pad0: u32,
-    pad1: u32,
-    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

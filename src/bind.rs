@@ -6,34 +6,44 @@ use crate::bound::{Bound, LayerWindow, Moves, SelectWindow};
 use crate::draft::{Builder, CheckedLayer, INFOS_A_SLOT, LayerDraft, ParamsBlock, SelectDraft, word};
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Access, Checks, Kernels, LayoutKind, Module};
-use crate::params::{AppendParams, CompactParams, KeyNormParams, OrderParams, RowRule, TopKParams};
+use crate::params::{AppendParams, CompactParams, OrderParams, RowRule, TopKParams};
 use crate::plan::{Plan, WORKGROUP};
 use crate::policy::{BudgetRule, Order};
-use crate::shape::{KvShape, Lattice, TensorSpec, range_lattice};
+use crate::shape::{Dtype, KvShape, Lattice, TensorSpec, range_lattice};
 use crate::state::CacheState;
-use crate::view::{KvView, check_tensor};
-use crate::windows::{BoundRange, WindowLimits, layer_windows};
+use crate::view::{KvView, TensorView, check_tensor};
+use crate::windows::{BoundRange, Window, WindowLimits, layer_windows, rows_range};
 use crate::workspace::{ROW_INFO_WORDS, Workspace};
+
+/// One score of the caller's: a word.
+const SCORE: TensorSpec = TensorSpec::new(Dtype::F32, 1);
+
+/// The caller's buffers, a view a layer.
+pub(crate) struct Inputs<'a> {
+    pub views: &'a [KvView<'a>],
+    /// Empty unless the policy takes scores.
+    pub scores: &'a [TensorView<'a>],
+}
 
 impl Bound {
     pub(crate) fn new(
         plan: &Plan,
         device: &wgpu::Device,
-        views: &[KvView<'_>],
+        inputs: &Inputs<'_>,
         state: &CacheState,
         workspace: &Workspace,
         checks: &mut Checks,
     ) -> Result<Self, BuildError> {
         let inner = &plan.inner;
         let builder = Builder { plan: inner, device, state, workspace };
-        let layers = builder.check(views)?;
+        let layers = builder.check(inputs)?;
         let mut params = ParamsBlock::default();
         let drafts: Vec<_> = layers.iter().flat_map(|layer| builder.draft_layer(layer, &mut params)).collect();
         let select_drafts = builder.draft_selects(&mut params);
         let append_params_offset = builder.push_append_params(&mut params);
         let params = params.into_buffer(device, "keynorm.params", wgpu::BufferUsages::UNIFORM, checks);
         let table = builder.rule_table(checks);
-        let layers = drafts.iter().map(|d| builder.layer_window(d, &params, views, checks)).collect();
+        let layers = drafts.iter().map(|d| builder.layer_window(d, &params, inputs, checks)).collect();
         let selects = select_drafts.iter().map(|d| builder.select_window(d, &params, &table, checks)).collect();
         let append_group = builder.append_group(&params, checks);
         Ok(Self { plan: Arc::clone(inner), layers, selects, state: state.clone(), append_group, append_params_offset })
@@ -54,12 +64,15 @@ impl Builder<'_> {
         }
     }
 
-    fn check(&self, views: &[KvView<'_>]) -> Result<Vec<CheckedLayer>, BuildError> {
+    fn check(&self, inputs: &Inputs<'_>) -> Result<Vec<CheckedLayer>, BuildError> {
+        let Inputs { views, scores } = *inputs;
         let shape = &self.plan.shape;
         if self.kernels().device != *self.device {
             return Err(ArgumentError::WrongDevice { argument: "device" }.into());
         }
         crate::state::check_count("views", views.len(), shape.num_layers as usize)?;
+        let num_scores = if self.plan.policy.takes_scores() { shape.num_layers as usize } else { 0 };
+        crate::state::check_count("scores", scores.len(), num_scores)?;
         if self.state.shape != *shape || (self.plan.policy.cached_norms && self.state.key_norms().is_none()) {
             return Err(ArgumentError::WrongPlan { argument: "state" }.into());
         }
@@ -81,7 +94,11 @@ impl Builder<'_> {
             let view = &views[layer as usize];
             let keys = check_tensor("keys", shape, &shape.keys, &view.keys)?;
             let values = check_tensor("values", shape, &shape.values, &view.values)?;
-            for (buffer, lattice) in [(view.keys.buffer, keys), (view.values.buffer, values)] {
+            let scores = scores.get(layer as usize);
+            let scores = scores.map(|s| Ok::<_, ArgumentError>((s.buffer, check_tensor("scores", shape, &SCORE, s)?)));
+            let scores = scores.transpose()?;
+            let tensors = [(view.keys.buffer, keys), (view.values.buffer, values)];
+            for (buffer, lattice) in tensors.into_iter().chain(scores) {
                 for (other_buffer, other) in &placed {
                     if *other_buffer == buffer && lattice.overlaps(other) {
                         let (first, second) = (other.argument, lattice.argument);
@@ -93,9 +110,22 @@ impl Builder<'_> {
             let same_buffer = view.keys.buffer == view.values.buffer;
             let (windows, joined) = layer_windows(&keys, &values, same_buffer, self.limits())?;
             let compressed = u32::try_from(compressed).unwrap_or(u32::MAX);
-            layers.push(CheckedLayer { compressed, layer, keys, values, windows, joined });
+            let scores = scores.map(|s| s.1);
+            self.check_scores(scores.as_ref(), &windows)?;
+            layers.push(CheckedLayer { compressed, layer, keys, values, scores, windows, joined });
         }
         Ok(layers)
+    }
+
+    fn check_scores(&self, scores: Option<&Lattice>, windows: &[Window]) -> Result<(), ArgumentError> {
+        let limit = self.limits().max_binding_bytes;
+        for (scores, window) in scores.iter().flat_map(|s| windows.iter().map(move |w| (s, w))) {
+            let row_bytes = rows_range(scores, window, self.limits()).size;
+            if row_bytes > limit {
+                return Err(ArgumentError::RowExceedsBinding { argument: "scores", row_bytes, limit });
+            }
+        }
+        Ok(())
     }
 
     /// The budgets of the compressed layers' heads, as the select stage reads them.
@@ -119,33 +149,14 @@ impl Builder<'_> {
         &self,
         draft: &LayerDraft,
         params: &wgpu::Buffer,
-        views: &[KvView<'_>],
+        inputs: &Inputs<'_>,
         checks: &mut Checks,
     ) -> LayerWindow {
-        let view = &views[draft.layer as usize];
+        let view = &inputs.views[draft.layer as usize];
         let w = &draft.window;
         let scratch = &self.plan.scratch;
         let rows = |buffer, stride| row_binding(buffer, draft.first_scratch_row, w.num_rows, stride);
-        let position_words = u64::from(w.num_rows) * u64::from(self.plan.shape.capacity) + 64;
         let keys = range_binding(view.keys.buffer, w.keys);
-        let cached = self.plan.policy.cached_norms;
-        let score_group = self.group(
-            LayoutKind::KeyNorm,
-            &[
-                params_binding::<KeyNormParams>(params, draft.score_params),
-                keys.clone(),
-                self.state.meta().as_entire_binding(),
-                words_binding(self.state.positions(), draft.first_position, position_words),
-                if cached {
-                    words_binding(self.state.norms_or_dummy(), draft.first_position, position_words)
-                } else {
-                    rows(&self.workspace.order_keys, scratch.order_stride)
-                },
-                rows(&self.workspace.histogram, scratch.histogram_stride),
-                self.state.status().as_entire_binding(),
-            ],
-            checks,
-        );
         let compact_params = params_binding::<CompactParams>(params, 0);
         let lists = rows(&self.workspace.lists, scratch.lists_stride);
         let infos = info_binding(&self.workspace.row_infos, draft.first_scratch_row, w.num_rows);
@@ -157,33 +168,11 @@ impl Builder<'_> {
         };
         LayerWindow {
             num_rows: w.num_rows,
-            score: self.score_pipeline(draft.keys_access, false, checks),
-            score_fused: self.score_pipeline(draft.keys_access, true, checks),
-            score_group,
+            score: self.score_stage(draft, params, inputs, checks),
             compact_group,
             compact_params: draft.compact_params,
             moves: self.moves(draft, checks),
         }
-    }
-
-    fn score_pipeline(&self, access: Access, fused: bool, checks: &mut Checks) -> wgpu::ComputePipeline {
-        let keys = &self.plan.shape.keys;
-        let tiles = self.plan.tiles;
-        let lanes = keys.lanes();
-        let module = Module::KeyNorm {
-            dtype: keys.dtype,
-            vec4: access == Access::Vec4,
-            reduction: self.kernels().capabilities.reduction(lanes),
-        };
-        let constants = [
-            ("WG_SIZE", f64::from(WORKGROUP)),
-            ("LANES", f64::from(lanes)),
-            ("CHUNKS", f64::from(keys.chunks())),
-            ("TILE", f64::from(if fused { tiles.fused } else { tiles.plain })),
-            ("HISTOGRAM", f64::from(u8::from(fused))),
-            ("CACHED", f64::from(u8::from(self.plan.policy.cached_norms))),
-        ];
-        self.kernels().pipeline(module, "score", &constants, checks)
     }
 
     fn moves(&self, draft: &LayerDraft, checks: &mut Checks) -> Moves {
@@ -302,7 +291,12 @@ impl Builder<'_> {
         )
     }
 
-    fn group(&self, kind: LayoutKind, resources: &[wgpu::BindingResource<'_>], checks: &mut Checks) -> wgpu::BindGroup {
+    pub(crate) fn group(
+        &self,
+        kind: LayoutKind,
+        resources: &[wgpu::BindingResource<'_>],
+        checks: &mut Checks,
+    ) -> wgpu::BindGroup {
         let entries: Vec<_> = kind
             .bindings()
             .zip(resources)
@@ -325,7 +319,7 @@ fn slice_chunks(shape: &KvShape, workgroup: u32) -> u32 {
     [16, 8, 4].into_iter().find(|slice| chunks / slice >= wanted).unwrap_or(if workgroup == 1024 { 4 } else { 2 })
 }
 
-fn params_binding<T>(buffer: &wgpu::Buffer, offset: u32) -> wgpu::BindingResource<'_> {
+pub(crate) fn params_binding<T>(buffer: &wgpu::Buffer, offset: u32) -> wgpu::BindingResource<'_> {
     wgpu::BindingResource::Buffer(wgpu::BufferBinding {
         buffer,
         offset: offset.into(),
@@ -333,18 +327,23 @@ fn params_binding<T>(buffer: &wgpu::Buffer, offset: u32) -> wgpu::BindingResourc
     })
 }
 
-fn range_binding(buffer: &wgpu::Buffer, range: BoundRange) -> wgpu::BindingResource<'_> {
+pub(crate) fn range_binding(buffer: &wgpu::Buffer, range: BoundRange) -> wgpu::BindingResource<'_> {
     let size = wgpu::BufferSize::new(range.size);
     wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: range.start, size })
 }
 
-fn words_binding(buffer: &wgpu::Buffer, first: u64, count: u64) -> wgpu::BindingResource<'_> {
+pub(crate) fn words_binding(buffer: &wgpu::Buffer, first: u64, count: u64) -> wgpu::BindingResource<'_> {
     let start = first * 4;
     range_binding(buffer, BoundRange { start, size: (count * 4).min(buffer.size() - start) })
 }
 
 /// Rows of a scratch array, whose stride is a multiple of 64 words; the whole dummy where the array is not used.
-fn row_binding(buffer: &wgpu::Buffer, first_row: u64, num_rows: u32, stride: u32) -> wgpu::BindingResource<'_> {
+pub(crate) fn row_binding(
+    buffer: &wgpu::Buffer,
+    first_row: u64,
+    num_rows: u32,
+    stride: u32,
+) -> wgpu::BindingResource<'_> {
     if stride == 0 {
         return buffer.as_entire_binding();
     }

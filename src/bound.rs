@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::error::ArgumentError;
 use crate::plan::{PlanInner, ROW_TOKENS, SELECT_TILE, WORKGROUP};
 use crate::policy::{Order, Selector};
+use crate::score::ScoreStage;
 use crate::state::{CacheState, MAX_SEGMENTS, check_slot};
 
 /// Stages to record. Each may be recorded alone, in this order, with the same workspace.
@@ -51,9 +52,7 @@ pub struct Bound {
 #[derive(Debug)]
 pub(crate) struct LayerWindow {
     pub num_rows: u32,
-    pub score: wgpu::ComputePipeline,
-    pub score_fused: wgpu::ComputePipeline,
-    pub score_group: wgpu::BindGroup,
+    pub score: ScoreStage,
     pub compact_group: wgpu::BindGroup,
     /// Offset of the parameters of `fill`, or of the walk that takes all; those of [`WALK_LEN`] and its ranges follow.
     pub compact_params: u32,
@@ -128,6 +127,24 @@ impl Bound {
     /// The same input gives the same bits in every run, selector and subgroup size.
     pub fn record(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) -> Result<(), ArgumentError> {
         self.record_stages(pass, max_len, Stages::ALL)
+    }
+
+    /// Records the whole compression into passes of its own, one for the order keys and their selection, one for the
+    /// moves. With many layers this is faster than [`Bound::record`]: wgpu separates the uses of a buffer in one pass by
+    /// barriers, one a layer, but those between passes all at once, so that the layers' moves overlap.
+    ///
+    /// # Errors
+    /// As [`Bound::record`].
+    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, max_len: u32) -> Result<(), ArgumentError> {
+        self.check_max("max_len", max_len)?;
+        for (label, stages) in [
+            ("keynorm.select", Stages::NORMS.and(Stages::SCORE).and(Stages::SELECT)),
+            ("keynorm.compact", Stages::COMPACT),
+        ] {
+            let descriptor = wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None };
+            self.record_stages(&mut encoder.begin_compute_pass(&descriptor), max_len, stages)?;
+        }
+        Ok(())
     }
 
     /// Records some of the stages; see [`Bound::record`].
@@ -264,12 +281,9 @@ impl Bound {
 
     fn record_score(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32, fused: bool) {
         let tiles = self.plan.tiles;
+        let tile = if fused { tiles.fused } else { tiles.plain };
         for window in &self.layers {
-            let (pipeline, tile) =
-                if fused { (&window.score_fused, tiles.fused) } else { (&window.score, tiles.plain) };
-            pass.set_pipeline(pipeline);
-            pass.set_bind_group(0, &window.score_group, &[]);
-            pass.dispatch_workgroups(max_len.div_ceil(tile), window.num_rows, 1);
+            window.score.record(pass, max_len, window.num_rows, (fused, tile));
         }
     }
 

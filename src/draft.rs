@@ -4,10 +4,11 @@ use crate::bound::{MAX_RANGES, PARAMS_STRIDE, POOL_PASSES, WALK_LEN, sort_steps}
 use crate::kernel::{Access, Checks};
 use crate::params::{AppendParams, CompactParams, KeyNormParams, OrderParams, StateLayout, TensorLayout, TopKParams};
 use crate::plan::{PlanInner, ROW_TOKENS};
-use crate::policy::{Direction, Order};
+use crate::policy::{Direction, Order, Score};
+use crate::score::{digit_window, params_of_score};
 use crate::shape::Lattice;
 use crate::state::{CacheState, NUM_APPEND_SLOTS, append_slot_words};
-use crate::windows::{BoundRange, Window, scratch_windows};
+use crate::windows::{BoundRange, Window, rows_range, scratch_windows};
 use crate::workspace::{ROW_INFO_WORDS, Workspace};
 
 /// Row infos in 256 bytes.
@@ -54,10 +55,12 @@ pub(crate) struct CheckedLayer {
     pub layer: u32,
     pub keys: Lattice,
     pub values: Lattice,
+    pub scores: Option<Lattice>,
     pub windows: Vec<Window>,
     pub joined: bool,
 }
 
+#[derive(Clone)]
 pub(crate) struct LayerDraft {
     pub layer: u32,
     pub window: Window,
@@ -65,7 +68,10 @@ pub(crate) struct LayerDraft {
     pub first_position: u64,
     pub keys_access: Access,
     pub values_access: Access,
+    /// Offset of the parameters of the score; those of the values' norms follow, where they have a score.
     pub score_params: u32,
+    /// Of the caller's scores.
+    pub scores: BoundRange,
     pub compact_params: u32,
 }
 
@@ -108,8 +114,10 @@ impl Builder<'_> {
                 u64::from(layer.compressed) * u64::from(shape.rows_per_layer()) + u64::from(window.first_row);
             let policy = &self.plan.policy;
             let (direction, seed) = direction_words(policy.direction);
-            let (digit_shift, digit_base) = digit_window(policy.direction);
-            let score_params = params.push(&KeyNormParams {
+            let (digit_shift, digit_base) = digit_window(policy);
+            let share = policy.share_bits();
+            let scores = layer.scores.as_ref().map_or(window.keys, |s| rows_range(s, window, self.limits()));
+            let norm = KeyNormParams {
                 state: StateLayout::new(shape, first_position),
                 num_rows: window.num_rows,
                 first_row: window.first_row,
@@ -128,10 +136,24 @@ impl Builder<'_> {
                 histogram_stride: scratch.histogram_stride,
                 digit_shift,
                 digit_base,
+                share_low: word(share),
+                share_high: word(share >> 32),
                 pad0: 0,
-                pad1: 0,
-                pad2: 0,
-            });
+            };
+            let score_params = match policy.score_in_use() {
+                Score::KeyNorm => params.push(&norm),
+                Score::External(_) => {
+                    let tensor = layer
+                        .scores
+                        .as_ref()
+                        .map_or(keys, |s| tensor_layout(s, window.first_row, scores, Access::Word));
+                    params.push(&params_of_score(&norm, tensor, policy, scratch))
+                }
+                _ => params.push(&params_of_score(&norm, keys, policy, scratch)),
+            };
+            if policy.score_in_use() == Score::ValueKeyRatio {
+                params.push(&params_of_score(&norm, values, policy, scratch));
+            }
             let compact = CompactParams {
                 keys,
                 values,
@@ -159,6 +181,7 @@ impl Builder<'_> {
                 keys_access,
                 values_access,
                 score_params,
+                scores,
                 compact_params,
             }
         };
@@ -208,7 +231,7 @@ impl Builder<'_> {
 
     fn select_params(&self, first_row: u64, num_rows: u32, first_position: u64, first_layer: u32) -> TopKParams {
         let scratch = &self.plan.scratch;
-        let (digit_shift, digit_base) = digit_window(self.plan.policy.direction);
+        let (digit_shift, digit_base) = digit_window(&self.plan.policy);
         TopKParams {
             state: StateLayout::new(&self.plan.shape, first_position),
             num_rows,
@@ -271,9 +294,9 @@ impl Builder<'_> {
             sinks: policy.sinks,
             recent: policy.recent,
             keep_copies: u32::from(self.plan.scratch.copies_stride > 0),
+            share_low: word(policy.share_bits()),
+            share_high: word(policy.share_bits() >> 32),
             pad0: 0,
-            pad1: 0,
-            pad2: 0,
         })
     }
 
@@ -299,18 +322,6 @@ const fn direction_words(direction: Direction) -> (u32, u64) {
         Direction::Lowest => (0, 0),
         Direction::Highest => (1, 0),
         Direction::Random { seed } => (2, seed),
-    }
-}
-
-/// (shift, base) of the window of first digits: 128 bins an octave over squared norms from 2^-1 to 2^15, or their
-/// complements; random keys are uniform over 31 bits.
-const fn digit_window(direction: Direction) -> (u32, u32) {
-    const LOWEST: u32 = (127 - 1) << 7;
-    const INFINITY: u32 = 255 << 7;
-    match direction {
-        Direction::Lowest => (16, LOWEST),
-        Direction::Highest => (16, INFINITY - LOWEST - 2048),
-        Direction::Random { .. } => (20, 0),
     }
 }
 

@@ -37,6 +37,12 @@ pub enum ArgumentError {
         /// Given ratio.
         got: f64,
     },
+    /// A share of the recent window that is NaN or outside 0..=1.
+    #[error("recent_share is {got}, expected a number from 0 to 1 (the share of the row that the window may take)")]
+    RecentShare {
+        /// Given share.
+        got: f64,
+    },
     /// A norm limit that is NaN or negative.
     #[error("max_norm is {got}, expected a number of at least 0")]
     MaxNorm {

@@ -57,6 +57,26 @@ pub enum Module {
         /// How the lanes of a token are added.
         reduction: Reduction,
     },
+    /// Cosines with the mean of normalised keys, or distances to the mean key.
+    KeyDiff {
+        /// Element type of the keys.
+        dtype: Dtype,
+        /// 16-byte accesses, else 4-byte ones.
+        vec4: bool,
+        /// How the lanes of a token are added.
+        reduction: Reduction,
+    },
+    /// Ratios of value norms to key norms; the norms of both are of this kind.
+    ValueKeyRatio {
+        /// Element type of the keys, or of the values.
+        dtype: Dtype,
+        /// 16-byte accesses, else 4-byte ones.
+        vec4: bool,
+        /// How the lanes of a token are added.
+        reduction: Reduction,
+    },
+    /// Scores of the caller's.
+    External,
     /// Radix selector, and the emission for long rows.
     Radix,
     /// Bitonic selector.
@@ -84,11 +104,21 @@ impl Module {
     /// Every module there is, for tests of the shaders themselves.
     #[must_use]
     pub fn all() -> Vec<Self> {
-        let mut all =
-            vec![Self::Radix, Self::Bitonic, Self::Order, Self::Reserve, Self::Pool, Self::State, Self::Append];
+        let mut all = vec![
+            Self::External,
+            Self::Radix,
+            Self::Bitonic,
+            Self::Order,
+            Self::Reserve,
+            Self::Pool,
+            Self::State,
+            Self::Append,
+        ];
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
                 all.extend([true, false].map(|vec4| Self::KeyNorm { dtype, vec4, reduction }));
+                all.extend([true, false].map(|vec4| Self::KeyDiff { dtype, vec4, reduction }));
+                all.extend([true, false].map(|vec4| Self::ValueKeyRatio { dtype, vec4, reduction }));
             }
         }
         for keys_vec4 in [true, false] {
@@ -104,6 +134,9 @@ impl Module {
     pub fn label(&self) -> &'static str {
         match self {
             Self::KeyNorm { .. } => "keynorm.key_norm",
+            Self::KeyDiff { .. } => "keynorm.key_diff",
+            Self::ValueKeyRatio { .. } => "keynorm.value_key_ratio",
+            Self::External => "keynorm.external",
             Self::Radix => "keynorm.radix",
             Self::Bitonic => "keynorm.bitonic",
             Self::Order => "keynorm.order",
@@ -124,39 +157,69 @@ impl Module {
         let state = state.as_str();
         let params = shader!("shared/top_k_params.wgsl");
         let digits = shader!("shared/first_digit.wgsl");
-        let rule = shader!("shared/row_rule.wgsl");
+        let rule = concat!(shader!("shared/row_rule.wgsl"), shader!("shared/wide.wgsl"));
         let rows = [params, shader!("shared/top_k_rows.wgsl"), rule].concat();
         let rows = rows.as_str();
         let order_key = shader!("shared/order_key.wgsl");
         let info = shader!("shared/row_info.wgsl");
         let scan = shader!("shared/scan.wgsl");
         let emit = shader!("shared/top_k_emit.wgsl");
+        let recent = concat!(shader!("shared/wide.wgsl"), shader!("shared/recent.wgsl"));
         match *self {
             Self::KeyNorm { dtype, vec4, reduction } => [
                 shader!("key_norm.wgsl"),
                 digits,
+                recent,
                 order_key,
                 state,
                 keys(vec4),
-                match dtype {
-                    Dtype::F32 => shader!("shared/element_f32.wgsl"),
-                    Dtype::F16 => shader!("shared/element_f16.wgsl"),
-                    Dtype::Bf16 => shader!("shared/element_bf16.wgsl"),
-                },
-                match reduction {
-                    Reduction::Subgroup => {
-                        concat!(shader!("shared/score_tile.wgsl"), shader!("shared/reduce_subgroup.wgsl"))
-                    }
-                    Reduction::Workgroup => {
-                        concat!(shader!("shared/score_tile.wgsl"), shader!("shared/reduce_workgroup.wgsl"))
-                    }
-                    Reduction::Serial => shader!("shared/reduce_serial.wgsl"),
-                },
+                elements(dtype),
+                norm_tile(reduction),
+                reduce(reduction),
             ]
             .concat(),
+            Self::KeyDiff { dtype, vec4, reduction } => [
+                shader!("key_diff.wgsl"),
+                shader!("shared/score_rows.wgsl"),
+                digits,
+                recent,
+                state,
+                keys(vec4),
+                elements(dtype),
+                unpacked(dtype),
+                shader!("shared/inverse_sqrt.wgsl"),
+                match reduction {
+                    Reduction::Subgroup => {
+                        concat!(shader!("shared/diff_tile.wgsl"), shader!("shared/diff_subgroup.wgsl"))
+                    }
+                    Reduction::Workgroup => {
+                        concat!(shader!("shared/diff_tile.wgsl"), shader!("shared/diff_workgroup.wgsl"))
+                    }
+                    Reduction::Serial => shader!("shared/diff_serial.wgsl"),
+                },
+                if reduction == Reduction::Serial { "" } else { shader!("shared/reduced.wgsl") },
+                reduce(reduction),
+            ]
+            .concat(),
+            Self::ValueKeyRatio { dtype, vec4, reduction } => [
+                shader!("value_key_ratio.wgsl"),
+                shader!("shared/score_rows.wgsl"),
+                digits,
+                recent,
+                state,
+                keys(vec4),
+                elements(dtype),
+                shader!("shared/inverse_sqrt.wgsl"),
+                norm_tile(reduction),
+                reduce(reduction),
+            ]
+            .concat(),
+            Self::External => {
+                [shader!("external.wgsl"), shader!("shared/score_rows.wgsl"), digits, recent, state].concat()
+            }
             Self::Radix => [shader!("radix.wgsl"), digits, rows, info, state, emit, scan].concat(),
             Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
-            Self::Order => [shader!("order.wgsl"), order_key, state].concat(),
+            Self::Order => [shader!("order.wgsl"), order_key, recent, state].concat(),
             Self::Reserve => [shader!("reserve.wgsl"), params, state, scan].concat(),
             Self::Pool => [shader!("pool.wgsl"), params, rule, info, layout, scan].concat(),
             Self::State => [shader!("state.wgsl"), params, info, layout].concat(),
@@ -177,7 +240,8 @@ impl Module {
 
     fn layout(&self) -> LayoutKind {
         match self {
-            Self::KeyNorm { .. } => LayoutKind::KeyNorm,
+            Self::KeyNorm { .. } | Self::ValueKeyRatio { .. } | Self::External => LayoutKind::KeyNorm,
+            Self::KeyDiff { .. } => LayoutKind::KeyDiff,
             Self::Radix => LayoutKind::TopK,
             Self::Order => LayoutKind::Order,
             Self::Reserve => LayoutKind::Reserve,
@@ -191,10 +255,44 @@ impl Module {
     }
 }
 
+fn elements(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => shader!("shared/element_f32.wgsl"),
+        Dtype::F16 => shader!("shared/element_f16.wgsl"),
+        Dtype::Bf16 => shader!("shared/element_bf16.wgsl"),
+    }
+}
+
+fn unpacked(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => shader!("shared/unpack_f32.wgsl"),
+        Dtype::F16 => shader!("shared/unpack_f16.wgsl"),
+        Dtype::Bf16 => shader!("shared/unpack_bf16.wgsl"),
+    }
+}
+
+/// Norms of a tile of tokens.
+fn norm_tile(reduction: Reduction) -> &'static str {
+    match reduction {
+        Reduction::Serial => shader!("shared/reduce_serial.wgsl"),
+        _ => concat!(shader!("shared/reduced.wgsl"), shader!("shared/score_tile.wgsl")),
+    }
+}
+
+/// The sum over lanes and the entry point; the serial files hold their own.
+fn reduce(reduction: Reduction) -> &'static str {
+    match reduction {
+        Reduction::Subgroup => shader!("shared/reduce_subgroup.wgsl"),
+        Reduction::Workgroup => shader!("shared/reduce_workgroup.wgsl"),
+        Reduction::Serial => "",
+    }
+}
+
 /// Bind group layouts: what each binding is, `None` a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum LayoutKind {
     KeyNorm,
+    KeyDiff,
     TopK,
     Order,
     Reserve,
@@ -207,8 +305,9 @@ pub(crate) enum LayoutKind {
 }
 
 impl LayoutKind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::KeyNorm,
+        Self::KeyDiff,
         Self::TopK,
         Self::Order,
         Self::Reserve,
@@ -224,6 +323,7 @@ impl LayoutKind {
     fn storage(self) -> &'static [(u32, bool)] {
         match self {
             Self::KeyNorm => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false)],
+            Self::KeyDiff => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false), (7, false)],
             Self::TopK => &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true)],
             Self::Order => &[(1, true), (2, true), (3, false), (4, false), (5, false), (6, false)],
             Self::Reserve => &[(1, false), (2, true), (3, true)],
@@ -239,7 +339,7 @@ impl LayoutKind {
     }
 
     fn has_dynamic_params(self) -> bool {
-        self != Self::KeyNorm
+        !matches!(self, Self::KeyNorm | Self::KeyDiff)
     }
 }
 

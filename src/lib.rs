@@ -14,6 +14,7 @@ mod plan;
 mod policy;
 pub mod reference;
 mod schedule;
+mod score;
 mod shape;
 mod state;
 mod view;
@@ -31,7 +32,7 @@ pub use error::{ArgumentError, BuildError, ReadError};
 #[doc(hidden)]
 pub use kernel::{Module, Reduction};
 pub use plan::Plan;
-pub use policy::{Budget, BudgetOverride, Direction, Order, Policy, Pool, Rounding, Selector};
+pub use policy::{Budget, BudgetOverride, Direction, ExternalScore, Order, Policy, Pool, Rounding, Score, Selector};
 pub use schedule::{Due, Schedule, Trigger};
 pub use shape::{Dtype, KvShape, MAX_CAPACITY, MAX_HEAD_DIM, Strides, TensorSpec};
 pub use state::{CacheState, MAX_SEGMENTS, NUM_APPEND_SLOTS, Segment, StateOffsets, Status};

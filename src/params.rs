@@ -67,9 +67,36 @@ pub struct KeyNormParams {
     pub histogram_stride: u32,
     pub digit_shift: u32,
     pub digit_base: u32,
+    pub share_low: u32,
+    pub share_high: u32,
     pub pad0: u32,
-    pub pad1: u32,
-    pub pad2: u32,
+}
+
+/// Mirror of `Params` in shared/score_rows.wgsl.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct ScoreParams {
+    pub state: StateLayout,
+    pub num_rows: u32,
+    pub first_row: u32,
+    pub layer: u32,
+    pub order_stride: u32,
+    pub batch_stride: u32,
+    pub head_stride: u32,
+    pub token_stride: u32,
+    pub base: u32,
+    pub first_sequence: u32,
+    pub complement: u32,
+    pub sums_stride: u32,
+    pub sums_offset: u32,
+    pub sinks: u32,
+    pub recent: u32,
+    pub share_low: u32,
+    pub share_high: u32,
+    pub histogram_stride: u32,
+    pub digit_shift: u32,
+    pub digit_base: u32,
+    pub pad0: u32,
 }
 
 /// Mirror of `Params` in shared/top_k_params.wgsl.
@@ -127,9 +154,9 @@ pub struct OrderParams {
     pub sinks: u32,
     pub recent: u32,
     pub keep_copies: u32,
+    pub share_low: u32,
+    pub share_high: u32,
     pub pad0: u32,
-    pub pad1: u32,
-    pub pad2: u32,
 }
 
 /// Mirror of `TensorLayout` in compact.wgsl.

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use crate::bind::Inputs;
 use crate::bound::Bound;
 use crate::device::Capabilities;
 use crate::error::BuildError;
 use crate::kernel::{Checks, Kernels, Module};
 use crate::policy::{Budget, BudgetRule, Order, Policy, Selector};
+use crate::score::{score_tile, sums_layout};
 use crate::shape::KvShape;
 use crate::state::CacheState;
-use crate::view::KvView;
+use crate::view::{KvView, TensorView};
 use crate::workspace::{ScratchLayout, Workspace};
 
 /// Invocations of a workgroup, unless it owns a whole row.
@@ -168,8 +170,26 @@ impl Plan {
         state: &CacheState,
         workspace: &Workspace,
     ) -> Result<Bound, BuildError> {
+        self.bind_with_scores(device, views, &[], state, workspace)
+    }
+
+    /// As [`Plan::bind`] for a policy of [`Score::External`](crate::Score::External), with the caller's scores: one view a
+    /// layer, of one 32-bit word a token (strides in words); those of skipped layers are not looked at. Buffers with usage
+    /// `STORAGE`, declared `read_write` but only read; they may be shared, but not overlap keys, values or state. They are
+    /// read where the score stage is recorded, so that shaders may write them before it in the same pass.
+    ///
+    /// # Errors
+    /// As [`Plan::bind`]; a number of views other than one a layer, or than none for another policy.
+    pub fn bind_with_scores(
+        &self,
+        device: &wgpu::Device,
+        views: &[KvView<'_>],
+        scores: &[TensorView<'_>],
+        state: &CacheState,
+        workspace: &Workspace,
+    ) -> Result<Bound, BuildError> {
         let mut checks = Checks::default();
-        let bound = Bound::new(self, device, views, state, workspace, &mut checks)?;
+        let bound = Bound::new(self, device, &Inputs { views, scores }, state, workspace, &mut checks)?;
         checks.finish().inspect_err(|_| self.inner.kernels.forget())?;
         Ok(bound)
     }
@@ -185,8 +205,23 @@ impl Plan {
         state: &CacheState,
         workspace: &Workspace,
     ) -> Result<Bound, BuildError> {
+        self.bind_with_scores_async(device, views, &[], state, workspace).await
+    }
+
+    /// As [`Plan::bind_with_scores`], waiting until the device's answers are in.
+    ///
+    /// # Errors
+    /// As [`Plan::bind_with_scores`].
+    pub async fn bind_with_scores_async(
+        &self,
+        device: &wgpu::Device,
+        views: &[KvView<'_>],
+        scores: &[TensorView<'_>],
+        state: &CacheState,
+        workspace: &Workspace,
+    ) -> Result<Bound, BuildError> {
         let mut checks = Checks::default();
-        let bound = Bound::new(self, device, views, state, workspace, &mut checks)?;
+        let bound = Bound::new(self, device, &Inputs { views, scores }, state, workspace, &mut checks)?;
         checks.finish_async().await.inspect_err(|_| self.inner.kernels.forget())?;
         Ok(bound)
     }
@@ -265,6 +300,7 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
     // At worst every key is set aside, with its slot.
     let aside_offset = order_stride + staged_offset;
     let aside_len = if counts_digits { 2 * order_stride } else { 0 };
+    let (sums_stride, sums_offset) = sums_layout(shape, policy);
     ScratchLayout {
         num_rows,
         order_stride,
@@ -278,6 +314,9 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
         },
         tile_counts_base,
         sorted_stride: if sorts_outside { shape.capacity.next_power_of_two() } else { 0 },
+        sums_rows: shape.rows_per_layer().into(),
+        sums_stride,
+        sums_offset,
         copies_stride: if positional && policy.cached_norms { order_stride } else { 0 },
         pool_counts_stride: if policy.pool.is_some() { POOL_COUNTS_STRIDE } else { 0 },
         pool_row_words: if policy.pool.is_some() { POOL_ROW_WORDS } else { 0 },
@@ -299,9 +338,7 @@ fn check_grid(shape: &KvShape, tiles: &ScoreTiles, available: u32) -> Result<(),
 }
 
 fn score_tiles(shape: &KvShape) -> ScoreTiles {
-    let round = WORKGROUP / shape.keys.lanes() * 4;
-    let tokens = |wanted: u32| round * wanted.div_ceil(round);
-    ScoreTiles { plain: tokens(128), fused: tokens(512) }
+    ScoreTiles { plain: score_tile(&shape.keys, 128), fused: score_tile(&shape.keys, 512) }
 }
 
 fn select_pipelines(kernels: &Kernels, policy: &Policy, tiles: &ScoreTiles, checks: &mut Checks) -> SelectPipelines {

@@ -354,6 +354,7 @@ fn offset_name(argument: &'static str) -> &'static str {
     match argument {
         "keys" => "keys.offset_bytes",
         "values" => "values.offset_bytes",
+        "scores" => "scores.offset_bytes",
         other => other,
     }
 }
@@ -362,6 +363,7 @@ fn stride_name(argument: &'static str) -> &'static str {
     match argument {
         "keys" => "keys.strides",
         "values" => "values.strides",
+        "scores" => "scores.strides",
         other => other,
     }
 }

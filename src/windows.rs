@@ -105,6 +105,13 @@ fn aligned((start, end): (u64, u64), limits: WindowLimits) -> BoundRange {
     BoundRange { start, size: end - start }
 }
 
+/// What a window's rows of another tensor span.
+pub(crate) fn rows_range(lattice: &Lattice, window: &Window, limits: WindowLimits) -> BoundRange {
+    let rows = window.first_row..window.first_row + window.num_rows;
+    let span = rows.map(|row| span_of(lattice, row)).reduce(union);
+    aligned(span.unwrap_or((0, 0)), limits)
+}
+
 /// Splits rows of scratch into runs of at most `max_rows`.
 pub(crate) fn scratch_windows(num_rows: u64, max_rows: u32) -> Vec<(u64, u32)> {
     let mut windows = Vec::new();

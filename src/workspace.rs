@@ -17,6 +17,12 @@ pub(crate) struct ScratchLayout {
     pub tile_counts_base: u32,
     /// 0 where no row is sorted outside workgroup memory.
     pub sorted_stride: u32,
+    /// Rows of one layer, which the sums of keys are made for at a time.
+    pub sums_rows: u64,
+    /// Words between rows of the sums of keys; 0 where the score needs none.
+    pub sums_stride: u32,
+    /// Words from a row's first tile to its whole sum.
+    pub sums_offset: u32,
     /// 0 where norms are not cached, or need no copies.
     pub copies_stride: u32,
     /// Counts and state of a row's pool; 0 without pools.
@@ -37,20 +43,23 @@ pub struct Workspace {
     pub(crate) row_infos: wgpu::Buffer,
     pub(crate) histogram: wgpu::Buffer,
     pub(crate) sorted: wgpu::Buffer,
+    pub(crate) sums: wgpu::Buffer,
     pub(crate) norm_copies: wgpu::Buffer,
     pub(crate) pool_counts: wgpu::Buffer,
     pub(crate) pool_rows: wgpu::Buffer,
 }
 
 impl ScratchLayout {
-    fn sizes(&self) -> [(&'static str, u64); 8] {
-        let bytes = |stride: u32| (self.num_rows * u64::from(stride) * 4).max(256).next_multiple_of(256);
+    fn sizes(&self) -> [(&'static str, u64); 9] {
+        let rows_bytes = |rows: u64, stride: u32| (rows * u64::from(stride) * 4).max(256).next_multiple_of(256);
+        let bytes = |stride| rows_bytes(self.num_rows, stride);
         [
             ("keynorm.scratch.order_keys", bytes(self.order_stride)),
             ("keynorm.scratch.lists", bytes(self.lists_stride)),
             ("keynorm.scratch.row_infos", bytes(ROW_INFO_WORDS)),
             ("keynorm.scratch.histogram", bytes(self.histogram_stride)),
             ("keynorm.scratch.sorted", bytes(self.sorted_stride)),
+            ("keynorm.scratch.sums", rows_bytes(self.sums_rows, self.sums_stride)),
             ("keynorm.scratch.norm_copies", bytes(self.copies_stride)),
             ("keynorm.scratch.pool_counts", bytes(self.pool_counts_stride)),
             ("keynorm.scratch.pool_rows", bytes(self.pool_row_words)),
@@ -59,7 +68,8 @@ impl ScratchLayout {
 
     /// Rows of which every array fits a binding.
     pub fn max_rows(&self, max_binding_bytes: u64) -> u32 {
-        let widest = self.order_stride.max(self.lists_stride).max(self.histogram_stride).max(self.sorted_stride);
+        let strides = [self.lists_stride, self.histogram_stride, self.sorted_stride, self.sums_stride];
+        let widest = strides.into_iter().fold(self.order_stride, u32::max);
         u32::try_from(max_binding_bytes / (u64::from(widest) * 4)).unwrap_or(u32::MAX).max(1)
     }
 
@@ -79,7 +89,8 @@ impl Workspace {
             let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
             Ok(checks.guard(&kernels.device, label, || kernels.device.create_buffer(&descriptor)))
         };
-        let [order_keys, lists, row_infos, histogram, sorted, norm_copies, pool_counts, pool_rows] = layout.sizes();
+        let [order_keys, lists, row_infos, histogram, sorted, sums, norm_copies, pool_counts, pool_rows] =
+            layout.sizes();
         Ok(Self {
             layout,
             order_keys: create(order_keys)?,
@@ -87,6 +98,7 @@ impl Workspace {
             row_infos: create(row_infos)?,
             histogram: create(histogram)?,
             sorted: create(sorted)?,
+            sums: create(sums)?,
             norm_copies: create(norm_copies)?,
             pool_counts: create(pool_counts)?,
             pool_rows: create(pool_rows)?,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use half::{bf16, f16};
 use keynorm::reference::key_norm::{self, NAN_ORDER_KEY};
-use keynorm::reference::{CacheRow, compact, compress_row, top_k};
+use keynorm::reference::{CacheRow, compact, compress_row, key_diff, top_k};
 use keynorm::{Budget, Direction, Dtype, Order, Policy, Rounding, TensorSpec};
 use proptest::prelude::*;
 
@@ -43,16 +43,18 @@ fn encode(dtype: Dtype, values: &[f32]) -> Vec<u8> {
     }
 }
 
-/// The squared norm of the encoded key, in double precision, in any order.
-fn exact_norm(dtype: Dtype, key: &[u8]) -> f64 {
+fn doubles(dtype: Dtype, key: &[u8]) -> Vec<f64> {
     let halves = key.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     match dtype {
-        Dtype::F32 => {
-            key.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().expect("4 bytes"))).powi(2)).sum()
-        }
-        Dtype::F16 => halves.map(|h| f16::from_bits(h).to_f64().powi(2)).sum(),
-        Dtype::Bf16 => halves.map(|h| bf16::from_bits(h).to_f64().powi(2)).sum(),
+        Dtype::F32 => key.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes")).into()).collect(),
+        Dtype::F16 => halves.map(|h| f16::from_bits(h).to_f64()).collect(),
+        Dtype::Bf16 => halves.map(|h| bf16::from_bits(h).to_f64()).collect(),
     }
+}
+
+/// The squared norm of the encoded key, in double precision, in any order.
+fn exact_norm(dtype: Dtype, key: &[u8]) -> f64 {
+    doubles(dtype, key).iter().map(|x| x * x).sum()
 }
 
 fn select(order_keys: &[u32], budget: Budget, order: Order) -> top_k::Selection {
@@ -83,6 +85,45 @@ proptest! {
             let bound = exact * f64::from(head_dim) * 2.0_f64.powi(-24);
             prop_assert!((norm - exact).abs() <= bound, "{norm} for {exact}");
         }
+    }
+
+    #[test]
+    fn cosines_and_distances_are_near_those_of_doubles((head_dim, tokens) in tokens(300), dtype in dtype()) {
+        let spec = TensorSpec::new(dtype, head_dim);
+        let keys: Vec<u8> = tokens.iter().flat_map(|t| encode(dtype, t)).collect();
+        let exact: Vec<Vec<f64>> = keys.chunks_exact(spec.row_bytes() as usize).map(|k| doubles(dtype, k)).collect();
+        let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let mean_of = |scale: &dyn Fn(&[f64]) -> f64| {
+            let mut mean = vec![0.0; head_dim as usize];
+            for key in &exact {
+                let scale = scale(key) / exact.len() as f64;
+                mean.iter_mut().zip(key).for_each(|(m, e)| *m += e * scale);
+            }
+            mean
+        };
+        let direction = mean_of(&|key| if norm(key) == 0.0 { 0.0 } else { 1.0 / norm(key) });
+        let centre = mean_of(&|_| 1.0);
+        let cosines = key_diff::cosines(&spec, &keys);
+        let distances = key_diff::distances(&spec, &keys);
+        for (i, key) in exact.iter().enumerate() {
+            let scale = norm(key) * norm(&direction);
+            let product: f64 = key.iter().zip(&direction).map(|(a, b)| a * b).sum();
+            let cosine = f64::from(cosines[i].expect("a finite key"));
+            // The direction is rounded to 13 bits and may be short, the sum of many that cancel.
+            let bound = 2.0_f64.powi(-12) / norm(&direction).max(1e-9) + 1e-5;
+            prop_assert!((cosine - product / scale).abs() <= bound || scale == 0.0, "{cosine} for {}", product / scale);
+            let difference: Vec<f64> = key.iter().zip(&centre).map(|(a, b)| a - b).collect();
+            let largest = exact.iter().map(|k| norm(k)).fold(0.0, f64::max);
+            let distance = f64::from(distances[i].expect("a finite key")).sqrt();
+            prop_assert!((distance - norm(&difference)).abs() <= 4e-6 * largest, "{distance}");
+        }
+    }
+
+    #[test]
+    fn inverse_square_roots(bits in 0x0080_0000_u32..0x7f80_0000) {
+        let x = f32::from_bits(bits);
+        let error = f64::from(key_diff::inverse_sqrt(x)) * f64::from(x).sqrt() - 1.0;
+        prop_assert!(error.abs() < 2.0_f64.powi(-20), "{error} for {x}");
     }
 
     #[test]

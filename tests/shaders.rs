@@ -172,7 +172,8 @@ fn binding_lines(text: &str) -> BTreeMap<u32, (String, String)> {
 
 fn header_interface(items: &[String]) -> Check<Interface> {
     let mut bindings = binding_lines(&items[3]);
-    for shared in items[3].split_whitespace().filter(|w| w.starts_with("shared/top_k")) {
+    let shared_lists = ["shared/top_k", "shared/score_rows"];
+    for shared in items[3].split_whitespace().filter(|w| shared_lists.iter().any(|list| w.starts_with(list))) {
         let path = shader_dir().join(shared.trim_end_matches([',', ';']));
         let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         let comment: Vec<&str> = text.lines().map_while(|l| l.strip_prefix("//")).collect();
@@ -309,6 +310,7 @@ fn mirrors() -> Vec<(String, u32)> {
     }
     vec![
         of::<params::KeyNormParams>(),
+        of::<params::ScoreParams>(),
         of::<params::TopKParams>(),
         of::<params::CompactParams>(),
         of::<params::AppendParams>(),

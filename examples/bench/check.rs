@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use keynorm::reference::{CacheRow, key_norm, top_k};
-use keynorm::{Dtype, Order};
+use keynorm::reference::{self, CacheRow, RowTokens, top_k};
+use keynorm::{Dtype, Order, Score};
 
 use crate::case::Prepared;
 use crate::data::{Found, HostSums, seed_of};
@@ -80,13 +80,16 @@ fn check_row(prepared: &Prepared<'_>, data: &RowData, sums: &mut HostSums) -> Re
     let shape = &prepared.data.shape;
     let policy = prepared.plan.policy();
     let state = CacheRow::new(shape.capacity);
-    let keys = bytemuck::cast_slice(&data.before[0]);
-    let order_keys = key_norm::score_row(policy, data.layer, data.row, &state, &shape.keys, keys).order_keys;
+    let [keys, values] = [&data.before[0], &data.before[1]].map(|words| bytemuck::cast_slice(words));
+    let tokens = RowTokens { keys_spec: &shape.keys, keys, values_spec: &shape.values, values, scores: &[] };
+    let scored = reference::score_row(policy, data.layer, data.row, &state, &tokens).map_err(|e| e.to_string())?;
+    let order_keys = scored.order_keys;
     let wanted = top_k::select(&order_keys, &policy.budget, policy.order).map_err(|e| e.to_string())?;
     let wrong = |what: String| Err(format!("wrong: row {} {what}", data.state_row));
     if data.positions != wanted.sources {
         let tolerant = shape.keys.dtype == Dtype::F32;
-        if !tolerant || !is_near(&order_keys, wanted.threshold, &data.positions, policy.order, shape.keys.head_dim) {
+        let near = Near::of(policy.score, wanted.threshold, shape.keys.head_dim);
+        if !tolerant || !near.accepts(&order_keys, &data.positions, policy.order) {
             let slot = data.positions.iter().zip(&wanted.sources).position(|(a, b)| a != b);
             return wrong(format!("differs from the reference first at slot {slot:?}"));
         }
@@ -112,26 +115,44 @@ fn check_row(prepared: &Prepared<'_>, data: &RowData, sums: &mut HostSums) -> Re
     Ok(())
 }
 
-/// Whether a set that differs from the reference's does so only among keys within head_dim * 2^-24 relative of the
-/// threshold, and lies in the order that was asked for.
-fn is_near(order_keys: &[u32], threshold: u32, positions: &[u32], order: Order, head_dim: u32) -> bool {
-    let norm = |order_key: u32| f64::from(f32::from_bits(order_key.saturating_sub(1)));
-    let slack = norm(threshold) * f64::from(head_dim) / f64::from(1 << 24);
-    let mut is_kept = vec![false; order_keys.len()];
-    for &position in positions {
-        match is_kept.get_mut(position as usize) {
-            Some(kept) if !*kept => *kept = true,
-            _ => return false,
-        }
+/// Scores, lowest first, that the rounding of an f32 device may put on either side of the threshold.
+struct Near {
+    score: fn(u32) -> f64,
+    threshold: f64,
+    slack: f64,
+}
+
+impl Near {
+    /// Within head_dim * 2^-24 of squared norms, relative, or head_dim * 2^-23 of cosines.
+    fn of(score: Score, threshold: u32, head_dim: u32) -> Self {
+        let score: fn(u32) -> f64 = match score {
+            Score::KeyDiff => |key| -f64::from(f32::from_bits(2.0_f32.to_bits().saturating_sub(key.saturating_sub(1)))),
+            _ => |key| f64::from(f32::from_bits(key.saturating_sub(1))),
+        };
+        let relative = f64::from(head_dim) / f64::from(1 << 24);
+        let at = score(threshold);
+        Self { score, threshold: at, slack: if at < 0.0 { 2.0 * relative } else { at * relative } }
     }
-    let set_ok = order_keys.iter().zip(&is_kept).all(|(&key, &kept)| {
-        if kept { norm(key) <= norm(threshold) + slack } else { norm(key) >= norm(threshold) - slack }
-    });
-    let budget = positions.len() as u32;
-    let movers = positions.iter().filter(|&&p| p >= budget);
-    let order_ok = match order {
-        Order::Fill => movers.is_sorted() && (0..).zip(positions).all(|(slot, &p)| p >= budget || p == slot),
-        _ => positions.is_sorted(),
-    };
-    set_ok && order_ok
+
+    /// Whether a set that differs from the reference's does so only there, and lies in the order that was asked for.
+    fn accepts(&self, order_keys: &[u32], positions: &[u32], order: Order) -> bool {
+        let mut is_kept = vec![false; order_keys.len()];
+        for &position in positions {
+            match is_kept.get_mut(position as usize) {
+                Some(kept) if !*kept => *kept = true,
+                _ => return false,
+            }
+        }
+        let set_ok = order_keys.iter().zip(&is_kept).all(|(&key, &kept)| {
+            let above = (self.score)(key) - self.threshold;
+            if kept { above <= self.slack } else { above >= -self.slack }
+        });
+        let budget = positions.len() as u32;
+        let movers = positions.iter().filter(|&&p| p >= budget);
+        let order_ok = match order {
+            Order::Fill => movers.is_sorted() && (0..).zip(positions).all(|(slot, &p)| p >= budget || p == slot),
+            _ => positions.is_sorted(),
+        };
+        set_ok && order_ok
+    }
 }

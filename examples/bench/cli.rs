@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use keynorm::{Dtype, Order, Selector, Switch};
+use keynorm::{Dtype, Order, Score, Selector, Switch};
 
 use crate::plot::Filter;
 use crate::rates::FlushMode;
@@ -83,6 +83,19 @@ pub struct RunArgs {
     /// auto, radix, bitonic.
     #[arg(long, value_delimiter = ',', value_parser = parse_selector, default_value = "auto")]
     pub selector: Vec<Selector>,
+    /// norm, keydiff, centroid.
+    #[arg(long, value_delimiter = ',', value_parser = parse_score, default_value = "norm")]
+    pub score: Vec<Score>,
+    /// Passes of its own for the stages, as `Bound::encode` opens them, in place of one.
+    #[arg(long)]
+    pub passes: bool,
+    /// A decode step: the norms of all keys are cached before it, as after earlier steps.
+    #[arg(long)]
+    pub cached: bool,
+    /// MiB of keys of a layer up to which the floor of keydiff and centroid counts one read of them, not two: what the
+    /// last-level cache holds from the first pass to the second.
+    #[arg(long, default_value_t = 32)]
+    pub l2_mb: u64,
     /// Layers in one call, each with buffers of its own.
     #[arg(long, default_value_t = 1)]
     pub layers: u32,
@@ -121,7 +134,7 @@ pub struct RunArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Preset {
-    /// The table of the design, with its goals.
+    /// The table of the design, with its goals; its last row is a decode step of 32 layers.
     Design,
     /// 256 MiB of keys in 8, 64 and 512 rows: every dtype, head dimensions 64 to 256, keep .1, .5 and .9.
     Floor,
@@ -155,6 +168,10 @@ fn parse_order(text: &str) -> Result<Order, String> {
 
 fn parse_selector(text: &str) -> Result<Selector, String> {
     one_of(text, &[("auto", Selector::Auto), ("radix", Selector::Radix), ("bitonic", Selector::Bitonic)])
+}
+
+fn parse_score(text: &str) -> Result<Score, String> {
+    one_of(text, &[("norm", Score::KeyNorm), ("keydiff", Score::KeyDiff), ("centroid", Score::Centroid)])
 }
 
 fn parse_switch(text: &str) -> Result<Switch, String> {

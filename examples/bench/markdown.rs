@@ -82,6 +82,7 @@ pub fn report(report: &Report) -> String {
         "keep",
         "order",
         "selector",
+        "score by",
         "µs",
         "p10–p90",
         "wall",
@@ -99,7 +100,7 @@ pub fn report(report: &Report) -> String {
         "checked",
     ];
     let rows: Vec<_> = report.rows.iter().map(cells).collect();
-    header(report) + &table(&head, 5, &rows)
+    header(report) + &table(&head, 6, &rows)
 }
 
 /// Layers, rows, tokens and head dimension in few characters.
@@ -109,11 +110,11 @@ pub fn shape(row: &Row) -> String {
 }
 
 fn cells(row: &Row) -> Vec<String> {
-    let mut cells =
-        vec![shape(row), row.dtype.clone(), row.keep_ratio.to_string(), row.order.clone(), row.selector.clone()];
+    let mut cells = vec![shape(row), row.dtype.clone(), row.keep_ratio.to_string(), row.order.clone()];
+    cells.extend([row.selector.clone(), row.score.clone()]);
     if let Some(error) = &row.error {
         cells.push(error.clone());
-        cells.resize(20, String::new());
+        cells.resize(21, String::new());
         return cells;
     }
     let number = |value: Option<f64>, digits: usize| value.map_or("–".into(), |v| format!("{v:.digits$}"));

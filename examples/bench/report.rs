@@ -81,6 +81,8 @@ pub struct Row {
     pub kept: u32,
     pub order: String,
     pub selector: String,
+    /// `norm`, `keydiff`, `centroid`.
+    pub score: String,
     pub us_median: Option<f64>,
     pub us_min: Option<f64>,
     pub us_max: Option<f64>,
@@ -91,7 +93,9 @@ pub struct Row {
     pub score_us: Option<f64>,
     pub select_us: Option<f64>,
     pub compact_us: Option<f64>,
-    /// Keys read once, moved rows of both tensors read and written once.
+    /// Reads of the keys that the floor counts.
+    pub key_reads: u32,
+    /// Keys read that often, moved rows of both tensors read and written once.
     pub bytes_floor: u64,
     pub gb_s: Option<f64>,
     pub floor_us: Option<f64>,

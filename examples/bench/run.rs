@@ -96,6 +96,7 @@ fn new_bench<'a>(args: &RunArgs, gpu: &'a Gpu, peers: &[PeerReport]) -> Result<B
         repetitions: args.repetitions as usize,
         warmup: args.warmup as usize,
         check: !args.no_check,
+        l2_bytes: args.l2_mb << 20,
     })
 }
 

@@ -1,6 +1,10 @@
 //! `bench table`, `bench compare` and `bench ratio`: finished reports side by side.
 
-use crate::design::{FLOOR_PERCENT, GOALS, Goal, LARGE_BYTES, MANY_ROWS, MANY_ROWS_EXTRA_US, MANY_ROWS_FLOOR_SHARE};
+use crate::case::DECODE;
+use crate::design::{
+    self, DECODE_LAYERS, FLOOR_PERCENT, GOALS, Goal, KEYDIFF_OVER_FLOOR, LARGE_BYTES, MANY_ROWS, MANY_ROWS_EXTRA_US,
+    MANY_ROWS_FLOOR_SHARE,
+};
 use crate::gpu::Result;
 use crate::markdown::{self, micros};
 use crate::report::{PeerReport, PeerRow, Report, Row};
@@ -15,15 +19,17 @@ fn same_case(row: &Row, peer: &PeerRow) -> bool {
         && (peer.keep_ratio - row.keep_ratio).abs() < 1e-9
 }
 
-/// Whether a peer's row does the work of ours: lowest key norms, nothing cached, all in one call.
-fn is_same_work(peer: &PeerRow) -> bool {
-    !["keydiff", "decode"].iter().any(|other| peer.peer.contains(other))
+/// Whether a peer's row does the work of ours: lowest key norms or KeyDiff, cached or not, all in one call.
+fn is_same_work(row: &Row, peer: &PeerRow) -> bool {
+    let is_norm = row.score.is_empty() || row.score == "norm";
+    let has = |other: &str| peer.peer.contains(other);
+    has("decode") == (row.mode == DECODE) && if is_norm { !has("keydiff") } else { has(&row.score) }
 }
 
 fn fastest<'a>(row: &Row, peers: &'a [PeerRow], time: fn(&PeerRow) -> Option<f64>) -> Option<(&'a PeerRow, f64)> {
     peers
         .iter()
-        .filter(|p| p.peer.starts_with("torch") && is_same_work(p) && same_case(row, p))
+        .filter(|p| p.peer.starts_with("torch") && is_same_work(row, p) && same_case(row, p))
         .filter_map(|p| time(p).map(|us| (p, us)))
         .min_by(|a, b| a.1.total_cmp(&b.1))
 }
@@ -43,8 +49,14 @@ pub fn add_peer(report: &mut Report, peer: PeerReport) {
 }
 
 fn goal_of(row: &Row, on_h100: bool) -> Option<&'static Goal> {
-    let design = on_h100 && row.layers == 1 && row.head_dim == 128 && row.dtype == "f16";
-    GOALS.iter().find(|g| {
+    let is_norm = row.score.is_empty() || row.score == "norm";
+    let design = is_norm && on_h100 && row.head_dim == 128 && row.dtype == "f16";
+    let goals: &[Goal] = match (row.layers, row.mode == DECODE) {
+        (1, false) => &GOALS,
+        (DECODE_LAYERS, true) => std::slice::from_ref(&design::DECODE),
+        _ => &[],
+    };
+    goals.iter().find(|g| {
         design && (g.rows, g.seq_len) == (row.batch_rows, row.seq_len) && (g.keep_ratio - row.keep_ratio).abs() < 1e-9
     })
 }
@@ -81,6 +93,9 @@ pub fn table(report: &Report) -> String {
 }
 
 fn goal_us(row: &Row, on_h100: bool) -> Option<f64> {
+    if row.score == "keydiff" {
+        return row.floor_us.map(|us| us * KEYDIFF_OVER_FLOOR);
+    }
     if on_h100 && (row.batch_rows, row.seq_len) == MANY_ROWS {
         return row.floor_us.map(|us| us / MANY_ROWS_FLOOR_SHARE + MANY_ROWS_EXTRA_US);
     }
@@ -94,8 +109,13 @@ fn is_met(row: &Row, on_h100: bool) -> Option<bool> {
 
 fn table_cells(row: &Row, peers: &[PeerRow], on_h100: bool) -> Vec<String> {
     let mut cells = vec![markdown::shape(row), row.dtype.clone(), row.keep_ratio.to_string(), row.order.clone()];
-    if row.selector != "auto" {
-        cells[3] = format!("{} {}", row.order, row.selector);
+    for (extra, default) in [(&row.selector, "auto"), (&row.score, "norm")] {
+        if !extra.is_empty() && extra != default {
+            cells[3] += &format!(" {extra}");
+        }
+    }
+    if row.mode == DECODE {
+        cells[3] += ", norms cached";
     }
     cells.push(micros(goal_us(row, on_h100)));
     let Some(us) = row.us_median else {
@@ -121,7 +141,11 @@ fn table_cells(row: &Row, peers: &[PeerRow], on_h100: bool) -> Vec<String> {
         torch_us.map_or(NONE.into(), |t| format!("{:.1}×", t / us)),
         micros(row.floor_us),
         format!("{share:.1}"),
-        if key_bytes(row) < LARGE_BYTES { NONE.into() } else { format!("{wanted} {}", yes_no(share >= wanted)) },
+        if key_bytes(row) < LARGE_BYTES || row.mode == DECODE {
+            NONE.into()
+        } else {
+            format!("{wanted} {}", yes_no(share >= wanted))
+        },
         format!("{:.4}", us * 1e3 / tokens),
     ]);
     cells

@@ -36,7 +36,8 @@ fn order_key(r: Row, layer: u32, row: u32, slot: u32, norm: u32) -> u32 {
         if params.direction == 2u && !nan {
             key = random_bits(layer, row, position) + 1u;
         }
-        if position < params.sinks || r.num_seen - position <= params.recent {
+        let recent = recent_of(params.recent, params.share_low, params.share_high, r.len);
+        if position < params.sinks || r.num_seen - position <= recent {
             key = 0u;
         }
     }

@@ -3,17 +3,6 @@
 // Of RowInfo.pooled_budget.
 const POOL_RAISED: u32 = 0x80000000u;
 
-// (high, low) words of a * b.
-fn multiply_wide(a: u32, b: u32) -> vec2<u32> {
-    let a0 = a & 0xffffu;
-    let a1 = a >> 16u;
-    let b0 = b & 0xffffu;
-    let b1 = b >> 16u;
-    let middle = a1 * b0 + (a0 * b0 >> 16u);
-    let middle2 = a0 * b1 + (middle & 0xffffu);
-    return vec2<u32>(a1 * b1 + (middle >> 16u) + (middle2 >> 16u), a * b);
-}
-
 // The same integers as BudgetRule::asked on the host: ratio as 40-bit fixed point times len, rounded up or down.
 fn asked_budget(rule: RowRule, len: u32, num_within: u32) -> u32 {
     if len < rule.min_len {

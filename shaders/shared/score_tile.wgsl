@@ -1,15 +1,5 @@
 // A tile of tokens, LANES invocations to a token and four tokens in flight an invocation; `reduce` adds the lanes.
 
-struct Reduced {
-    sums: vec4<f32>, // squared norm of each of the invocation's four tokens
-    nan: u32,        // bit i: token i has a NaN
-}
-
-// Of a vector kept in registers: indexing by a variable would put it into local memory.
-fn component(v: vec4<f32>, i: u32) -> f32 {
-    return select(select(v.x, v.y, i == 1u), select(v.z, v.w, i == 3u), i >= 2u);
-}
-
 fn score_tile(wg: vec3<u32>, index: u32) {
     let row = params.first_row + wg.y;
     let r = scored_row(row);

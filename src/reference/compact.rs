@@ -1,6 +1,7 @@
 //! Twin of `shaders/compact.wgsl`, `shaders/state.wgsl` and `shaders/append.wgsl`: rows moved, state updated.
 
 use super::top_k::Selection;
+use crate::policy::Policy;
 
 /// State of one row: what [`CacheState`](crate::CacheState) holds of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -24,6 +25,13 @@ impl CacheRow {
     #[must_use]
     pub fn position_of(&self, slot: u32) -> u32 {
         self.positions.get(slot as usize).copied().unwrap_or(self.num_seen - (self.len - slot))
+    }
+
+    /// Whether a slot's token is always kept: the first `sinks`, the last [`Policy::recent_of`] the row's length.
+    #[must_use]
+    pub fn is_protected(&self, policy: &Policy, slot: u32) -> bool {
+        let position = self.position_of(slot);
+        position < policy.sinks || self.num_seen - position <= policy.recent_of(self.len)
     }
 
     /// Counts appended tokens.

@@ -9,7 +9,7 @@ use crate::state::Segment;
 
 /// Order key of a key with a NaN element: after every norm, dropped first in every direction.
 pub const NAN_ORDER_KEY: u32 = 0xffff_fffe;
-const INFINITY_BITS: u32 = 0x7f80_0000;
+pub(crate) const INFINITY_BITS: u32 = 0x7f80_0000;
 
 /// Order keys of a row, and whether one of its keys was not finite.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,18 +39,24 @@ pub fn squared_norm(spec: &TensorSpec, key: &[u8]) -> Option<f32> {
             *sum += element * element;
         }
     }
-    let mut distance = lanes / 2;
+    let sum = add_lanes(&mut sums);
+    (!nan).then_some(sum)
+}
+
+/// Adds the lanes of a token, at distances L/2 … 1.
+pub(crate) fn add_lanes(sums: &mut [f32]) -> f32 {
+    let mut distance = sums.len() / 2;
     while distance > 0 {
         for i in 0..distance {
             sums[i] += sums[i + distance];
         }
         distance /= 2;
     }
-    (!nan).then_some(sums[0])
+    sums[0]
 }
 
 /// Elements of a chunk as the norm sees them: bf16 magnitudes below 2⁻⁶³ are zero, so that every square is exact.
-fn elements(dtype: Dtype, chunk: &[u8]) -> Vec<f32> {
+pub(crate) fn elements(dtype: Dtype, chunk: &[u8]) -> Vec<f32> {
     let halves = || chunk.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     match dtype {
         Dtype::F32 => chunk.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
@@ -91,7 +97,7 @@ const fn mix(mut h: u32) -> u32 {
     h ^ (h >> 16)
 }
 
-/// Order keys of the `row.len` keys of one row, densely packed.
+/// Order keys of the `row.len` keys of one row, densely packed, whatever the score of the policy.
 #[must_use]
 pub fn score_row(
     policy: &Policy,
@@ -106,8 +112,7 @@ pub fn score_row(
         let norm = squared_norm(spec, key);
         scored.non_finite |= norm.is_none_or(f32::is_infinite);
         let position = row.position_of(slot);
-        let protected = position < policy.sinks || row.num_seen - position <= policy.recent;
-        scored.order_keys.push(if protected {
+        scored.order_keys.push(if row.is_protected(policy, slot) {
             0
         } else {
             order_key(policy.direction, norm, layer, row_index, position)

@@ -4,10 +4,12 @@
 mod budgets;
 mod cases;
 mod decode;
+mod external;
 mod long;
 mod norms;
 mod properties;
 mod real_cache;
+mod scores;
 mod sizes;
 mod state;
 mod support;

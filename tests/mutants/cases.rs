@@ -1,10 +1,11 @@
 //! Small cases that between them reach every kernel, variant and branch.
 
 use keynorm::{
-    Budget, BudgetOverride, Direction, Dtype, Options, Order, Policy, Pool, Rounding, Segment, Selector, Stages,
-    Switch, TensorSpec,
+    Budget, BudgetOverride, Direction, Dtype, ExternalScore, Options, Order, Policy, Pool, Rounding, Score, Segment,
+    Selector, Stages, Switch, TensorSpec,
 };
 
+use crate::external::run_external;
 use crate::support::{Built, Case, Data, Fixture, Gpu, Layout, shape, submit};
 
 #[derive(Clone)]
@@ -140,6 +141,37 @@ fn many_sorts() -> Case {
     Case::new(shape(1, 48, 4200, 16, Dtype::F16), policy(0.5, Selector::Bitonic, Order::Fill))
 }
 
+/// Scores of two passes over the keys: several tiles, more chunks than lanes, a window by share.
+fn two_passes(score: Score, dtype: Dtype, head_dim: u32) -> Case {
+    let mut case = Case::new(shape(2, 2, 700, head_dim, dtype), policy(0.4, Selector::Radix, Order::Fill));
+    case.shape.num_layers = 2;
+    case.data = Data::Special;
+    // In the second round whole tiles, and behind them those of the first.
+    case.lengths = vec![700, 40];
+    case.appended = vec![232, 500];
+    case.policy.score = score;
+    case.policy.direction = if dtype == Dtype::F16 { Direction::Lowest } else { Direction::Highest };
+    (case.policy.sinks, case.policy.recent, case.policy.recent_share) = (3, 40, Some(0.05));
+    case
+}
+
+fn external(kind: ExternalScore, direction: Direction, capacity: u32) -> Case {
+    let policy = Policy { score: Score::External(kind), direction, ..policy(0.4, Selector::Radix, Order::Fill) };
+    let mut case = Case::new(shape(2, 3, capacity, 16, Dtype::F16), policy);
+    case.shape.num_layers = 2;
+    (case.policy.sinks, case.policy.recent) = (3, 9);
+    case.lengths = vec![capacity - 3, 40];
+    case
+}
+
+/// Norms of tensors that differ.
+fn ratios(dtype: Dtype, direction: Direction) -> Case {
+    let mut case = two_passes(Score::ValueKeyRatio, dtype, 80);
+    case.shape.values = TensorSpec::new(if dtype == Dtype::F16 { Dtype::F32 } else { Dtype::F16 }, 48);
+    case.policy.direction = direction;
+    case
+}
+
 /// The threshold lies between bf16 keys that count as zero and the smallest that do not.
 fn edge() -> Case {
     let mut case = Case::new(shape(2, 4, 200, 16, Dtype::Bf16), policy(0.37, Selector::Radix, Order::Fill));
@@ -241,6 +273,28 @@ pub fn quick() -> Vec<Quick> {
         add("outside", outside(power, 1500), false);
         add("outside, long", outside(power, 9000), false);
     }
+    for subgroups in [Switch::Auto, Switch::Off, Switch::On] {
+        for score in [Score::KeyDiff, Score::Centroid] {
+            for (dtype, head_dim) in [(Dtype::F16, 64), (Dtype::F32, 512), (Dtype::Bf16, 264)] {
+                let mut case = two_passes(score, dtype, head_dim);
+                case.options = Options::with_subgroups(subgroups);
+                add("two passes", case, false);
+            }
+            let mut case = Case { data: Data::Random, ..long(Selector::Radix, Order::Fill) };
+            case.policy.score = score;
+            case.shape.capacity = 20_000;
+            case.lengths = vec![17_000, 4000];
+            case.options = Options::with_subgroups(subgroups);
+            add("two passes, long", case, false);
+        }
+    }
+    for (dtype, direction) in [(Dtype::F16, Direction::Highest), (Dtype::Bf16, Direction::Lowest)] {
+        add("ratios", ratios(dtype, direction), false);
+        for kind in [ExternalScore::F32, ExternalScore::OrderKeys] {
+            add("external", external(kind, direction, 300), false);
+        }
+        add("external, long", external(ExternalScore::F32, direction, 9000), false);
+    }
     for (selector, order) in pairs {
         add("cached", cached(selector, order), false);
     }
@@ -268,6 +322,9 @@ pub fn quick() -> Vec<Quick> {
 
 pub fn run(gpu: &Gpu, quick: &Quick, built: &Built) {
     let case = &quick.case;
+    if let Score::External(kind) = case.policy.score {
+        return run_external(gpu, case, kind, built);
+    }
     let mut fixture = Fixture::built(gpu, case, built);
     if quick.apart {
         let max_len = fixture.max_len();

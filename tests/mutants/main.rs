@@ -11,6 +11,9 @@
 #[allow(dead_code, reason = "shared with the tests of the GPU")]
 mod support;
 
+#[path = "../gpu/external.rs"]
+mod external;
+
 mod cases;
 mod list;
 

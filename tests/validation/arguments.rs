@@ -1,6 +1,6 @@
 //! What a caller can pass wrongly, class by class.
 
-use keynorm::{ArgumentError, Budget, BuildError, Direction, Dtype, KvShape, Policy, Strides, TensorSpec};
+use keynorm::{ArgumentError, Budget, BuildError, Direction, Dtype, KvShape, Policy, Pool, Score, Strides, TensorSpec};
 
 use crate::support::{
     Draft, Noop, Tensor, assert_clean, assert_error, assert_records, assert_usable, noop, policy, shape, submit,
@@ -72,6 +72,29 @@ const PLANS: &[(&str, EditPlan, &str)] = &[
         "protection overflows u32",
         |_, p| *p = Policy { sinks: u32::MAX, recent: u32::MAX, ..budget(Budget::KeepTokens(1)) },
         "KeepTokensBelowProtected { keep_tokens: 1, protected: 8589934590 }",
+    ),
+    (
+        "cached norms of another score",
+        |_, p| (p.score, p.cached_norms) = (Score::KeyDiff, true),
+        r#"Unsupported { what: "cached_norms with a score other than KeyNorm" }"#,
+    ),
+    (
+        "pool of another score",
+        |_, p| (p.score, p.pool) = (Score::Centroid, Some(Pool { min_tokens: 1 })),
+        r#"Unsupported { what: "a pool with a score other than KeyNorm" }"#,
+    ),
+    (
+        "norm limit of another score",
+        |_, p| *p = Policy::keydiff(Budget::MaxNorm(1.0)),
+        r#"Unsupported { what: "budget MaxNorm with a score other than KeyNorm" }"#,
+    ),
+    ("share NaN", |_, p| p.recent_share = Some(f64::NAN), "RecentShare { got: NaN }"),
+    ("share above 1", |_, p| p.recent_share = Some(1.25), "RecentShare { got: 1.25 }"),
+    ("ratio of keydiff", |_, p| *p = Policy::keydiff(Budget::keep_ratio(1.5)), "KeepRatio { got: 1.5 }"),
+    (
+        "tokens of keydiff",
+        |_, p| *p = Policy::keydiff(Budget::KeepTokens(0)),
+        r#"ZeroDimension { argument: "keep_tokens" }"#,
     ),
     (
         "skipped layer",

@@ -4,4 +4,5 @@
 mod arguments;
 mod decode;
 mod devices;
+mod scores;
 mod support;

@@ -111,10 +111,16 @@ impl Draft {
         }
     }
 
+    pub fn bind_with_scores(&self, plan: &Plan, scores: &[TensorView<'_>]) -> Result<Bound, BuildError> {
+        plan.bind_with_scores(&self.device, &self.views(), scores, &self.state, &self.workspace)
+    }
+
     pub fn bind(&self, plan: &Plan) -> Result<Bound, BuildError> {
-        let views: Vec<KvView<'_>> =
-            self.layers.iter().map(|(k, v)| KvView { keys: k.view(), values: v.view() }).collect();
-        plan.bind(&self.device, &views, &self.state, &self.workspace)
+        plan.bind(&self.device, &self.views(), &self.state, &self.workspace)
+    }
+
+    fn views(&self) -> Vec<KvView<'_>> {
+        self.layers.iter().map(|(k, v)| KvView { keys: k.view(), values: v.view() }).collect()
     }
 }
 

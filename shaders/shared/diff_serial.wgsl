@@ -1,0 +1,114 @@
+// A token an invocation, as in reduce_serial.wgsl: first the norms of a tile, then its sums by groups of lanes, in the order
+// of the definition.
+
+var<private> lane_sums: array<f32, 32>;
+var<workgroup> wg_weights: array<f32, SUM_TILE>;
+var<workgroup> wg_mean: array<vec4<f32>, 128>;
+var<workgroup> wg_inverse_mean: f32;
+
+fn add_lanes() -> f32 {
+    for (var d = LANES / 2u; d > 0u; d >>= 1u) {
+        for (var i = 0u; i < d; i++) {
+            lane_sums[i] += lane_sums[i + d];
+        }
+    }
+    return lane_sums[0];
+}
+
+@compute @workgroup_size(WG_SIZE)
+fn sum_keys(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
+    let row = params.first_row + wg.y;
+    let r = scored_row(row);
+    let row_base = row_base_of(row);
+    let tile_base = wg.x * SUM_TILE;
+    for (var t = index; t < SUM_TILE; t += WG_SIZE) {
+        wg_weights[t] = 0.0;
+        if tile_base + t < r.len {
+            wg_weights[t] = weigh_token(wg.y, row_base, tile_base + t);
+        }
+    }
+    workgroupBarrier();
+    let lane = index % LANES;
+    var sum = no_quads();
+    for (var offset = index / LANES * 4u; offset < SUM_TILE; offset += WG_SIZE / LANES * 4u) {
+        for (var j = 0u; j < 4u; j++) {
+            let weight = wg_weights[offset + j];
+            let base = row_base + (tile_base + offset + j) * params.token_stride;
+            if weight != 0.0 {
+                var chunk_ix = 0u;
+                for (var c = lane; c < CHUNKS; c += LANES) {
+                    sum = add_chunk(load_key_chunk(base, c), chunk_ix, weight, sum);
+                    chunk_ix++;
+                }
+            }
+        }
+    }
+    store_tile(wg, index, sum);
+}
+
+// Leaves a token's inverse norm and returns its weight in the sum.
+fn weigh_token(local_row: u32, row_base: u32, slot: u32) -> f32 {
+    let base = row_base + slot * params.token_stride;
+    for (var lane = 0u; lane < LANES; lane++) {
+        var sum = 0.0;
+        for (var c = lane; c < CHUNKS; c += LANES) {
+            sum = checked_squares(load_key_chunk(base, c), sum);
+        }
+        lane_sums[lane] = sum;
+    }
+    let square = vec4<f32>(add_lanes());
+    let inverses = inverse_norms(square);
+    order_keys[local_row * params.order_stride + slot] = inverse_bits(inverses.x, square.x);
+    return weights_of(inverses, square).x;
+}
+
+fn find_mean(local_row: u32, index: u32, len: u32) {
+    for (var quad = index; quad < head_quads(); quad += WG_SIZE) {
+        wg_mean[quad] = mean_quad(local_row, quad, len);
+    }
+    workgroupBarrier();
+    if index == 0u {
+        for (var lane = 0u; lane < LANES; lane++) {
+            var sum = 0.0;
+            for (var c = lane; c < CHUNKS; c += LANES) {
+                for (var i = 0u; i < CHUNK_QUADS; i++) {
+                    sum = add_squared_quad(wg_mean[c * CHUNK_QUADS + i], sum);
+                }
+            }
+            lane_sums[lane] = sum;
+        }
+        wg_inverse_mean = inverse_norms(vec4<f32>(add_lanes())).x;
+    }
+    workgroupBarrier();
+}
+
+@compute @workgroup_size(WG_SIZE)
+fn score(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
+    let row = params.first_row + wg.y;
+    let r = scored_row(row);
+    let row_base = row_base_of(row);
+    find_mean(wg.y, index, r.len);
+    start_histogram(index);
+    for (var slot = wg.x * TILE + index; slot < min(r.len, (wg.x + 1u) * TILE); slot += WG_SIZE) {
+        let base = row_base + slot * params.token_stride;
+        for (var lane = 0u; lane < LANES; lane++) {
+            var sum = 0.0;
+            for (var c = lane; c < CHUNKS; c += LANES) {
+                let chunk = load_key_chunk(base, c);
+                sum = add_quad(low_quad(chunk), wg_mean[c * CHUNK_QUADS], sum);
+                if CHUNK_QUADS == 2u {
+                    sum = add_quad(high_quad(chunk), wg_mean[c * CHUNK_QUADS + 1u], sum);
+                }
+            }
+            lane_sums[lane] = sum;
+        }
+        write_score(wg.y, r, slot, add_lanes(), wg_inverse_mean);
+    }
+    flush_histogram(wg, index);
+}

@@ -1,0 +1,11 @@
+// What a reduction over the lanes of four tokens gives.
+
+struct Reduced {
+    sums: vec4<f32>, // sum of each of the invocation's four tokens
+    nan: u32,        // bit i: token i has a NaN
+}
+
+// Of a vector kept in registers: indexing by a variable would put it into local memory.
+fn component(v: vec4<f32>, i: u32) -> f32 {
+    return select(select(v.x, v.y, i == 1u), select(v.z, v.w, i == 3u), i >= 2u);
+}

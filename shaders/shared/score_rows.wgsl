@@ -1,0 +1,128 @@
+// What the scores of more than one pass share: bindings, rows, protection, and the counts of first digits.
+//   0 params uniform Params
+//   2 state_meta read u32, by StateLayout
+//   3 positions read u32 [row, capacity] original position
+//   4 order_keys read_write u32 [row, order_stride]
+//   5 histogram read_write atomic u32 [row, histogram_stride] counts of first digits
+//   6 status read_write atomic u32 [layer] sticky bits
+
+struct Params {
+    state: StateLayout,
+    num_rows: u32,          // rows of this window
+    first_row: u32,         // row of the layer that is row 0 here
+    layer: u32,
+    order_stride: u32,      // words
+    batch_stride: u32,      // units of the keys_* file, modulo 2^32
+    head_stride: u32,       // units
+    token_stride: u32,      // units
+    base: u32,              // units, modulo 2^32: of sequence `first_sequence`, head 0, token 0
+    first_sequence: u32,
+    complement: u32,        // 0: low scores are kept; else the bits from which a score's are subtracted
+    sums_stride: u32,       // vectors between rows of sums
+    sums_offset: u32,       // vectors from a row's first tile to its whole sum
+    sinks: u32,             // tokens
+    recent: u32,            // tokens
+    share_low: u32,         // share of the length that `recent` is at most, times 2^40
+    share_high: u32,        // NO_SHARE: no such bound
+    histogram_stride: u32,  // words
+    digit_shift: u32,       // the window of first digits
+    digit_base: u32,
+    pad0: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(2) var<storage, read> state_meta: array<u32>;
+@group(0) @binding(3) var<storage, read> positions: array<u32>;
+@group(0) @binding(4) var<storage, read_write> order_keys: array<u32>;
+@group(0) @binding(5) var<storage, read_write> histogram: array<atomic<u32>>;
+@group(0) @binding(6) var<storage, read_write> status: array<atomic<u32>>;
+
+override WG_SIZE: u32 = 256u;
+override TILE: u32 = 256u;
+override HISTOGRAM: bool = false;
+
+const INFINITY_BITS: u32 = 0x7f800000u;
+const NAN_ORDER_KEY: u32 = 0xfffffffeu;
+
+var<workgroup> bins: array<atomic<u32>, NUM_BINS>;
+var<workgroup> num_protected: atomic<u32>;
+
+// The row as this stage sees it: an inactive sequence is not read.
+fn scored_row(row: u32) -> Row {
+    var r = load_row(params.state, params.layer, row);
+    if !r.active_row {
+        r.len = 0u;
+    }
+    return r;
+}
+
+fn row_base_of(row: u32) -> u32 {
+    let sequence = row / params.state.num_kv_heads - params.first_sequence;
+    return params.base + sequence * params.batch_stride + row % params.state.num_kv_heads * params.head_stride;
+}
+
+// The first token that the dispatch scores.
+fn first_slot(r: Row, row: u32) -> u32 {
+    return 0u;
+}
+
+// Order key of a score of this rank; `bad` scores come last, protected tokens first.
+fn order_key(r: Row, slot: u32, bits: u32, bad: bool) -> u32 {
+    if bad {
+        atomicOr(&status[params.layer], STATUS_NON_FINITE_KEY);
+    }
+    var key = bits + 1u;
+    if params.complement != 0u {
+        key = params.complement - bits + 1u;
+    }
+    if bad {
+        key = NAN_ORDER_KEY;
+    }
+    if params.sinks + params.recent > 0u {
+        let position = position_of(r, slot);
+        let recent = recent_of(params.recent, params.share_low, params.share_high, r.len);
+        if position < params.sinks || r.num_seen - position <= recent {
+            key = 0u;
+        }
+    }
+    return key;
+}
+
+fn write_key(local_row: u32, slot: u32, key: u32) {
+    order_keys[local_row * params.order_stride + slot] = key;
+    if HISTOGRAM {
+        atomicAdd(&bins[first_digit(key, params.digit_shift, params.digit_base)], 1u);
+        if key == 0u {
+            atomicAdd(&num_protected, 1u);
+        }
+    }
+}
+
+fn start_histogram(index: u32) {
+    if HISTOGRAM {
+        for (var b = index; b < NUM_BINS; b += WG_SIZE) {
+            atomicStore(&bins[b], 0u);
+        }
+        if index == 0u {
+            atomicStore(&num_protected, 0u);
+        }
+        workgroupBarrier();
+    }
+}
+
+// Adds the workgroup's counts to the row's.
+fn flush_histogram(wg: vec3<u32>, index: u32) {
+    if HISTOGRAM {
+        workgroupBarrier();
+        let base = wg.y * params.histogram_stride;
+        for (var b = index; b < NUM_BINS; b += WG_SIZE) {
+            let count = atomicLoad(&bins[b]);
+            if count > 0u {
+                atomicAdd(&histogram[base + b], count);
+            }
+        }
+        if index == 0u && atomicLoad(&num_protected) > 0u {
+            atomicAdd(&histogram[base + PROTECTED_COUNT_IX], atomicLoad(&num_protected));
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! The score stage: its parameters, scratch, bindings and pipelines, whatever the score.
+
+use crate::bind::{Inputs, params_binding, range_binding, row_binding, words_binding};
+use crate::bound::PARAMS_STRIDE;
+use crate::draft::{Builder, LayerDraft};
+use crate::kernel::{Access, Checks, LayoutKind, Module};
+use crate::params::{KeyNormParams, ScoreParams, TensorLayout};
+use crate::plan::WORKGROUP;
+use crate::policy::{Direction, ExternalScore, Policy, Score};
+use crate::reference::key_diff::sum_tile;
+use crate::shape::{KvShape, TensorSpec};
+use crate::windows::BoundRange;
+use crate::workspace::ScratchLayout;
+
+/// Bits of 2.0, the largest 1 - cosine.
+const TWO_BITS: u32 = 0x4000_0000;
+const INFINITY_BITS: u32 = 0x7f80_0000;
+/// Of -infinity among ordered f32, and of +infinity from there.
+const FIRST_RANK: u32 = 0x007f_ffff;
+const HIGHEST_RANK: u32 = 0xff80_0000 - FIRST_RANK;
+/// Words of a vector of the shaders.
+const QUAD: u32 = 4;
+
+/// The score of one window of rows.
+#[derive(Debug)]
+pub(crate) struct ScoreStage {
+    /// Dispatches that go first.
+    before: Vec<Before>,
+    plain: wgpu::ComputePipeline,
+    /// With the histogram of first digits.
+    fused: wgpu::ComputePipeline,
+    group: wgpu::BindGroup,
+}
+
+#[derive(Debug)]
+struct Before {
+    pipeline: wgpu::ComputePipeline,
+    /// Where it is not that of the score.
+    group: Option<wgpu::BindGroup>,
+    grid: Grid,
+}
+
+/// Workgroups of a row.
+#[derive(Debug, Clone, Copy)]
+enum Grid {
+    /// One for each run of so many tokens.
+    Tiles(u32),
+    /// So many.
+    Parts(u32),
+}
+
+impl ScoreStage {
+    pub(crate) fn record(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        max_len: u32,
+        num_rows: u32,
+        fused_tile: (bool, u32),
+    ) {
+        let (fused, tile) = fused_tile;
+        for before in &self.before {
+            pass.set_pipeline(&before.pipeline);
+            pass.set_bind_group(0, before.group.as_ref().unwrap_or(&self.group), &[]);
+            let workgroups = match before.grid {
+                Grid::Tiles(tokens) => max_len.div_ceil(tokens),
+                Grid::Parts(parts) => parts,
+            };
+            pass.dispatch_workgroups(workgroups, num_rows, 1);
+        }
+        pass.set_pipeline(if fused { &self.fused } else { &self.plain });
+        pass.set_bind_group(0, &self.group, &[]);
+        pass.dispatch_workgroups(max_len.div_ceil(tile), num_rows, 1);
+    }
+}
+
+type Constants = Vec<(&'static str, f64)>;
+
+impl Builder<'_> {
+    pub(crate) fn score_stage(
+        &self,
+        draft: &LayerDraft,
+        params: &wgpu::Buffer,
+        inputs: &Inputs<'_>,
+        checks: &mut Checks,
+    ) -> ScoreStage {
+        let shape = &self.plan.shape;
+        let score = self.plan.policy.score_in_use();
+        let view = &inputs.views[draft.layer as usize];
+        let w = &draft.window;
+        let keys = range_binding(view.keys.buffer, w.keys);
+        let mut before = Vec::new();
+        let (module, mut constants) = self.score_module(score, &shape.keys, draft.keys_access);
+        let group = match score {
+            Score::KeyNorm => self.score_group(draft, params, keys, None, checks),
+            Score::KeyDiff | Score::Centroid => {
+                let stride = self.plan.scratch.sums_stride;
+                let sums = row_binding(&self.workspace.sums, w.first_row.into(), w.num_rows, stride);
+                let mut add = |entry, grid| {
+                    let pipeline = self.kernels().pipeline(module, entry, &constants, checks);
+                    before.push(Before { pipeline, group: None, grid });
+                };
+                add("sum_keys", Grid::Tiles(sum_tile(&shape.keys)));
+                add("add_tiles", Grid::Parts(shape.keys.head_dim.div_ceil(16)));
+                self.score_group(draft, params, keys, Some(sums), checks)
+            }
+            Score::ValueKeyRatio => {
+                before.push(self.value_norms(draft, params, inputs, checks));
+                self.score_group(draft, params, keys, None, checks)
+            }
+            Score::External(_) => {
+                let scores = &inputs.scores[draft.layer as usize];
+                let range = BoundRange { start: draft.scores.start, size: draft.scores.size };
+                self.score_group(draft, params, range_binding(scores.buffer, range), None, checks)
+            }
+        };
+        let mut pipeline = |fused: bool| {
+            let tiles = self.plan.tiles;
+            let tile = if fused { tiles.fused } else { tiles.plain };
+            constants.push(("TILE", tile.into()));
+            constants.push(("HISTOGRAM", f64::from(u8::from(fused))));
+            let pipeline = self.kernels().pipeline(module, "score", &constants, checks);
+            constants.truncate(constants.len() - 2);
+            pipeline
+        };
+        ScoreStage { before, plain: pipeline(false), fused: pipeline(true), group }
+    }
+
+    /// The squared norms of the values, in place of order keys.
+    fn value_norms(
+        &self,
+        draft: &LayerDraft,
+        params: &wgpu::Buffer,
+        inputs: &Inputs<'_>,
+        checks: &mut Checks,
+    ) -> Before {
+        let spec = &self.plan.shape.values;
+        let access = if draft.values_access == Access::Joined { draft.keys_access } else { draft.values_access };
+        let (module, mut constants) = self.score_module(Score::ValueKeyRatio, spec, access);
+        let tile = score_tile(spec, 128);
+        constants.extend([("TILE", tile.into()), ("VALUES", 1.0)]);
+        let view = &inputs.views[draft.layer as usize];
+        let values = range_binding(view.values.buffer, draft.window.values);
+        let of_values = LayerDraft { score_params: draft.score_params + PARAMS_STRIDE, ..draft.clone() };
+        Before {
+            pipeline: self.kernels().pipeline(module, "score", &constants, checks),
+            group: Some(self.score_group(&of_values, params, values, None, checks)),
+            grid: Grid::Tiles(tile),
+        }
+    }
+
+    fn score_group(
+        &self,
+        draft: &LayerDraft,
+        params: &wgpu::Buffer,
+        scored: wgpu::BindingResource<'_>,
+        sums: Option<wgpu::BindingResource<'_>>,
+        checks: &mut Checks,
+    ) -> wgpu::BindGroup {
+        let (scratch, w) = (&self.plan.scratch, &draft.window);
+        let rows = |buffer, stride| row_binding(buffer, draft.first_scratch_row, w.num_rows, stride);
+        let position_words = u64::from(w.num_rows) * u64::from(self.plan.shape.capacity) + 64;
+        let mut bindings = vec![
+            params_binding::<ScoreParams>(params, draft.score_params),
+            scored,
+            self.state.meta().as_entire_binding(),
+            words_binding(self.state.positions(), draft.first_position, position_words),
+            if self.plan.policy.cached_norms {
+                words_binding(self.state.norms_or_dummy(), draft.first_position, position_words)
+            } else {
+                rows(&self.workspace.order_keys, scratch.order_stride)
+            },
+            rows(&self.workspace.histogram, scratch.histogram_stride),
+            self.state.status().as_entire_binding(),
+        ];
+        let kind = if sums.is_some() { LayoutKind::KeyDiff } else { LayoutKind::KeyNorm };
+        bindings.extend(sums);
+        self.group(kind, &bindings, checks)
+    }
+
+    /// The module of a score, and its constants but for tile and histogram.
+    fn score_module(&self, score: Score, spec: &TensorSpec, access: Access) -> (Module, Constants) {
+        let (dtype, vec4) = (spec.dtype, access == Access::Vec4);
+        let reduction = self.kernels().capabilities.reduction(spec.lanes());
+        let workgroup = ("WG_SIZE", f64::from(WORKGROUP));
+        let mut constants = vec![workgroup, ("LANES", f64::from(spec.lanes())), ("CHUNKS", f64::from(spec.chunks()))];
+        let module = match score {
+            Score::KeyNorm => {
+                constants.push(("CACHED", f64::from(u8::from(self.plan.policy.cached_norms))));
+                Module::KeyNorm { dtype, vec4, reduction }
+            }
+            Score::ValueKeyRatio => Module::ValueKeyRatio { dtype, vec4, reduction },
+            Score::KeyDiff | Score::Centroid => {
+                constants.push(("SUM_TILE", sum_tile(spec).into()));
+                constants.push(("CENTROID", f64::from(u8::from(score == Score::Centroid))));
+                Module::KeyDiff { dtype, vec4, reduction }
+            }
+            Score::External(kind) => {
+                let order_keys = kind == ExternalScore::OrderKeys;
+                constants = vec![workgroup, ("ORDER_KEYS", f64::from(u8::from(order_keys)))];
+                Module::External
+            }
+        };
+        (module, constants)
+    }
+}
+
+/// Tokens a workgroup of the norm scores, about as many as wanted.
+pub(crate) fn score_tile(spec: &TensorSpec, wanted: u32) -> u32 {
+    let round = WORKGROUP / spec.lanes() * 4;
+    round * wanted.div_ceil(round)
+}
+
+/// Words between rows of the sums of keys and from a row's first tile to its whole sum; 0 where the score needs none.
+pub(crate) fn sums_layout(shape: &KvShape, policy: &Policy) -> (u32, u32) {
+    match policy.score_in_use() {
+        Score::KeyNorm | Score::ValueKeyRatio | Score::External(_) => (0, 0),
+        Score::KeyDiff | Score::Centroid => {
+            let offset = shape.capacity.div_ceil(sum_tile(&shape.keys)) * shape.keys.head_dim;
+            ((offset + shape.keys.head_dim).next_multiple_of(64), offset)
+        }
+    }
+}
+
+/// The parameters of the norm, in the form of the other scores and with the tensor that they read.
+pub(crate) fn params_of_score(
+    norm: &KeyNormParams,
+    tensor: TensorLayout,
+    policy: &Policy,
+    scratch: &ScratchLayout,
+) -> ScoreParams {
+    ScoreParams {
+        state: norm.state,
+        num_rows: norm.num_rows,
+        first_row: norm.first_row,
+        layer: norm.layer,
+        order_stride: norm.order_stride,
+        batch_stride: tensor.batch_stride,
+        head_stride: tensor.head_stride,
+        token_stride: tensor.token_stride,
+        base: tensor.base,
+        first_sequence: norm.first_sequence,
+        complement: complement(policy),
+        sums_stride: scratch.sums_stride / QUAD,
+        sums_offset: scratch.sums_offset / QUAD,
+        sinks: norm.sinks,
+        recent: norm.recent,
+        share_low: norm.share_low,
+        share_high: norm.share_high,
+        histogram_stride: norm.histogram_stride,
+        digit_shift: norm.digit_shift,
+        digit_base: norm.digit_base,
+        pad0: 0,
+    }
+}
+
+/// The bits from which those of a score are subtracted, so that low keys are what is kept; 0: they are low already.
+fn complement(policy: &Policy) -> u32 {
+    match (policy.score_in_use(), policy.direction) {
+        // The bits are those of 1 - cosine.
+        (Score::KeyDiff, Direction::Lowest) => TWO_BITS,
+        (Score::KeyDiff, _) | (_, Direction::Lowest) => 0,
+        (Score::External(ExternalScore::F32), _) => HIGHEST_RANK,
+        // Order keys end at 0xFFFF_FFFE, and the shader counts them from 0.
+        (Score::External(ExternalScore::OrderKeys), _) => 0xffff_fffd,
+        _ => INFINITY_BITS,
+    }
+}
+
+/// (shift, base) of the window of first digits: 128 bins an octave over squared norms from 2^-1 to 2^15 and their ratios
+/// from 2^-12 to 2^4, or their complements; 256 an octave over 1 - cosine from 2^-7 to 2; 32 an octave over positive f32
+/// scores from 2^-32 to 2^32; random keys are uniform over 31 bits, the caller's keys over 32.
+pub(crate) fn digit_window(policy: &Policy) -> (u32, u32) {
+    const INFINITY: u32 = INFINITY_BITS >> 16;
+    // Rank of the f32 that has these bits.
+    let rank = |bits: u32| (1 << 31) + bits - FIRST_RANK;
+    let lowest = match policy.score_in_use() {
+        Score::ValueKeyRatio => (127 - 12) << 7,
+        _ => (127 - 1) << 7,
+    };
+    match (policy.score_in_use(), policy.direction) {
+        (_, Direction::Random { .. }) => (20, 0),
+        (Score::KeyDiff, Direction::Lowest) => (15, 0),
+        (Score::KeyDiff, _) => (15, (TWO_BITS >> 15) - 2048),
+        (Score::External(ExternalScore::F32), Direction::Lowest) => (18, rank((127 - 32) << 23) >> 18),
+        (Score::External(ExternalScore::F32), _) => (18, (HIGHEST_RANK - rank((127 + 32) << 23)) >> 18),
+        (Score::External(ExternalScore::OrderKeys), _) => (21, 0),
+        (_, Direction::Lowest) => (16, lowest),
+        _ => (16, INFINITY - lowest - 2048),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Budget;
+
+    #[test]
+    fn windows_hold_what_they_say() {
+        let policy = |direction| Policy { direction, ..Policy::keydiff(Budget::keep_ratio(0.5)) };
+        let digit = |direction, distance: f32| {
+            let policy = policy(direction);
+            let (shift, base) = digit_window(&policy);
+            let key = match complement(&policy) {
+                0 => distance.to_bits() + 1,
+                bits => bits - distance.to_bits() + 1,
+            };
+            i64::from(key >> shift) - i64::from(base)
+        };
+        assert_eq!(digit(Direction::Lowest, 2.0), 0, "the least cosine begins the window");
+        assert_eq!(digit(Direction::Lowest, 0.007_812_6), 2047, "1 - cosine of 2^-7 ends it");
+        assert_eq!(digit(Direction::Highest, 0.007_812_6), 0, "and begins that of the highest");
+        assert_eq!(digit(Direction::Highest, 1.999_999), 2047, "which the least ends");
+    }
+}

@@ -1,0 +1,87 @@
+//! Every score records what wgpu accepts at WebGPU's default limits, and what is wrong about the caller's scores.
+
+use keynorm::{ExternalScore, Policy, Score, Strides, TensorView};
+
+use crate::support::{Draft, assert_error, assert_records, assert_usable, noop, policy, shape};
+
+fn external() -> Policy {
+    Policy { score: Score::External(ExternalScore::F32), ..policy() }
+}
+
+#[test]
+fn every_score_records() {
+    let noop = noop();
+    for score in [Score::KeyNorm, Score::KeyDiff, Score::Centroid, Score::ValueKeyRatio] {
+        let plan = noop.compressor().plan(&shape(), &Policy { score, ..policy() }).expect("a sound plan");
+        assert_usable(&noop, &plan);
+    }
+}
+
+#[test]
+fn scores_of_the_callers() {
+    let noop = noop();
+    let plan = noop.compressor().plan(&shape(), &external()).expect("a sound plan");
+    let draft = Draft::new(&noop, &plan);
+    // 6 rows of 10 words.
+    let strides = Strides::hnd(3, 10, 1);
+    let buffer = noop.storage(240);
+    let bind = |views: &[TensorView<'_>]| draft.bind_with_scores(&plan, views);
+    let view = TensorView { buffer: &buffer, offset_bytes: 0, strides };
+    let bound = bind(&[view]).expect("sound scores");
+    assert_records(&noop, &plan, &bound);
+
+    assert_error("none", bind(&[]), r#"Argument(WrongCount { argument: "scores", got: 0, expected: 1 })"#);
+    assert_error("plain", draft.bind(&plan), r#"Argument(WrongCount { argument: "scores", got: 0, expected: 1 })"#);
+    assert_error("two", bind(&[view, view]), r#"Argument(WrongCount { argument: "scores", got: 2, expected: 1 })"#);
+    assert_error(
+        "short",
+        bind(&[TensorView { offset_bytes: 4, ..view }]),
+        r#"Argument(OutsideBuffer { argument: "scores", end: 244, buffer_bytes: 240 })"#,
+    );
+    assert_error(
+        "misaligned",
+        bind(&[TensorView { offset_bytes: 2, ..view }]),
+        r#"Argument(Misaligned { argument: "scores.offset_bytes", got: 2 })"#,
+    );
+    assert_error(
+        "overlapping rows",
+        bind(&[TensorView { strides: Strides { head: 9, ..strides }, ..view }]),
+        r#"Argument(OverlappingRows { argument: "scores", dimension: "head", got: 9, expected: 10 })"#,
+    );
+    let copied = noop.buffer(240, wgpu::BufferUsages::COPY_DST);
+    assert_error(
+        "usage",
+        bind(&[TensorView { buffer: &copied, ..view }]),
+        r#"Argument(MissingUsage { argument: "scores", missing: "STORAGE" })"#,
+    );
+    assert_error(
+        "over the keys",
+        bind(&[TensorView { buffer: &draft.layers[0].0.buffer, ..view }]),
+        r#"Argument(Overlap { first: "keys", second: "scores" })"#,
+    );
+
+    let norms = noop.compressor().plan(&shape(), &policy()).expect("a sound plan");
+    assert_error(
+        "of another policy",
+        Draft::new(&noop, &norms).bind_with_scores(&norms, &[view]),
+        r#"Argument(WrongCount { argument: "scores", got: 1, expected: 0 })"#,
+    );
+}
+
+/// One row of scores that is larger than a binding.
+#[test]
+fn scores_larger_than_a_binding() {
+    let noop = noop();
+    let mut options = keynorm::Options::default();
+    options.max_binding_bytes = Some(1 << 16);
+    let compressor = keynorm::Compressor::new(&noop.device, options).expect("a compressor");
+    let plan = compressor.plan(&shape(), &external()).expect("a sound plan");
+    let draft = Draft::new(&noop, &plan);
+    let buffer = noop.storage(1 << 20);
+    let strides = Strides { batch: 3, head: 1, token: 10_000 };
+    assert_error(
+        "wide",
+        draft.bind_with_scores(&plan, &[TensorView { buffer: &buffer, offset_bytes: 0, strides }]),
+        r#"Argument(RowExceedsBinding { argument: "scores", row_bytes: 360024, limit: 65536 })"#,
+    );
+}
