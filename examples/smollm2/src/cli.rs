@@ -170,10 +170,10 @@ pub struct Retrieval {
     /// Keep ratios.
     #[arg(long, value_delimiter = ',')]
     pub keep: Vec<f64>,
-    /// Names of strategies [default: all].
+    /// Names of strategies [default: five of them].
     #[arg(long, value_delimiter = ',')]
     pub strategies: Vec<String>,
-    /// Whether layers 0 and 1 are left whole.
+    /// Whether layers 0 and 1 are left whole [default: two].
     #[arg(long, value_enum)]
     pub skip: Option<Skip>,
 }

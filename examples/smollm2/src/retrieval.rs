@@ -12,7 +12,7 @@ use crate::generate::strategy;
 use crate::lab::Lab;
 use crate::output::{Output, about, progress};
 use crate::plot::{HeatMap, Titles, heat_map};
-use crate::strategy::{STRATEGIES, Strategy};
+use crate::strategy::Strategy;
 use crate::text;
 
 /// What is hidden.
@@ -55,6 +55,9 @@ const FILLER: &str = "The grass is green. The sky is blue. The sun is yellow. He
 const NEEDLE: &str = "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.";
 const NEEDLE_QUESTION: &str = "\nQuestion: What is the best thing to do in San Francisco?\nAnswer: The best thing to do in \
     San Francisco is";
+
+/// Strategies that are tried where none are named.
+const DEFAULT: [&str; 5] = ["lowest", "lowest+sinks+recent", "sinks+recent", "keydiff+sinks+recent", "random"];
 
 /// A splitmix64 step.
 const fn random(state: u64) -> u64 {
@@ -156,9 +159,9 @@ fn cases(common: &Common, args: &Retrieval) -> Result<Vec<Case>> {
     } else if quick {
         vec![strategy("lowest")?, strategy("random")?]
     } else {
-        STRATEGIES.iter().collect()
+        DEFAULT.iter().map(|name| strategy(name)).collect::<Result<_>>()?
     };
-    let skips = args.skip.unwrap_or(if quick { Skip::Two } else { Skip::Both }).sets();
+    let skips = args.skip.unwrap_or(Skip::Two).sets();
     let mut cases = Vec::new();
     for skip in &skips {
         for &strategy in &strategies {
@@ -175,7 +178,11 @@ fn cases(common: &Common, args: &Retrieval) -> Result<Vec<Case>> {
 pub fn run(common: &Common, args: &Retrieval, task: Task) -> Result<()> {
     let cases = cases(common, args)?;
     let lengths = or(&args.lengths, if common.quick { &[256] } else { &[502, 1006, 2038] });
-    let trials = args.trials.unwrap_or(if common.quick { 3 } else { 20 });
+    let trials = args.trials.unwrap_or(match task {
+        _ if common.quick => 3,
+        Task::Passkey => 20,
+        Task::Needle => 10,
+    });
     ensure!(trials > 0, "--trials 0 tries nothing");
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let text = text::load(None)?;

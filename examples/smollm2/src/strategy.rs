@@ -1,12 +1,14 @@
 //! Which tokens are kept: the strategies that the commands compare.
 
-use keynorm::{Budget, Direction, Policy};
+use keynorm::{Budget, Direction, Policy, Score};
 
 /// A way to choose, by name.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Strategy {
     /// Its name on the command line and in results.
     pub name: &'static str,
+    /// What ranks the tokens.
+    pub score: Score,
     /// Direction without a seed; `Random` takes the run's.
     pub direction: Direction,
     /// First tokens that are always kept.
@@ -20,12 +22,14 @@ pub struct Strategy {
 pub enum Recent {
     /// As many tokens.
     Tokens(u32),
+    /// As many, but at most a quarter of the budget.
+    Quarter(u32),
     /// All of the budget that the sinks leave: StreamingLLM's choice, without its renumbering.
     Rest,
 }
 
 const fn strategy(name: &'static str, direction: Direction, sinks: u32, recent: u32) -> Strategy {
-    Strategy { name, direction, sinks, recent: Recent::Tokens(recent) }
+    Strategy { name, score: Score::KeyNorm, direction, sinks, recent: Recent::Tokens(recent) }
 }
 
 /// All strategies. A new one is a line here.
@@ -33,7 +37,14 @@ pub const STRATEGIES: &[Strategy] = &[
     strategy("lowest", Direction::Lowest, 0, 0),
     strategy("lowest+recent", Direction::Lowest, 0, 64),
     strategy("lowest+sinks+recent", Direction::Lowest, 4, 64),
-    Strategy { name: "sinks+recent", direction: Direction::Lowest, sinks: 4, recent: Recent::Rest },
+    Strategy { sinks: 4, recent: Recent::Rest, ..strategy("sinks+recent", Direction::Lowest, 0, 0) },
+    Strategy { score: Score::KeyDiff, ..strategy("keydiff", Direction::Lowest, 0, 0) },
+    // As `Policy::keydiff`.
+    Strategy {
+        score: Score::KeyDiff,
+        recent: Recent::Quarter(64),
+        ..strategy("keydiff+sinks+recent", Direction::Lowest, 4, 0)
+    },
     strategy("random", Direction::Random { seed: 0 }, 0, 0),
     strategy("random+sinks+recent", Direction::Random { seed: 0 }, 4, 64),
     strategy("highest", Direction::Highest, 0, 0),
@@ -65,9 +76,10 @@ impl Strategy {
         let sinks = self.sinks.min(tokens);
         let recent = match self.recent {
             Recent::Tokens(recent) => recent.min(tokens - sinks),
+            Recent::Quarter(recent) => recent.min(tokens / 4),
             Recent::Rest => tokens - sinks,
         };
         let direction = if self.is_random() { Direction::Random { seed } } else { self.direction };
-        Policy { direction, sinks, recent, skip_layers: skip_layers.to_vec(), ..Policy::new(budget) }
+        Policy { score: self.score, direction, sinks, recent, skip_layers: skip_layers.to_vec(), ..Policy::new(budget) }
     }
 }
