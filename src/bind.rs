@@ -255,19 +255,28 @@ impl Builder<'_> {
         resources: &[wgpu::BindingResource<'_>],
         checks: &mut Checks,
     ) -> wgpu::BindGroup {
-        let entries: Vec<_> = kind
-            .bindings()
-            .zip(resources)
-            .map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource: resource.clone() })
-            .collect();
-        checks.guard(self.device, "keynorm bind group", || {
-            self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some("keynorm"),
-                layout: self.kernels().bind_group_layout(kind),
-                entries: &entries,
-            })
-        })
+        bind_group(self.kernels(), kind, resources, checks)
     }
+}
+
+pub(crate) fn bind_group(
+    kernels: &Kernels,
+    kind: LayoutKind,
+    resources: &[wgpu::BindingResource<'_>],
+    checks: &mut Checks,
+) -> wgpu::BindGroup {
+    let entries: Vec<_> = kind
+        .bindings()
+        .zip(resources)
+        .map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource: resource.clone() })
+        .collect();
+    checks.guard(&kernels.device, "keynorm bind group", || {
+        kernels.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some("keynorm"),
+            layout: kernels.bind_group_layout(kind),
+            entries: &entries,
+        })
+    })
 }
 
 /// Column slices of the walk, 16-byte chunks: as wide as leaves enough workgroups to fill the card.

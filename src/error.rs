@@ -66,6 +66,24 @@ pub enum ArgumentError {
         /// Given share.
         got: f64,
     },
+    /// A rotated part of a key that does not fit it.
+    #[error("rotary_dim is {got} elements, expected a multiple of {multiple} from {multiple} to {limit}")]
+    RotaryDim {
+        /// Given elements.
+        got: u32,
+        /// What it must be a multiple of.
+        multiple: u32,
+        /// Elements of a key.
+        limit: u32,
+    },
+    /// A base, factor or frequency of a rotation that is not a positive number.
+    #[error("{argument} is {got}, expected a positive number")]
+    Frequency {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Given number.
+        got: f64,
+    },
     /// A norm limit that is NaN or negative.
     #[error("max_norm is {got}, expected a number of at least 0")]
     MaxNorm {
@@ -278,10 +296,10 @@ pub enum ArgumentError {
         /// Limit of the device, bytes.
         limit: u64,
     },
-    /// One row that is larger than a storage binding of the device, with a score that must see it whole.
+    /// One row that is larger than a storage binding of the device, where it must be bound whole.
     #[error(
-        "one row of {argument} spans {row_bytes} bytes, more than max_storage_buffer_binding_size = {limit}; only the key \
-         norm is scored by parts of a row: use it, a layout whose rows are contiguous, or a shorter capacity"
+        "one row of {argument} spans {row_bytes} bytes, more than max_storage_buffer_binding_size = {limit}, and of all \
+         scores only the key norm goes by bands of a row: use it, a layout whose rows are contiguous, or a shorter capacity"
     )]
     RowExceedsBinding {
         /// Name of the argument.

@@ -93,6 +93,13 @@ pub enum Module {
     Reserve,
     /// Budgets shared by the heads of a layer.
     Pool,
+    /// Keys turned to other positions.
+    Rotate {
+        /// Element type of the keys.
+        dtype: Dtype,
+    },
+    /// Cache state after that.
+    Renumber,
     /// Cache state after a compression.
     State,
     /// Counting appended tokens.
@@ -132,10 +139,12 @@ impl Module {
             Self::Order,
             Self::Reserve,
             Self::Pool,
+            Self::Renumber,
             Self::State,
             Self::Append,
             Self::Pages,
         ];
+        all.extend([Dtype::F32, Dtype::F16, Dtype::Bf16].map(|dtype| Self::Rotate { dtype }));
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
                 for (vec4, paged) in [(true, false), (false, false), (true, true), (false, true)] {
@@ -189,6 +198,8 @@ impl Module {
             Self::Order => "keynorm.order",
             Self::Reserve => "keynorm.reserve",
             Self::Pool => "keynorm.pool",
+            Self::Rotate { .. } => "keynorm.rotate",
+            Self::Renumber => "keynorm.renumber",
             Self::State => "keynorm.state",
             Self::Append => "keynorm.append",
             Self::Compact { .. } => "keynorm.compact",
@@ -274,6 +285,20 @@ impl Module {
             Self::Order => [shader!("order.wgsl"), order_key, recent, state].concat(),
             Self::Reserve => [shader!("reserve.wgsl"), params, state, scan].concat(),
             Self::Pool => [shader!("pool.wgsl"), params, rule, info, layout, scan].concat(),
+            Self::Rotate { dtype } => [
+                shader!("rotate.wgsl"),
+                match dtype {
+                    Dtype::F32 => shader!("shared/pair_f32.wgsl"),
+                    Dtype::F16 => shader!("shared/pair_f16.wgsl"),
+                    Dtype::Bf16 => shader!("shared/pair_bf16.wgsl"),
+                    Dtype::Q8_0 | Dtype::Q4_0 | Dtype::I8Scaled => "", // `Rope::check` refuses them
+                },
+                state,
+                shader!("shared/longest_row.wgsl"),
+                shader!("shared/wide.wgsl"),
+            ]
+            .concat(),
+            Self::Renumber => [shader!("renumber.wgsl"), layout, shader!("shared/longest_row.wgsl")].concat(),
             Self::State => [shader!("state.wgsl"), params, info, layout].concat(),
             Self::Append => [shader!("append.wgsl"), layout].concat(),
             Self::Pages => [shader!("pages.wgsl"), layout].concat(),
@@ -317,6 +342,8 @@ impl Module {
             Self::Order => LayoutKind::Order,
             Self::Reserve => LayoutKind::Reserve,
             Self::Pool => LayoutKind::Pool,
+            Self::Rotate { .. } => LayoutKind::Rotate,
+            Self::Renumber => LayoutKind::Renumber,
             Self::State => LayoutKind::State,
             Self::Bitonic => LayoutKind::Bitonic,
             Self::Append => LayoutKind::Append,
@@ -379,6 +406,8 @@ pub(crate) enum LayoutKind {
     Order,
     Reserve,
     Pool,
+    Rotate,
+    Renumber,
     State,
     Bitonic,
     Append,
@@ -392,13 +421,15 @@ pub(crate) enum LayoutKind {
 }
 
 impl LayoutKind {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 18] = [
         Self::KeyNorm,
         Self::KeyDiff,
         Self::TopK,
         Self::Order,
         Self::Reserve,
         Self::Pool,
+        Self::Rotate,
+        Self::Renumber,
         Self::State,
         Self::Bitonic,
         Self::Append,
@@ -442,6 +473,8 @@ impl LayoutKind {
             Self::Bitonic => {
                 &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true), (8, false)]
             }
+            Self::Rotate => &[(1, false), (2, true), (3, true), (4, true)],
+            Self::Renumber => &[(1, false)],
             Self::Append => &[(1, false), (2, true)],
             Self::Compact => &[(1, false), (2, false), (3, true), (4, true)],
             Self::CompactJoined => &[(1, false), (3, true), (4, true)],
@@ -456,7 +489,10 @@ impl LayoutKind {
     }
 
     fn has_dynamic_params(self) -> bool {
-        !matches!(self, Self::KeyNorm | Self::KeyDiff | Self::KeyNormPaged | Self::KeyDiffPaged)
+        !matches!(
+            self,
+            Self::KeyNorm | Self::KeyDiff | Self::KeyNormPaged | Self::KeyDiffPaged | Self::Rotate | Self::Renumber
+        )
     }
 }
 

@@ -248,6 +248,36 @@ pub struct PageParams {
     pub pad2: u32,
 }
 
+/// Mirror of `Params` in rotate.wgsl.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct RotateParams {
+    pub state: StateLayout,
+    pub num_rows: u32,
+    pub first_row: u32,
+    pub layer: u32,
+    pub batch_stride: u32,
+    pub head_stride: u32,
+    pub token_stride: u32,
+    pub base: u32,
+    pub first_sequence: u32,
+    pub units: u32,
+    pub pair_offset: u32,
+    pub unit_words: u32,
+    pub pad0: u32,
+}
+
+/// Mirror of `Params` in renumber.wgsl.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct RenumberParams {
+    pub state: StateLayout,
+    pub first_layer: u32,
+    pub num_layers: u32,
+    pub pad0: u32,
+    pub pad1: u32,
+}
+
 /// Mirror of `Params` in append.wgsl.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]

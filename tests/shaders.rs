@@ -311,6 +311,8 @@ fn mirrors() -> Vec<(String, u32)> {
     vec![
         of::<params::KeyNormParams>(),
         of::<params::ScoreParams>(),
+        of::<params::RotateParams>(),
+        of::<params::RenumberParams>(),
         of::<params::TopKParams>(),
         of::<params::CompactParams>(),
         of::<params::BandParams>(),

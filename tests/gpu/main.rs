@@ -2,8 +2,10 @@
 //! every row. Needs an adapter; none is a failure.
 
 mod budgets;
+mod calibrated;
 mod cases;
 mod decode;
+mod devices;
 mod external;
 mod large;
 mod long;
@@ -12,6 +14,8 @@ mod paged;
 mod properties;
 mod quantised;
 mod real_cache;
+mod rotate;
+mod rotation;
 mod scores;
 mod sizes;
 mod state;

@@ -1,11 +1,12 @@
 //! Small cases that between them reach every kernel, variant and branch.
 
 use keynorm::{
-    Budget, BudgetOverride, Direction, Dtype, ExternalScore, Options, Order, Policy, Pool, Rounding, Score, Segment,
-    Selector, Stages, Switch, TensorSpec,
+    Budget, BudgetOverride, Direction, Dtype, ExternalScore, Options, Order, Pairing, Policy, Pool, Rope, Rounding,
+    Score, Segment, Selector, Stages, Switch, TensorSpec,
 };
 
 use crate::external::run_external;
+use crate::rotation::run_rotated;
 use crate::support::{Built, Case, Data, Fixture, Gpu, HostLayer, Layout, PageLayout, Paged, Rng, shape, submit};
 
 #[derive(Clone)]
@@ -14,6 +15,8 @@ pub struct Quick {
     pub case: Case,
     /// Record the stages apart, so that the selector counts first digits itself.
     pub apart: bool,
+    /// Turn the keys afterwards.
+    pub rope: Option<Rope>,
 }
 
 fn policy(keep_ratio: f64, selector: Selector, order: Order) -> Policy {
@@ -162,6 +165,25 @@ fn external(kind: ExternalScore, direction: Direction, capacity: u32) -> Case {
     (case.policy.sinks, case.policy.recent) = (3, 9);
     case.lengths = vec![capacity - 3, 40];
     case
+}
+
+/// Some layers and sequences, heads of different lengths, twice; halves of pairs in one word and in two.
+fn rotated() -> Vec<Quick> {
+    let of = |(dtype, pairing, rotary_dim): (Dtype, Pairing, u32)| {
+        let mut case = Case::new(shape(3, 2, 300, 64, dtype), policy(0.4, Selector::Radix, Order::Positional));
+        case.shape.num_layers = 3;
+        case.policy.skip_layers = vec![1];
+        // NaN and infinity are kept in the other head.
+        case.policy.budget = Budget::keep_ratio(0.97);
+        case.policy.budgets = vec![BudgetOverride { layers: 0..3, heads: 1..2, budget: Budget::KeepTokens(30) }];
+        case.data = Data::Special;
+        case.active = vec![true, false, true];
+        (case.lengths, case.appended) = (vec![290, 40, 130], vec![10, 9, 150]);
+        let rope = Some(Rope { pairing, ..Rope::new(rotary_dim, 10_000.0) });
+        Quick { name: "rotated", case, apart: false, rope }
+    };
+    let halves = Pairing::HalfSplit;
+    [(Dtype::F32, halves, 60), (Dtype::F16, halves, 64), (Dtype::Bf16, Pairing::Interleaved, 30)].map(of).into()
 }
 
 /// Norms of tensors that differ.
@@ -316,7 +338,7 @@ fn many_pages(faults: Vec<(u32, u32, u32)>) -> Case {
 
 pub fn quick() -> Vec<Quick> {
     let mut all = Vec::new();
-    let mut add = |name, case, apart| all.push(Quick { name, case, apart });
+    let mut add = |name, case, apart| all.push(Quick { name, case, apart, rope: None });
     let pairs = [
         (Selector::Radix, Order::Fill),
         (Selector::Bitonic, Order::Positional),
@@ -437,6 +459,7 @@ pub fn quick() -> Vec<Quick> {
     add("the last page twice", many_pages(vec![(0, 1, 65_536), (0, 5, 65_536)]), false);
     add("band with one move", band_with_one_move(), false);
     add("many sorts", many_sorts(), false);
+    all.extend(rotated());
     all
 }
 
@@ -444,6 +467,9 @@ pub fn run(gpu: &Gpu, quick: &Quick, built: &Built) {
     let case = &quick.case;
     if let Score::External(kind) = case.policy.score {
         return run_external(gpu, case, kind, built);
+    }
+    if let Some(rope) = &quick.rope {
+        return run_rotated(gpu, case, rope, built);
     }
     let mut fixture = Fixture::built(gpu, case, built);
     if quick.apart {

@@ -6,5 +6,6 @@ mod axes;
 mod decode;
 mod devices;
 mod paged;
+mod rotations;
 mod scores;
 mod support;
