@@ -21,6 +21,29 @@ pub enum ArgumentError {
         /// Given elements.
         got: u32,
     },
+    /// A head dimension that ends within a quantised block.
+    #[error("{argument} is {got} elements, expected a multiple of {block_len}, since as many share a block")]
+    PartialBlock {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Given elements.
+        got: u32,
+        /// Elements of a block.
+        block_len: u32,
+    },
+    /// Quantised rows that share words.
+    #[error(
+        "rows of {argument} take {row_bytes} bytes, no multiple of 4, so that neighbours share a 32-bit word, by which rows \
+         are moved; pad head_dim to {padded} elements (a block of zeros leaves norms and attention as they are)"
+    )]
+    RowBytes {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Bytes of a row.
+        row_bytes: u32,
+        /// Elements of the next length that serves.
+        padded: u32,
+    },
     /// A count above its limit.
     #[error("{argument} is {got}, expected at most {limit}")]
     TooLarge {
