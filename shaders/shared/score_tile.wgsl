@@ -9,15 +9,12 @@ fn score_tile(wg: vec3<u32>, index: u32) {
     let end = end_of(r);
     let last = max(end, 1u) - 1u;
     start_histogram(index);
-    // One step ahead: a paged cache looks them up, and the keys' loads need not wait for it.
-    var next_bases = token_bases(params.keys, place, min(tile_base, last), last);
     for (var offset = 0u; offset < TILE; offset += WG_SIZE / LANES * 4u) {
         let slot = tile_base + offset;
         var sums = vec4<f32>(0.0);
         var nan = 0u;
         if slot < end {
-            let bases = next_bases;
-            next_bases = token_bases(params.keys, place, min(slot + WG_SIZE / LANES * 4u, last), last);
+            let bases = token_bases(params.keys, place, slot, last);
             for (var c = lane; c < CHUNKS; c += LANES) {
                 let c0 = load_key_chunk(bases.x, c);
                 let c1 = load_key_chunk(bases.y, c);
