@@ -291,7 +291,7 @@ impl Module {
                     Dtype::F32 => shader!("shared/pair_f32.wgsl"),
                     Dtype::F16 => shader!("shared/pair_f16.wgsl"),
                     Dtype::Bf16 => shader!("shared/pair_bf16.wgsl"),
-                    Dtype::Q8_0 | Dtype::Q4_0 | Dtype::I8Scaled => "", // `Rope::check` refuses them
+                    Dtype::Q8_0 | Dtype::Q4_0 | Dtype::I8Scaled => "", // refused
                 },
                 state,
                 shader!("shared/longest_row.wgsl"),

@@ -59,13 +59,11 @@ impl Rope {
     /// Checks it against the keys.
     ///
     /// # Errors
-    /// Quantised keys; a `rotary_dim` of 0, above the keys' `head_dim` or not a multiple of what it must be; a base, factor or entry of the
-    /// table that is not a positive number; a table of the wrong length.
+    /// A `rotary_dim` of 0, above the keys' `head_dim` or not a multiple of what it must be; a base, factor or entry of the
+    /// table that is not a positive number; a table of the wrong length; quantised keys.
     pub fn check(&self, keys: &TensorSpec) -> Result<(), ArgumentError> {
         if keys.dtype.is_quantised() {
-            return Err(ArgumentError::Unsupported {
-                what: "a rotation of quantised keys, which would requantise them",
-            });
+            return Err(ArgumentError::Unsupported { what: "a rotation of quantised keys" });
         }
         let multiple = if self.pairing == Pairing::HalfSplit && keys.dtype != Dtype::F32 { 4 } else { 2 };
         if self.rotary_dim == 0 || self.rotary_dim > keys.head_dim || !self.rotary_dim.is_multiple_of(multiple) {
