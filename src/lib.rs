@@ -1,29 +1,40 @@
 #![doc = include_str!("../README.md")]
 
+mod axes;
+mod bands;
 mod bind;
 mod bound;
+mod calibrate;
+mod check;
 mod compressor;
 mod device;
+pub mod diagnose;
 mod draft;
 mod error;
 pub mod kept;
 mod kernel;
+mod pages;
 #[doc(hidden)]
 pub mod params;
 mod plan;
 mod policy;
 pub mod reference;
+mod rope;
+mod rotate;
 mod schedule;
 mod score;
 mod shape;
 mod state;
+mod tables;
 mod view;
 mod windows;
 mod workspace;
 
 pub use wgpu;
 
+pub use axes::{Axis, AxisKind};
 pub use bound::{Bound, Stages};
+pub use calibrate::{Calibration, Candidate, LayerChoice};
 pub use compressor::Compressor;
 #[doc(hidden)]
 pub use device::ShaderPatch;
@@ -31,8 +42,11 @@ pub use device::{Options, Switch, optional_features, recommended_limits};
 pub use error::{ArgumentError, BuildError, ReadError};
 #[doc(hidden)]
 pub use kernel::{Module, Reduction};
+pub use pages::{FreedPages, PageShape, PageTable, PagedKvView, SequencePages};
 pub use plan::Plan;
 pub use policy::{Budget, BudgetOverride, Direction, ExternalScore, Order, Policy, Pool, Rounding, Score, Selector};
+pub use rope::{Frequencies, Pairing, Rope};
+pub use rotate::BoundRotation;
 pub use schedule::{Due, Schedule, Trigger};
 pub use shape::{Dtype, KvShape, MAX_CAPACITY, MAX_HEAD_DIM, Strides, TensorSpec};
 pub use state::{CacheState, MAX_SEGMENTS, NUM_APPEND_SLOTS, Segment, StateOffsets, Status};

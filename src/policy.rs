@@ -160,6 +160,7 @@ impl BudgetRule {
 /// By what tokens are compared. [`Direction`] says which end of it is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Score {
     /// L2 norm of the key: the paper's method (Devoto et al., arXiv 2406.11430). Reads the keys once.
     #[default]
@@ -184,6 +185,7 @@ pub enum Score {
 /// [`Status::NON_FINITE_KEY`](crate::Status::NON_FINITE_KEY).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum ExternalScore {
     /// f32. Selection is fastest for scores from 2⁻³² to 2³², as sums of attention are; the others are as exact.
     #[default]

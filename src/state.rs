@@ -13,6 +13,9 @@ impl Status {
     pub const LENGTH_OVER_CAPACITY: Self = Self(1);
     /// A budget had to be raised to the number of protected tokens, or to one token.
     pub const BUDGET_RAISED: Self = Self(2);
+    /// A sequence of a paged cache was left as it is: its table has an id that the pool has not, or one twice, or a page
+    /// to be written that another sequence has too.
+    pub const BAD_PAGE: Self = Self(4);
     /// A key had a NaN element, or its squared norm was infinite.
     pub const NON_FINITE_KEY: Self = Self(8);
     /// A token of a policy with cached norms had none, since it was appended after the last
@@ -44,6 +47,12 @@ pub struct StateOffsets {
     /// `segments[sequence, 8, 4]`: first position, first position after, tokens kept, unused; see
     /// [`CacheState::set_segments`].
     pub segments: u32,
+    /// `first_writable[sequence]`: what lies before it stays as it is, as a prefix that other sequences share: pages of a
+    /// paged cache, else tokens.
+    pub first_writable: u32,
+    /// `skipped[layer, sequence]`, of a paged cache: 1 where the last compression left the sequence alone because it is
+    /// inactive, 2 because of its table.
+    pub skipped: u32,
     /// Words in all.
     pub len: u32,
 }
@@ -59,8 +68,10 @@ impl StateOffsets {
         let compacted = lengths + rows;
         let scored = compacted + rows;
         let segments = scored + rows;
-        let len = segments + shape.batch_size * MAX_SEGMENTS * SEGMENT_WORDS;
-        Self { num_seen, inactive, lengths, compacted, scored, segments, len }
+        let first_writable = segments + shape.batch_size * MAX_SEGMENTS * SEGMENT_WORDS;
+        let skipped = first_writable + shape.batch_size;
+        let len = skipped + shape.num_layers * shape.batch_size;
+        Self { num_seen, inactive, lengths, compacted, scored, segments, first_writable, skipped, len }
     }
 }
 
@@ -242,6 +253,18 @@ impl CacheState {
         check_count("active", active.len(), self.shape.batch_size as usize)?;
         let words: Vec<u32> = active.iter().map(|&a| u32::from(!a)).collect();
         self.write(queue, self.offsets().inactive, &words);
+        Ok(())
+    }
+
+    /// Says from where on each sequence may be written: before it lie pages of a paged cache (else tokens) that other
+    /// sequences may share. Their tokens are kept where they are and count towards the budget as protected ones do. All
+    /// 0 at first.
+    ///
+    /// # Errors
+    /// A count other than `batch_size`.
+    pub fn set_first_writable(&self, queue: &wgpu::Queue, first: &[u32]) -> Result<(), ArgumentError> {
+        check_count("first", first.len(), self.shape.batch_size as usize)?;
+        self.write(queue, self.offsets().first_writable, first);
         Ok(())
     }
 

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use half::{bf16, f16};
 use keynorm::reference::key_norm::{self, NAN_ORDER_KEY};
+use keynorm::reference::rotate::{rotate_key, sine_cosine};
 use keynorm::reference::{CacheRow, compact, compress_row, key_diff, top_k};
-use keynorm::{Budget, Direction, Dtype, Order, Policy, Rounding, TensorSpec};
+use keynorm::{Budget, Direction, Dtype, Order, Pairing, Policy, Rope, Rounding, TensorSpec};
 use proptest::prelude::*;
 
 const SPEC: TensorSpec = TensorSpec::new(Dtype::F16, 16);
@@ -117,6 +118,47 @@ proptest! {
             let distance = f64::from(distances[i].expect("a finite key")).sqrt();
             prop_assert!((distance - norm(&difference)).abs() <= 4e-6 * largest, "{distance}");
         }
+    }
+
+    #[test]
+    fn rotations_are_near_those_of_doubles(
+        (head_dim, tokens) in tokens(3),
+        dtype in dtype(),
+        interleaved in any::<bool>(),
+        (before, after) in (0_u32..1 << 20, 0_u32..1 << 20),
+        base in 100.0..1e6_f64,
+    ) {
+        let spec = TensorSpec::new(dtype, head_dim);
+        let pairing = if interleaved { Pairing::Interleaved } else { Pairing::HalfSplit };
+        let rope = Rope { pairing, ..Rope::new(head_dim, base) };
+        let half = head_dim as usize / 2;
+        for token in &tokens {
+            let mut key = encode(dtype, token);
+            let exact = doubles(dtype, &key);
+            rotate_key(&rope, &spec, &mut key, before, after).expect("a sound rope");
+            let turned = doubles(dtype, &key);
+            for pair in 0..half {
+                let [a, b] = if interleaved { [2 * pair, 2 * pair + 1] } else { [pair, pair + half] };
+                let frequency = base.powf(-2.0 * pair as f64 / f64::from(head_dim));
+                let (sine, cosine) = ((f64::from(after) - f64::from(before)) * frequency).sin_cos();
+                let expected = [exact[a] * cosine - exact[b] * sine, exact[b] * cosine + exact[a] * sine];
+                let length = exact[a].hypot(exact[b]);
+                for (got, expected) in [turned[a], turned[b]].into_iter().zip(expected) {
+                    let digits = match dtype { Dtype::F32 => 24, Dtype::F16 => 11, Dtype::Bf16 => 8 };
+                    let rounding = expected.abs() * 2.0_f64.powi(-digits) + 2.0_f64.powi(-25);
+                    let bound = length * 2.0_f64.powi(-21) + if before == after { 0.0 } else { rounding };
+                    prop_assert!((got - expected).abs() <= bound, "{got} for {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sines_and_cosines(phase in any::<u32>()) {
+        let (sine, cosine) = sine_cosine(phase);
+        let (s, c) = (f64::from(phase) / 2.0_f64.powi(32) * std::f64::consts::TAU).sin_cos();
+        let error = (f64::from(sine) - s).abs().max((f64::from(cosine) - c).abs());
+        prop_assert!(error < 2.0_f64.powi(-22), "{error}");
     }
 
     #[test]

@@ -311,8 +311,12 @@ fn mirrors() -> Vec<(String, u32)> {
     vec![
         of::<params::KeyNormParams>(),
         of::<params::ScoreParams>(),
+        of::<params::RotateParams>(),
+        of::<params::RenumberParams>(),
         of::<params::TopKParams>(),
         of::<params::CompactParams>(),
+        of::<params::BandParams>(),
+        of::<params::PageParams>(),
         of::<params::AppendParams>(),
         of::<params::RowRule>(),
         of::<params::OrderParams>(),

@@ -22,12 +22,12 @@ fn sum_keys(
 ) {
     let row = params.first_row + wg.y;
     let r = scored_row(row);
-    let row_base = row_base_of(row);
+    let place = place_of_row(row);
     let tile_base = wg.x * SUM_TILE;
     for (var t = index; t < SUM_TILE; t += WG_SIZE) {
         wg_weights[t] = 0.0;
         if tile_base + t < r.len {
-            wg_weights[t] = weigh_token(wg.y, row_base, tile_base + t);
+            wg_weights[t] = weigh_token(wg.y, place, tile_base + t);
         }
     }
     workgroupBarrier();
@@ -36,8 +36,8 @@ fn sum_keys(
     for (var offset = index / LANES * 4u; offset < SUM_TILE; offset += WG_SIZE / LANES * 4u) {
         for (var j = 0u; j < 4u; j++) {
             let weight = wg_weights[offset + j];
-            let base = row_base + (tile_base + offset + j) * params.token_stride;
             if weight != 0.0 {
+                let base = token_base(params.keys, place, tile_base + offset + j);
                 var chunk_ix = 0u;
                 for (var c = lane; c < CHUNKS; c += LANES) {
                     sum = add_chunk(load_key_chunk(base, c), chunk_ix, weight, sum);
@@ -50,8 +50,8 @@ fn sum_keys(
 }
 
 // Leaves a token's inverse norm and returns its weight in the sum.
-fn weigh_token(local_row: u32, row_base: u32, slot: u32) -> f32 {
-    let base = row_base + slot * params.token_stride;
+fn weigh_token(local_row: u32, place: Place, slot: u32) -> f32 {
+    let base = token_base(params.keys, place, slot);
     for (var lane = 0u; lane < LANES; lane++) {
         var sum = 0.0;
         for (var c = lane; c < CHUNKS; c += LANES) {
@@ -92,11 +92,11 @@ fn score(
 ) {
     let row = params.first_row + wg.y;
     let r = scored_row(row);
-    let row_base = row_base_of(row);
+    let place = place_of_row(row);
     find_mean(wg.y, index, r.len);
     start_histogram(index);
     for (var slot = wg.x * TILE + index; slot < min(r.len, (wg.x + 1u) * TILE); slot += WG_SIZE) {
-        let base = row_base + slot * params.token_stride;
+        let base = token_base(params.keys, place, slot);
         for (var lane = 0u; lane < LANES; lane++) {
             var sum = 0.0;
             for (var c = lane; c < CHUNKS; c += LANES) {

@@ -2,13 +2,19 @@
 //! every row. Needs an adapter; none is a failure.
 
 mod budgets;
+mod calibrated;
 mod cases;
 mod decode;
+mod devices;
 mod external;
+mod large;
 mod long;
 mod norms;
+mod paged;
 mod properties;
 mod real_cache;
+mod rotate;
+mod rotation;
 mod scores;
 mod sizes;
 mod state;

@@ -13,6 +13,8 @@ mod support;
 
 #[path = "../gpu/external.rs"]
 mod external;
+#[path = "../gpu/rotation.rs"]
+mod rotation;
 
 mod cases;
 mod list;

@@ -82,7 +82,7 @@ impl Tensor {
         Self { buffer, offset_bytes: 0, strides: Strides::hnd(shape.num_kv_heads, shape.capacity, spec.head_dim) }
     }
 
-    fn view(&self) -> TensorView<'_> {
+    pub fn view(&self) -> TensorView<'_> {
         TensorView { buffer: &self.buffer, offset_bytes: self.offset_bytes, strides: self.strides }
     }
 }

@@ -1,0 +1,73 @@
+//! What can be wrong about a rotation.
+
+use keynorm::{Frequencies, Order, Pairing, Policy, Rope, TensorView};
+
+use crate::support::{Draft, assert_clean, assert_error, noop, policy, shape};
+
+type EditRope = fn(&mut Rope);
+
+const ROPES: &[(&str, EditRope, &str)] = &[
+    ("nothing", |r| r.rotary_dim = 0, "RotaryDim { got: 0, multiple: 4, limit: 64 }"),
+    ("beyond the key", |r| r.rotary_dim = 68, "RotaryDim { got: 68, multiple: 4, limit: 64 }"),
+    ("half a word", |r| r.rotary_dim = 62, "RotaryDim { got: 62, multiple: 4, limit: 64 }"),
+    (
+        "odd pairs",
+        |r| (r.rotary_dim, r.pairing) = (31, Pairing::Interleaved),
+        "RotaryDim { got: 31, multiple: 2, limit: 64 }",
+    ),
+    (
+        "base",
+        |r| r.frequencies = Frequencies::Base { base: 0.0, linear_factor: 1.0 },
+        r#"Frequency { argument: "base", got: 0.0 }"#,
+    ),
+    (
+        "factor",
+        |r| r.frequencies = Frequencies::Base { base: 1e4, linear_factor: f64::NAN },
+        r#"Frequency { argument: "linear_factor", got: NaN }"#,
+    ),
+    (
+        "short table",
+        |r| r.frequencies = Frequencies::Table(vec![1.0; 31]),
+        r#"WrongCount { argument: "frequencies", got: 31, expected: 32 }"#,
+    ),
+    (
+        "infinite frequency",
+        |r| r.frequencies = Frequencies::Table(vec![f64::INFINITY; 32]),
+        r#"Frequency { argument: "frequencies", got: inf }"#,
+    ),
+];
+
+#[test]
+fn rotations() {
+    let noop = noop();
+    let plan = |order| noop.compressor().plan(&shape(), &Policy { order, ..policy() }).expect("a sound plan");
+    let positional = plan(Order::Positional);
+    let draft = Draft::new(&noop, &positional);
+    let keys = draft.layers[0].0.view();
+    let bind = |keys: &[TensorView<'_>], rope: &Rope| positional.bind_rotation(&noop.device, keys, &draft.state, rope);
+    for (name, edit, expected) in ROPES {
+        let mut rope = Rope::new(64, 10_000.0);
+        edit(&mut rope);
+        assert_error(name, rope.check(&shape().keys), expected);
+        assert_error(name, bind(&[keys], &rope), &format!("Argument({expected})"));
+    }
+    let rope = Rope::new(64, 10_000.0);
+    let bound = bind(&[keys], &rope).expect("a sound rotation");
+    assert_clean(&noop, |pass| bound.record(pass, 10).expect("a sound record"));
+    assert_clean(&noop, |pass| {
+        assert_error("long", bound.record(pass, 11), r#"TooLarge { argument: "max_len", got: 11, limit: 10 }"#);
+    });
+
+    assert_error("no keys", bind(&[], &rope), r#"Argument(WrongCount { argument: "keys", got: 0, expected: 1 })"#);
+    assert_error(
+        "short keys",
+        bind(&[TensorView { offset_bytes: 16, ..keys }], &rope),
+        r#"Argument(OutsideBuffer { argument: "keys", end: 7696, buffer_bytes: 7680 })"#,
+    );
+    let filled = plan(Order::Fill);
+    assert_error(
+        "slots out of order",
+        filled.bind_rotation(&noop.device, &[keys], &draft.state, &rope),
+        r#"Argument(Unsupported { what: "a rotation to slots that are out of order (Order::Fill)" })"#,
+    );
+}
