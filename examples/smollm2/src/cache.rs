@@ -132,20 +132,18 @@ impl KvCache {
     /// next, and not waited for.
     ///
     /// # Errors
-    /// As [`Bound::record`].
+    /// As [`Bound::encode`].
     pub fn compress(&mut self, press: &Press) -> Result<()> {
         // What Burn has queued up must be submitted before us.
         self.gpu.burn.flush().map_err(|e| anyhow!("{e:?}"))?;
         let max_len = self.max_len();
         let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        {
+        if self.pending > 0 {
+            self.state.set_append_counts(&self.gpu.queue, 0, &[self.pending])?;
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            if self.pending > 0 {
-                self.state.set_append_counts(&self.gpu.queue, 0, &[self.pending])?;
-                press.bound.record_append(&mut pass, 0)?;
-            }
-            press.bound.record(&mut pass, max_len)?;
+            press.bound.record_append(&mut pass, 0)?;
         }
+        press.bound.encode(&mut encoder, max_len)?;
         self.gpu.queue.submit([encoder.finish()]);
         self.pending = 0;
         let policy = press.plan.policy();

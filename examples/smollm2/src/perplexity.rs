@@ -63,6 +63,8 @@ struct Stream {
     perplexity_after: f64,
     /// (tokens so far, mean NLL so far), every [`STEP`] · 4 tokens.
     curve: Vec<(usize, f64)>,
+    #[serde(skip)]
+    nll: Vec<f64>,
 }
 
 fn settings(common: &Common, args: &Perplexity) -> Result<Settings> {
@@ -221,8 +223,10 @@ fn streams(lab: &mut Lab, settings: &Settings, text: &str) -> Result<Vec<Stream>
     let bar = progress(1 + cases.len() * settings.budgets.len(), "perplexity under a cap");
     let whole = u32::try_from(settings.length)?;
     let full = stream(lab, &tokens, strategy("lowest")?, whole, (None, &[]), &bar)?;
-    let mut streams = vec![Stream { strategy: "uncompressed", ..full }];
+    let mut streams = Vec::new();
     for &budget in &settings.budgets {
+        let perplexity_after = perplexity(&full.nll[budget as usize..]);
+        streams.push(Stream { strategy: "uncompressed", budget, perplexity_after, ..full.clone() });
         for (strategy, skip, seed) in &cases {
             streams.push(stream(lab, &tokens, strategy, budget, (*seed, skip), &bar)?);
         }
@@ -267,10 +271,20 @@ fn stream(
         (ix + 1, sum / (ix + 1) as f64)
     });
     let curve = sums.filter(|(count, _)| count % (STEP * 4) == 0).collect();
-    let after = Score { nll: score.nll[head..].to_vec(), hits: 0 };
-    let perplexity_after = if after.nll.is_empty() { score.perplexity() } else { after.perplexity() };
-    let (name, perplexity) = (strategy.name, score.perplexity());
-    Ok(Stream { strategy: name, budget, skip_layers: skip.to_vec(), seed, perplexity, perplexity_after, curve })
+    Ok(Stream {
+        strategy: strategy.name,
+        budget,
+        skip_layers: skip.to_vec(),
+        seed,
+        perplexity: score.perplexity(),
+        perplexity_after: perplexity(&score.nll[head..]),
+        curve,
+        nll: score.nll,
+    })
+}
+
+fn perplexity(nll: &[f64]) -> f64 {
+    (nll.iter().sum::<f64>() / nll.len() as f64).exp()
 }
 
 fn suffix(skip: &[u32]) -> &'static str {
@@ -305,8 +319,9 @@ fn plot_streams(streams: &[Stream], settings: &Settings) -> Result<Vec<(String, 
     for budget in &settings.budgets {
         for skip in &settings.skip {
             let fits = |s: &&Stream| {
-                s.strategy == "uncompressed"
-                    || s.budget == *budget && s.skip_layers == *skip && s.seed.is_none_or(|s| s == settings.first_seed)
+                let whole = s.strategy == "uncompressed";
+                let fits = whole || s.skip_layers == *skip && s.seed.is_none_or(|s| s == settings.first_seed);
+                s.budget == *budget && fits
             };
             let curve = |s: &Stream| s.curve.iter().map(|&(n, nll)| (n as f64, nll)).collect();
             let thin = |s: &Stream| Strategy::find(s.strategy).is_none_or(Strategy::is_control);
