@@ -98,7 +98,8 @@ fn add(
 fn bench_order(group: &mut BenchmarkGroup<'_, WallTime>, tools: &Tools, data: &Data, order: Order) -> Result<()> {
     let Tools { gpu, clock, flush } = tools;
     let compressor = Compressor::new(&gpu.device, Options::default()).map_err(|e| e.to_string())?;
-    let case = Case { keep_ratio: 0.5, order, selector: Selector::Auto, score: Score::KeyNorm };
+    let case =
+        Case { keep_ratio: 0.5, order, selector: Selector::Auto, score: Score::KeyNorm, passes: false, cached: false };
     let prepared = Prepared::new(gpu, &compressor, data, case)?;
     let (_, found) = prepared.repeat(clock, flush, &[Stages::ALL])?;
     check::check(&prepared, found)?;

@@ -49,7 +49,6 @@ const NAN_ORDER_KEY: u32 = 0xfffffffeu;
 
 var<workgroup> digits: array<atomic<u32>, NUM_DIGITS>;
 var<workgroup> wg_protected: atomic<u32>;
-var<workgroup> wg_digit: atomic<u32>;
 var<workgroup> wg_row: PoolRow;
 var<workgroup> wg_len: u32;
 
@@ -141,24 +140,19 @@ fn pick_medians(first: u32, index: u32) {
             if params.pool_pass == 0u {
                 let num_protected = take_count(local_row, PROTECTED_IX);
                 wg_row = PoolRow(0u, (row_len(local_row) - num_protected) / 2u, num_protected, 0u, 0u, 0u, 0u, 0u);
+                // A row without unprotected tokens has no median, and needs none.
+                pool_rows[local_row * ROW_SPACING] = wg_row;
             }
         }
-        workgroupBarrier();
+        var pool_row = workgroupUniformLoad(&wg_row);
         let counted = take_count(local_row, index);
         let before = exclusive_scan(index, counted).before;
-        let rank = wg_row.rank;
-        workgroupBarrier();
-        // A row without unprotected tokens finds none, and needs none.
-        if rank >= before && rank - before < counted {
-            wg_row.prefix |= index << shift_of(params.pool_pass);
-            wg_row.rank = rank - before;
-            wg_row.median = wg_row.prefix;
+        if pool_row.rank >= before && pool_row.rank - before < counted {
+            pool_row.prefix |= index << shift_of(params.pool_pass);
+            pool_row.rank -= before;
+            pool_row.median = pool_row.prefix;
+            pool_rows[local_row * ROW_SPACING] = pool_row;
         }
-        workgroupBarrier();
-        if index == 0u {
-            pool_rows[local_row * ROW_SPACING] = wg_row;
-        }
-        workgroupBarrier();
     }
 }
 
@@ -185,40 +179,33 @@ fn wanted(first: u32) -> Wanted {
     return w;
 }
 
+// An invocation a digit: the lowest up to which the heads keep the pool's total takes the pool on.
 fn pick_distance(first: u32, index: u32) {
     let w = wanted(first);
     let total = min(w.len, max(w.asked, w.least));
-    if index == 0u {
-        atomicStore(&wg_digit, NUM_DIGITS - 1u);
-    }
-    workgroupBarrier();
+    let is_first = params.pool_pass == MEDIAN_PASSES;
     var kept = 0u;
+    var kept_before = 0u;
     for (var head = 0u; head < params.state.num_kv_heads; head++) {
         let pool_row = pool_rows[(first + head) * ROW_SPACING];
         let counted = atomicLoad(&pool_counts[(first + head) * COUNTS_STRIDE + index]);
-        let num_below = select(pool_row.num_below, 0u, params.pool_pass == MEDIAN_PASSES);
-        let up_to = num_below + exclusive_scan(index, counted).before + counted;
-        kept += max(up_to, least(first + head, pool_row.num_protected));
-        workgroupBarrier(); // between two scans
+        let below = select(pool_row.num_below, 0u, is_first) + exclusive_scan(index, counted).before;
+        let own = least(first + head, pool_row.num_protected);
+        kept += max(below + counted, own);
+        kept_before += max(below, own);
     }
-    if kept >= total {
-        atomicMin(&wg_digit, index);
-    }
-    workgroupBarrier();
-    let digit = atomicLoad(&wg_digit);
+    let is_it = kept >= total && (kept_before < total || index == 0u);
     for (var head = 0u; head < params.state.num_kv_heads; head++) {
         let counted = take_count(first + head, index);
         let before = exclusive_scan(index, counted).before;
-        if index == digit {
-            let is_first = params.pool_pass == MEDIAN_PASSES;
-            let prefix = select(pool_rows[(first + head) * ROW_SPACING].prefix, 0u, is_first);
-            pool_rows[(first + head) * ROW_SPACING].prefix = prefix | (digit << shift_of(params.pool_pass));
-            pool_rows[(first + head) * ROW_SPACING].num_below = select(pool_rows[(first + head) * ROW_SPACING].num_below, 0u, is_first) + before;
-            pool_rows[(first + head) * ROW_SPACING].rank = counted; // tokens at the distance, in the last pass
+        if is_it {
+            let ix = (first + head) * ROW_SPACING;
+            pool_rows[ix].prefix = select(pool_rows[ix].prefix, 0u, is_first) | (index << shift_of(params.pool_pass));
+            pool_rows[ix].num_below = select(pool_rows[ix].num_below, 0u, is_first) + before;
+            pool_rows[ix].rank = counted; // tokens at the distance, in the last pass
         }
-        workgroupBarrier(); // between two scans
     }
-    if index == digit && params.pool_pass == 2u * MEDIAN_PASSES - 1u {
+    if is_it && params.pool_pass == 2u * MEDIAN_PASSES - 1u {
         hand_out(first, total, w.asked < w.least);
     }
 }

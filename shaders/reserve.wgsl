@@ -11,8 +11,8 @@
 //! Workgroup bytes: 1024 + 4 * WG_SIZE + 4 * WG_SIZE / SCAN_GROUP
 //! Algorithm: a workgroup finds the threshold of its segment's tokens, eight bits at a time over the row, then walks the
 //!   row in slot order and sets to 0 the keys below it and the first ones equal to it.
-//! Invariants: segments of a sequence share no position (checked on the host), so workgroups touch different keys. All
-//!   branches around barriers depend on the segment and on counts that the whole workgroup sees.
+//! Invariants: segments of a sequence share no position (checked on the host), so workgroups touch different keys. The
+//!   branch around barriers depends on a count that the whole workgroup sees.
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> order_keys: array<u32>;
@@ -28,14 +28,12 @@ struct Segment {
     end: u32,         // first position after it
     min_tokens: u32,  // tokens kept in any case
     len: u32,         // tokens of the row; 0 where there is nothing to do
-    num: u32,         // tokens of the row in the segment
 }
 
 var<workgroup> wg_segment: Segment;
 var<workgroup> wg_num: atomic<u32>;
 var<workgroup> digits: array<atomic<u32>, NUM_DIGITS>;
-var<workgroup> wg_prefix: u32;
-var<workgroup> wg_rank: u32;
+var<workgroup> wg_found: Found;
 
 fn load_segment(r: Row, row: u32, ix: u32) -> Segment {
     let base = params.state.segments_base + (row / params.state.num_kv_heads * MAX_SEGMENTS + ix) * 4u;
@@ -43,7 +41,7 @@ fn load_segment(r: Row, row: u32, ix: u32) -> Segment {
     let end = state_meta[base + 1u];
     let min_tokens = state_meta[base + 2u];
     let any = r.active_row && start < end && min_tokens > 0u;
-    return Segment(start, end, min_tokens, select(0u, r.len, any), 0u);
+    return Segment(start, end, min_tokens, select(0u, r.len, any));
 }
 
 fn is_member(r: Row, s: Segment, slot: u32) -> bool {
@@ -64,7 +62,6 @@ fn reserve(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index
     if index == 0u {
         wg_segment = load_segment(r, row, wg.x);
         atomicStore(&wg_num, 0u);
-        wg_prefix = 0u;
     }
     let s = workgroupUniformLoad(&wg_segment);
     var num = 0u;
@@ -75,57 +72,53 @@ fn reserve(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index
         atomicAdd(&wg_num, num);
     }
     workgroupBarrier();
-    if index == 0u {
-        wg_segment.num = atomicLoad(&wg_num);
-        wg_rank = max(min(s.min_tokens, wg_segment.num), 1u) - 1u;
-    }
-    let all = workgroupUniformLoad(&wg_segment);
-    if all.num <= all.min_tokens {
+    let num_members = atomicLoad(&wg_num);
+    if num_members > s.min_tokens {
+        keep_lowest(r, s, base, index, threshold_of(r, s, base, index));
+    } else {
         for (var slot = index; slot < s.len; slot += WG_SIZE) {
             if is_member(r, s, slot) {
                 order_keys[base + slot] = 0u;
             }
         }
-        return;
     }
-    let threshold = threshold_of(r, all, base, index);
-    keep_lowest(r, all, base, index, threshold);
 }
 
-// The order key of the wanted rank among the segment's; its rank among its equals is left in wg_rank.
-fn threshold_of(r: Row, s: Segment, base: u32, index: u32) -> u32 {
+// The threshold and its rank among its equals, or what is found of them so far.
+struct Found {
+    prefix: u32,
+    rank: u32,
+}
+
+// The order key that is last to be kept of the segment's.
+fn threshold_of(r: Row, s: Segment, base: u32, index: u32) -> Found {
+    var found = Found(0u, s.min_tokens - 1u);
     for (var left = 4u; left > 0u; left--) {
         let shift = (left - 1u) * 8u;
-        let prefix = workgroupUniformLoad(&wg_prefix);
         let known = select(0u, 0xffffffffu << (shift + 8u), shift < 24u);
-        if index < NUM_DIGITS {
-            atomicStore(&digits[index], 0u);
-        }
+        atomicStore(&digits[index], 0u);
         workgroupBarrier();
         for (var slot = index; slot < s.len; slot += WG_SIZE) {
             if is_member(r, s, slot) {
                 let key = order_keys[base + slot];
-                if ((key ^ prefix) & known) == 0u {
+                if ((key ^ found.prefix) & known) == 0u {
                     atomicAdd(&digits[(key >> shift) & (NUM_DIGITS - 1u)], 1u);
                 }
             }
         }
         workgroupBarrier();
-        let rank = workgroupUniformLoad(&wg_rank);
         let count = atomicLoad(&digits[index]);
         let before = exclusive_scan(index, count).before;
-        if rank >= before && rank - before < count {
-            wg_prefix = prefix | (index << shift);
-            wg_rank = rank - before;
+        if found.rank >= before && found.rank - before < count {
+            wg_found = Found(found.prefix | (index << shift), found.rank - before);
         }
-        workgroupBarrier();
+        found = workgroupUniformLoad(&wg_found);
     }
-    return workgroupUniformLoad(&wg_prefix);
+    return found;
 }
 
 // Protects the segment's keys below the threshold, and of its equals the lowest slots.
-fn keep_lowest(r: Row, s: Segment, base: u32, index: u32, threshold: u32) {
-    let num_ties = workgroupUniformLoad(&wg_rank) + 1u;
+fn keep_lowest(r: Row, s: Segment, base: u32, index: u32, threshold: Found) {
     var ties_before = 0u;
     for (var first = 0u; first < s.len; first += WG_SIZE) {
         let slot = first + index;
@@ -134,12 +127,11 @@ fn keep_lowest(r: Row, s: Segment, base: u32, index: u32, threshold: u32) {
         if member {
             key = order_keys[base + slot];
         }
-        let tie = member && key == threshold;
+        let tie = member && key == threshold.prefix;
         let scanned = exclusive_scan(index, u32(tie));
-        if member && (key < threshold || (tie && ties_before + scanned.before < num_ties)) {
+        if member && (key < threshold.prefix || (tie && ties_before + scanned.before <= threshold.rank)) {
             order_keys[base + slot] = 0u;
         }
         ties_before += scanned.total;
-        workgroupBarrier(); // between two scans
     }
 }

@@ -129,6 +129,24 @@ impl Bound {
         self.record_stages(pass, max_len, Stages::ALL)
     }
 
+    /// Records the whole compression into passes of its own, one for the order keys and their selection, one for the
+    /// moves. With many layers this is faster than [`Bound::record`]: wgpu separates the uses of a buffer in one pass by
+    /// barriers, one a layer, but those between passes all at once, so that the layers' moves overlap.
+    ///
+    /// # Errors
+    /// As [`Bound::record`].
+    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, max_len: u32) -> Result<(), ArgumentError> {
+        self.check_max("max_len", max_len)?;
+        for (label, stages) in [
+            ("keynorm.select", Stages::NORMS.and(Stages::SCORE).and(Stages::SELECT)),
+            ("keynorm.compact", Stages::COMPACT),
+        ] {
+            let descriptor = wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None };
+            self.record_stages(&mut encoder.begin_compute_pass(&descriptor), max_len, stages)?;
+        }
+        Ok(())
+    }
+
     /// Records some of the stages; see [`Bound::record`].
     ///
     /// # Errors

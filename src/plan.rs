@@ -238,6 +238,15 @@ impl PlanInner {
         asked.max(self.max_protected(max_len)).max(1).min(max_len)
     }
 
+    /// Most tokens that a row of exactly `len` keeps.
+    pub fn max_budget_of(&self, len: u32) -> u32 {
+        if self.depends_on_keys() {
+            return len;
+        }
+        let protected = self.max_protected(len);
+        self.rules.iter().map(|rule| rule.tokens(len, protected, len)).max().unwrap_or(len)
+    }
+
     /// Most rows that `Fill` moves in a row of at most `max_len`: min(budget, len - budget) does not fall with the
     /// length but for rounding, and a raised budget moves no more than it keeps.
     pub fn max_moved(&self, max_len: u32) -> u32 {

@@ -314,6 +314,14 @@ impl Policy {
         Self { sinks: 4, recent: 64, ..Self::paper(keep_ratio) }
     }
 
+    /// The paper's streaming rule for decode loops, with the protection of [`Policy::safe`]: a row that has come to `cap`
+    /// tokens keeps 98 % of them, by cached norms; shorter rows are left whole. To the letter of the paper, nothing is
+    /// protected: `Policy { sinks: 0, recent: 0, ..Policy::streaming(cap) }`.
+    #[must_use]
+    pub fn streaming(cap: u32) -> Self {
+        Self { min_len: cap, cached_norms: true, ..Self::safe(0.98) }
+    }
+
     /// [`Score::KeyDiff`] with the first 4 tokens protected and a recent window of at most 64 tokens and at most a quarter
     /// of the budget; layers 0 and 1 left whole. With a keep ratio the quarter is taken of `keep_ratio * len`.
     ///
@@ -402,13 +410,13 @@ impl Policy {
                 Err(ArgumentError::KeepTokensBelowProtected { keep_tokens, protected })
             }
             Budget::MaxNorm(_) if self.direction != Direction::Lowest => {
-                Err(ArgumentError::Unsupported { what: "MaxNorm with a direction other than Lowest" })
+                Err(ArgumentError::Unsupported { what: "a budget of MaxNorm with a direction other than Lowest" })
             }
             Budget::MaxNorm(_) if self.score != Score::KeyNorm => {
                 Err(ArgumentError::Unsupported { what: "budget MaxNorm with a score other than KeyNorm" })
             }
             Budget::MaxNorm(_) if self.pool.is_some() => {
-                Err(ArgumentError::Unsupported { what: "MaxNorm with a pool" })
+                Err(ArgumentError::Unsupported { what: "a budget of MaxNorm with a pool" })
             }
             _ => Ok(()),
         }

@@ -32,6 +32,10 @@ pub struct Case {
     pub order: Order,
     pub selector: Selector,
     pub score: Score,
+    /// Two passes, as `Bound::encode` opens.
+    pub passes: bool,
+    /// A decode step: the norms are in the state before it begins.
+    pub cached: bool,
 }
 
 /// Repetitions by the host's clock, and of single stages.
@@ -47,10 +51,15 @@ pub struct Prepared<'a> {
     pub plan: Plan,
     pub state: CacheState,
     pub bound: Bound,
-    pristine_meta: wgpu::Buffer,
+    /// The state's buffers and what they hold before each repetition.
+    pristine: Vec<(wgpu::Buffer, wgpu::Buffer)>,
     verifier: Verifier,
+    passes: bool,
     pub kept: u32,
 }
+
+/// What comes before the moves.
+const SELECT: Stages = Stages::SCORE.and(Stages::SELECT);
 
 impl<'a> Prepared<'a> {
     pub fn new(gpu: &'a Gpu, compressor: &Compressor, data: &'a Data, case: Case) -> Result<Self> {
@@ -59,6 +68,7 @@ impl<'a> Prepared<'a> {
             order: case.order,
             selector: case.selector,
             score: case.score,
+            cached_norms: case.cached,
             ..Policy::new(Budget::keep_ratio(case.keep_ratio))
         };
         let plan = compressor.plan(shape, &policy).map_err(|e| e.to_string())?;
@@ -67,21 +77,34 @@ impl<'a> Prepared<'a> {
         let views: Vec<_> = data.layers.iter().map(|l| KvView::hnd(shape, &l.keys.live, &l.values.live)).collect();
         let bound = plan.bind(&gpu.device, &views, &state, &workspace).map_err(|e| e.to_string())?;
         state.set_lengths(&gpu.queue, &vec![shape.capacity; shape.batch_size as usize]).map_err(|e| e.to_string())?;
-        let pristine_meta = gpu.buffer("pristine state", state.meta().size())?;
         let mut encoder = gpu.encoder();
-        encoder.copy_buffer_to_buffer(state.meta(), 0, &pristine_meta, 0, pristine_meta.size());
+        if case.cached {
+            data.restore(&mut encoder);
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            bound.record_norms(&mut pass, shape.capacity).map_err(|e| e.to_string())?;
+        }
+        let mut pristine = Vec::new();
+        for buffer in [state.meta()].into_iter().chain(state.key_norms()) {
+            let copy = gpu.buffer("pristine state", buffer.size())?;
+            encoder.copy_buffer_to_buffer(buffer, 0, &copy, 0, copy.size());
+            pristine.push((buffer.clone(), copy));
+        }
         gpu.finish(encoder)?;
         let verifier = Verifier::new(gpu, data, &state)?;
         let kept = plan.budget(shape.capacity, 0);
-        Ok(Self { gpu, data, plan, state, bound, pristine_meta, verifier, kept })
+        Ok(Self { gpu, data, plan, state, bound, pristine, verifier, passes: case.passes, kept })
     }
 
     pub fn restore(&self, encoder: &mut wgpu::CommandEncoder) {
         self.data.restore(encoder);
-        encoder.copy_buffer_to_buffer(&self.pristine_meta, 0, self.state.meta(), 0, self.pristine_meta.size());
+        for (buffer, pristine) in &self.pristine {
+            encoder.copy_buffer_to_buffer(pristine, 0, buffer, 0, pristine.size());
+        }
     }
 
     pub fn record(&self, pass: &mut wgpu::ComputePass<'_>, stages: Stages) -> Result<()> {
+        let cached = self.state.key_norms().is_some() && stages == Stages::ALL;
+        let stages = if cached { Stages::FROM_NORMS } else { stages };
         self.bound.record_stages(pass, self.data.shape.capacity, stages).map_err(|e| e.to_string())
     }
 
@@ -91,7 +114,13 @@ impl<'a> Prepared<'a> {
         self.restore(&mut encoder);
         flush.record(&mut encoder);
         for (span, stages) in (0..).zip(spans) {
-            self.record(&mut clock.pass(&mut encoder, span), *stages)?;
+            // As `Bound::encode` does.
+            if *stages == Stages::ALL && self.passes {
+                self.record(&mut clock.begin(&mut encoder, span), SELECT)?;
+                self.record(&mut clock.end(&mut encoder, span), Stages::COMPACT)?;
+            } else {
+                self.record(&mut clock.pass(&mut encoder, span), *stages)?;
+            }
         }
         if clock.exists() {
             clock.resolve(&mut encoder, u32::try_from(spans.len()).unwrap_or(0));
@@ -243,6 +272,10 @@ impl Bench<'_> {
         let layer_bytes = tokens * token_bytes / u64::from(row.layers);
         row.key_reads = if row.score == "norm" || layer_bytes <= self.l2_bytes { 1 } else { 2 };
         row.bytes_floor = (u64::from(row.key_reads) * tokens + row.num_moved * 4) * token_bytes;
+        if row.mode == DECODE {
+            row.key_reads = 0;
+            row.bytes_floor = tokens * 4 + row.num_moved * 4 * token_bytes;
+        }
         let Some(stats) = Stats::of(times) else { return };
         let floor_us = row.bytes_floor as f64 / self.rates.floor_gb_s() / 1e3;
         row.us_median = Some(stats.median);
@@ -256,6 +289,9 @@ impl Bench<'_> {
     }
 }
 
+/// The mode of a row whose norms were cached.
+pub const DECODE: &str = "decode";
+
 fn new_row(data: &Data, case: Case) -> Row {
     let shape = &data.shape;
     let rows = shape.num_layers * shape.rows_per_layer();
@@ -265,7 +301,7 @@ fn new_row(data: &Data, case: Case) -> Row {
     };
     Row {
         peer: "keynorm".into(),
-        mode: "compress".into(),
+        mode: if case.cached { DECODE } else { "compress" }.into(),
         layers: shape.num_layers,
         batch_rows: shape.rows_per_layer(),
         seq_len: shape.capacity,

@@ -4,7 +4,7 @@ use keynorm::{Dtype, KvShape, TensorSpec};
 
 use crate::case::Case;
 use crate::cli::{Preset, RunArgs};
-use crate::design::{GOALS, LARGE_BYTES};
+use crate::design::{DECODE, DECODE_LAYERS, GOALS, LARGE_BYTES};
 use crate::gpu::Result;
 
 /// One shape and the cases that share its data.
@@ -19,21 +19,19 @@ type Short = (u32, u32, TensorSpec);
 
 pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
     let mut groups: Vec<Group> = Vec::new();
-    for ((rows, seq_len, spec), keeps) in wanted(args) {
-        let shape = KvShape {
-            num_layers: args.layers,
-            batch_size: 1,
-            num_kv_heads: rows,
-            capacity: seq_len,
-            keys: spec,
-            values: spec,
-        };
+    let decode = args.preset == Some(Preset::Design);
+    let decode = decode.then_some(((DECODE.rows, DECODE.seq_len, f16()), vec![DECODE.keep_ratio], DECODE_LAYERS, true));
+    let given = wanted(args).into_iter().map(|(shape, keeps)| (shape, keeps, args.layers, args.cached));
+    for ((rows, seq_len, spec), keeps, num_layers, cached) in given.chain(decode) {
+        let shape =
+            KvShape { num_layers, batch_size: 1, num_kv_heads: rows, capacity: seq_len, keys: spec, values: spec };
         shape.check().map_err(|e| e.to_string())?;
         let mut cases = Vec::new();
         for keep_ratio in keeps {
             for &order in &args.order {
                 for &score in &args.score {
-                    cases.extend(args.selector.iter().map(|&selector| Case { keep_ratio, order, selector, score }));
+                    let case = |&selector| Case { keep_ratio, order, selector, score, passes: args.passes, cached };
+                    cases.extend(args.selector.iter().map(case));
                 }
             }
         }
@@ -48,8 +46,12 @@ pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
     Ok(groups)
 }
 
+const fn f16() -> TensorSpec {
+    TensorSpec::new(Dtype::F16, 128)
+}
+
 fn wanted(args: &RunArgs) -> Vec<(Short, Vec<f64>)> {
-    let f16 = TensorSpec::new(Dtype::F16, 128);
+    let f16 = f16();
     match args.preset {
         Some(Preset::Design) => GOALS.iter().map(|g| ((g.rows, g.seq_len, f16), vec![g.keep_ratio])).collect(),
         Some(Preset::Floor) => floor_shapes().map(|shape| (shape, vec![0.1, 0.5, 0.9])).collect(),

@@ -86,6 +86,12 @@ pub struct RunArgs {
     /// norm, keydiff, centroid.
     #[arg(long, value_delimiter = ',', value_parser = parse_score, default_value = "norm")]
     pub score: Vec<Score>,
+    /// Passes of its own for the stages, as `Bound::encode` opens them, in place of one.
+    #[arg(long)]
+    pub passes: bool,
+    /// A decode step: the norms of all keys are cached before it, as after earlier steps.
+    #[arg(long)]
+    pub cached: bool,
     /// MiB of keys of a layer up to which the floor of keydiff and centroid counts one read of them, not two: what the
     /// last-level cache holds from the first pass to the second.
     #[arg(long, default_value_t = 32)]
@@ -128,7 +134,7 @@ pub struct RunArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Preset {
-    /// The table of the design, with its goals.
+    /// The table of the design, with its goals; its last row is a decode step of 32 layers.
     Design,
     /// 256 MiB of keys in 8, 64 and 512 rows: every dtype, head dimensions 64 to 256, keep .1, .5 and .9.
     Floor,

@@ -28,6 +28,10 @@ pub const GOALS: [Goal; 9] = [
     goal(256, 32768, 0.5, (6038.0, 1640.0, Some(2650.0))),
 ];
 
+/// One decode step of many layers, each with buffers of its own, the norms cached. 3057 is what PyTorch took.
+pub const DECODE: Goal = goal(8, 4096, 0.98, (3057.0, 60.0, None));
+pub const DECODE_LAYERS: u32 = 32;
+
 /// Many short rows in one call: the floor over a share of it, and microseconds on top.
 pub const MANY_ROWS: (u32, u32) = (2048, 512);
 pub const MANY_ROWS_FLOOR_SHARE: f64 = 0.8;

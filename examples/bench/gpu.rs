@@ -230,10 +230,29 @@ impl Clock {
 
     /// A compute pass timed as span `span`.
     pub fn pass<'a>(&self, encoder: &'a mut wgpu::CommandEncoder, span: u32) -> wgpu::ComputePass<'a> {
+        self.timed(encoder, Some(2 * span), Some(2 * span + 1))
+    }
+
+    /// The first pass of a span of several.
+    pub fn begin<'a>(&self, encoder: &'a mut wgpu::CommandEncoder, span: u32) -> wgpu::ComputePass<'a> {
+        self.timed(encoder, Some(2 * span), None)
+    }
+
+    /// Its last.
+    pub fn end<'a>(&self, encoder: &'a mut wgpu::CommandEncoder, span: u32) -> wgpu::ComputePass<'a> {
+        self.timed(encoder, None, Some(2 * span + 1))
+    }
+
+    fn timed<'a>(
+        &self,
+        encoder: &'a mut wgpu::CommandEncoder,
+        begin: Option<u32>,
+        end: Option<u32>,
+    ) -> wgpu::ComputePass<'a> {
         let timestamp_writes = self.set.as_ref().map(|query_set| wgpu::ComputePassTimestampWrites {
             query_set,
-            beginning_of_pass_write_index: Some(2 * span),
-            end_of_pass_write_index: Some(2 * span + 1),
+            beginning_of_pass_write_index: begin,
+            end_of_pass_write_index: end,
         });
         encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("bench.timed"), timestamp_writes })
     }

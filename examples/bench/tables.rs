@@ -1,7 +1,9 @@
 //! `bench table`, `bench compare` and `bench ratio`: finished reports side by side.
 
+use crate::case::DECODE;
 use crate::design::{
-    FLOOR_PERCENT, GOALS, Goal, KEYDIFF_OVER_FLOOR, LARGE_BYTES, MANY_ROWS, MANY_ROWS_EXTRA_US, MANY_ROWS_FLOOR_SHARE,
+    self, DECODE_LAYERS, FLOOR_PERCENT, GOALS, Goal, KEYDIFF_OVER_FLOOR, LARGE_BYTES, MANY_ROWS, MANY_ROWS_EXTRA_US,
+    MANY_ROWS_FLOOR_SHARE,
 };
 use crate::gpu::Result;
 use crate::markdown::{self, micros};
@@ -17,11 +19,11 @@ fn same_case(row: &Row, peer: &PeerRow) -> bool {
         && (peer.keep_ratio - row.keep_ratio).abs() < 1e-9
 }
 
-/// Whether a peer's row does the work of ours: lowest key norms or KeyDiff, nothing cached, all in one call.
+/// Whether a peer's row does the work of ours: lowest key norms or KeyDiff, cached or not, all in one call.
 fn is_same_work(row: &Row, peer: &PeerRow) -> bool {
     let is_norm = row.score.is_empty() || row.score == "norm";
     let has = |other: &str| peer.peer.contains(other);
-    !has("decode") && if is_norm { !has("keydiff") } else { has(&row.score) }
+    has("decode") == (row.mode == DECODE) && if is_norm { !has("keydiff") } else { has(&row.score) }
 }
 
 fn fastest<'a>(row: &Row, peers: &'a [PeerRow], time: fn(&PeerRow) -> Option<f64>) -> Option<(&'a PeerRow, f64)> {
@@ -48,8 +50,13 @@ pub fn add_peer(report: &mut Report, peer: PeerReport) {
 
 fn goal_of(row: &Row, on_h100: bool) -> Option<&'static Goal> {
     let is_norm = row.score.is_empty() || row.score == "norm";
-    let design = is_norm && on_h100 && row.layers == 1 && row.head_dim == 128 && row.dtype == "f16";
-    GOALS.iter().find(|g| {
+    let design = is_norm && on_h100 && row.head_dim == 128 && row.dtype == "f16";
+    let goals: &[Goal] = match (row.layers, row.mode == DECODE) {
+        (1, false) => &GOALS,
+        (DECODE_LAYERS, true) => std::slice::from_ref(&design::DECODE),
+        _ => &[],
+    };
+    goals.iter().find(|g| {
         design && (g.rows, g.seq_len) == (row.batch_rows, row.seq_len) && (g.keep_ratio - row.keep_ratio).abs() < 1e-9
     })
 }
@@ -107,6 +114,9 @@ fn table_cells(row: &Row, peers: &[PeerRow], on_h100: bool) -> Vec<String> {
             cells[3] += &format!(" {extra}");
         }
     }
+    if row.mode == DECODE {
+        cells[3] += ", norms cached";
+    }
     cells.push(micros(goal_us(row, on_h100)));
     let Some(us) = row.us_median else {
         cells.push(row.error.clone().unwrap_or_default());
@@ -131,7 +141,11 @@ fn table_cells(row: &Row, peers: &[PeerRow], on_h100: bool) -> Vec<String> {
         torch_us.map_or(NONE.into(), |t| format!("{:.1}×", t / us)),
         micros(row.floor_us),
         format!("{share:.1}"),
-        if key_bytes(row) < LARGE_BYTES { NONE.into() } else { format!("{wanted} {}", yes_no(share >= wanted)) },
+        if key_bytes(row) < LARGE_BYTES || row.mode == DECODE {
+            NONE.into()
+        } else {
+            format!("{wanted} {}", yes_no(share >= wanted))
+        },
         format!("{:.4}", us * 1e3 / tokens),
     ]);
     cells

@@ -11,7 +11,7 @@ struct Scanned {
 var<workgroup> scan_values: array<u32, WG_SIZE>;
 var<workgroup> scan_groups: array<u32, WG_SIZE / SCAN_GROUP>;
 
-// Two scans need a barrier between them.
+// One scan may follow another: whoever writes for the next has read all of this one's that is written before a barrier.
 fn exclusive_scan(index: u32, value: u32) -> Scanned {
     scan_values[index] = value;
     workgroupBarrier();

@@ -4,6 +4,7 @@
 mod budgets;
 mod calibrated;
 mod cases;
+mod decode;
 mod devices;
 mod external;
 mod long;

@@ -5,7 +5,7 @@ use keynorm::{Budget, Direction, Dtype, KvShape, Options, Order, Policy, Roundin
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::support::{Case, Data, Layout, run};
+use crate::support::{Case, Data, Layout, number, run};
 
 fn dtype() -> impl Strategy<Value = Dtype> {
     prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::Bf16)]
@@ -98,10 +98,6 @@ fn case() -> impl Strategy<Value = Case> {
             },
         )
     })
-}
-
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |v| v.parse().unwrap_or_else(|_| panic!("{variable}={v} is no number")))
 }
 
 #[test]

@@ -233,12 +233,15 @@ fn pooled(data: Data, min_tokens: u32, recent: u32) -> Case {
 fn segments(data: Data) -> Case {
     let mut case = two_rounds(Selector::Radix, Order::Fill);
     case.data = data;
+    case.lengths = vec![257, 40];
+    case.policy.recent = 0;
     case.policy.segments = true;
     case.segments = vec![
         vec![
             Segment::pinned(10..30),
             Segment { positions: 30..90, min_tokens: 31 },
-            Segment { positions: 90..300, min_tokens: 100 },
+            Segment { positions: 90..250, min_tokens: 159 },
+            Segment::pinned(250..300),
         ],
         vec![Segment { positions: 0..40, min_tokens: 39 }],
     ];
@@ -326,6 +329,10 @@ pub fn quick() -> Vec<Quick> {
         add("pooled and raised", pooled(data, 1, 200), false);
         add("segments", segments(data), false);
     }
+    let mut near = near(0, 2500, Order::Fill);
+    near.policy.pool = Some(Pool { min_tokens: 1 });
+    near.shape.num_kv_heads = 2;
+    add("pooled, near", near, false);
     add("spread", spread(Order::Fill), false);
     add("spread apart", spread(Order::Positional), true);
     add("walk", walk(), false);

@@ -3,8 +3,6 @@
 /// (file below `shaders`, what occurs once in it, replacement).
 pub const BY_HAND: &[(&str, &str, &str)] = &[
     ("append.wgsl", "= len + counts[", "= counts["),
-    ("append.wgsl", "min(state_meta[s.scored_base + id.x], len)", "state_meta[s.scored_base + id.x]"),
-    ("append.wgsl", "min(state_meta[s.compacted_base + id.x], len)", "state_meta[s.compacted_base + id.x]"),
     ("append.wgsl", "let sequence = row / s.num_kv_heads", "let sequence = id.x / s.num_kv_heads"),
     ("bitonic.wgsl", "var key = PAD_KEY;\n        if i < len", "var key = 0u;\n        if i < len"),
     ("bitonic.wgsl", "wg_protected = i + 1u;", "wg_protected = i;"),
@@ -44,15 +42,13 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
         "bitcast<u32>(sum) & 0x7fffffffu, INFINITY_BITS), NAN_NORM",
         "bitcast<u32>(sum) & 0x7fffffffu, INFINITY_BITS), INFINITY_BITS",
     ),
-    ("order.wgsl", "key_norms[norm_ix] = NO_NORM;", ""),
     ("order.wgsl", "norm_copies[ix] = norm;", ""),
-    ("pool.wgsl", "min(median, MAX_SCORE)", "median"),
     ("pool.wgsl", "(row_len(local_row) - num_protected) / 2u", "row_len(local_row) / 2u"),
     ("pool.wgsl", "min(key, MAX_SCORE) + (0x80000000u", "min(key, MAX_SCORE) / 2u + (0x40000000u"),
-    ("pool.wgsl", "kept += max(up_to, least(first + head, pool_row.num_protected));", "kept += up_to;"),
+    ("pool.wgsl", "kept += max(below + counted, own);", "kept += below + counted;"),
     ("pool.wgsl", "left -= taken;", ""),
     ("pool.wgsl", "select(0u, POOL_RAISED, raised)", "0u"),
-    ("reserve.wgsl", "wg_rank = rank - before;", "wg_rank = rank;"),
+    ("reserve.wgsl", "(index << shift), found.rank - before);", "(index << shift), found.rank);"),
     ("reserve.wgsl", "ties_before += scanned.total;", ""),
     ("shared/score_tile.wgsl", "min(slot + 3u, last)", "min(slot + 2u, last)"),
     ("shared/element_bf16.wgsl", "0x20000000u", "0x20800000u"),
@@ -77,7 +73,6 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
     ("shared/top_k_rows.wgsl", "s.pooled_budget & ~POOL_RAISED", "s.pooled_budget"),
     ("state.wgsl", "info.num_seen - (info.len - mover)", "info.num_seen - (info.len - hole)"),
     ("state.wgsl", "key_norms[positions_base + hole] = key_norms[positions_base + mover];", ""),
-    ("state.wgsl", "select(0u, info.budget, CACHED)", "0u"),
 ];
 
 /// (file below `shaders`, the line with the fault, which of the file's lines of that kind from 0, why it is not caught).

@@ -2,6 +2,7 @@
 //! afterwards, and that nothing was recorded.
 
 mod arguments;
+mod decode;
 mod devices;
 mod rotations;
 mod scores;

@@ -1,0 +1,167 @@
+//! When to compress while decoding, from what the host knows: no length is read back.
+
+use std::sync::Arc;
+
+use crate::error::ArgumentError;
+use crate::plan::{Plan, PlanInner};
+
+/// What makes a compression due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Trigger {
+    /// A compressed row may have come to this many tokens. With [`Policy::min_len`](crate::Policy::min_len) at the same
+    /// number each row waits for its own turn.
+    AtCap(u32),
+    /// So many tokens have been appended to a sequence since the last compression.
+    Every(u32),
+}
+
+/// A compression that is due now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Due {
+    /// For [`Bound::record_stages`](crate::Bound::record_stages) or [`Bound::record`](crate::Bound::record), tokens.
+    pub max_len: u32,
+    /// For [`Bound::record_norms`](crate::Bound::record_norms): most tokens that a row has got since the last, or since
+    /// the start.
+    pub max_new: u32,
+}
+
+/// Says after each step of a decode loop whether to record a compression. It follows the same integers as the GPU: an
+/// upper bound of each sequence's rows in the compressed layers.
+///
+/// # Example
+/// The paper's streaming rule with the recommended protection: at the cap, 98 % are kept.
+/// ```no_run
+/// # fn f(device: &wgpu::Device, queue: &wgpu::Queue, compressor: keynorm::Compressor, shape: keynorm::KvShape,
+/// #      views: &[keynorm::KvView<'_>], mut write_tokens: impl FnMut(&mut wgpu::ComputePass<'_>))
+/// #      -> Result<(), Box<dyn std::error::Error>> {
+/// use keynorm::{Policy, Schedule, Stages, Trigger};
+/// let plan = compressor.plan(&shape, &Policy::streaming(4096))?;
+/// let (state, workspace) = (plan.create_state()?, plan.create_workspace()?);
+/// let bound = plan.bind(device, views, &state, &workspace)?;
+/// let prompt_len = 1000;
+/// state.set_lengths(queue, &[prompt_len])?;
+/// state.set_append_counts(queue, 0, &[1])?; // one token a step
+/// let mut schedule = Schedule::new(&plan, Trigger::AtCap(4096), &[prompt_len])?;
+/// loop {
+///     let mut encoder = device.create_command_encoder(&Default::default());
+///     {
+///         let mut pass = encoder.begin_compute_pass(&Default::default());
+///         write_tokens(&mut pass);
+///         bound.record_append(&mut pass, 0)?;
+///         if let Some(due) = schedule.append(&[1])? {
+///             bound.record_norms(&mut pass, due.max_new)?;
+///             bound.record_stages(&mut pass, due.max_len, Stages::FROM_NORMS)?;
+///         }
+///     }
+///     queue.submit([encoder.finish()]);
+/// #   break;
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    plan: Arc<PlanInner>,
+    trigger: Trigger,
+    sequences: Vec<Sequence>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sequence {
+    /// At least the length of each of its compressed rows.
+    len: u32,
+    /// Tokens of every row of a layer that is left whole.
+    num_seen: u32,
+    /// Tokens since the last compression.
+    num_new: u32,
+}
+
+impl Schedule {
+    /// A schedule for sequences that start with `lengths` tokens, as
+    /// [`CacheState::set_lengths`](crate::CacheState::set_lengths) was told.
+    ///
+    /// # Errors
+    /// A count other than `batch_size`; a length above the capacity; a trigger of 0 tokens; a cap above the capacity; a
+    /// cap for a policy whose budgets depend on keys ([`Budget::MaxNorm`](crate::Budget::MaxNorm), a pool): how long rows
+    /// are is then known on the GPU alone.
+    pub fn new(plan: &Plan, trigger: Trigger, lengths: &[u32]) -> Result<Self, ArgumentError> {
+        let inner = &plan.inner;
+        let capacity = inner.shape.capacity;
+        match trigger {
+            Trigger::AtCap(0) | Trigger::Every(0) => {
+                return Err(ArgumentError::ZeroDimension { argument: "trigger" });
+            }
+            Trigger::AtCap(cap) if cap > capacity => {
+                return Err(ArgumentError::TooLarge { argument: "cap", got: cap.into(), limit: capacity.into() });
+            }
+            Trigger::AtCap(_) if inner.depends_on_keys() => {
+                return Err(ArgumentError::Unsupported {
+                    what: "a cap for budgets that depend on keys (take Trigger::Every)",
+                });
+            }
+            _ => (),
+        }
+        crate::state::check_count("lengths", lengths.len(), inner.shape.batch_size as usize)?;
+        let mut schedule = Self {
+            plan: Arc::clone(inner),
+            trigger,
+            sequences: vec![Sequence { len: 0, num_seen: 0, num_new: 0 }; lengths.len()],
+        };
+        schedule.grow("lengths", lengths)?;
+        Ok(schedule)
+    }
+
+    /// Counts the tokens that a step appends to each sequence; where a compression is due after them, says how to record
+    /// it, and counts on it being recorded.
+    ///
+    /// # Errors
+    /// A count other than `batch_size`; tokens for which a row may have no room: nothing is counted then.
+    pub fn append(&mut self, counts: &[u32]) -> Result<Option<Due>, ArgumentError> {
+        crate::state::check_count("counts", counts.len(), self.sequences.len())?;
+        self.grow("counts", counts)?;
+        let is_due = |s: &Sequence| match self.trigger {
+            Trigger::AtCap(cap) => s.num_new > 0 && s.len >= cap,
+            Trigger::Every(tokens) => s.num_new >= tokens,
+        };
+        if !self.sequences.iter().any(is_due) {
+            return Ok(None);
+        }
+        let most = |of: fn(&Sequence) -> u32| self.sequences.iter().map(of).max().unwrap_or(0);
+        let due = Due { max_len: most(|s| s.len), max_new: most(|s| s.num_new) };
+        for sequence in &mut self.sequences {
+            sequence.len = self.plan.max_budget_of(sequence.len);
+            sequence.num_new = 0;
+        }
+        Ok(Some(due))
+    }
+
+    /// At least the length of each compressed row of a sequence, tokens.
+    ///
+    /// # Errors
+    /// A sequence that the shape does not have.
+    pub fn max_len(&self, sequence: u32) -> Result<u32, ArgumentError> {
+        self.sequences.get(sequence as usize).map(|s| s.len).ok_or(ArgumentError::IndexOutOfRange {
+            argument: "sequence",
+            got: sequence.into(),
+            limit: self.sequences.len() as u64,
+        })
+    }
+
+    fn grow(&mut self, argument: &'static str, counts: &[u32]) -> Result<(), ArgumentError> {
+        let capacity = self.plan.shape.capacity;
+        let some_whole = self.plan.layers.len() < self.plan.shape.num_layers as usize;
+        let mut grown = self.sequences.clone();
+        for (index, (sequence, &count)) in grown.iter_mut().zip(counts).enumerate() {
+            let longest = if some_whole { sequence.num_seen } else { sequence.len };
+            let got = longest.saturating_add(count);
+            if got > capacity {
+                return Err(ArgumentError::LengthOverCapacity { argument, index, got, capacity });
+            }
+            sequence.len += count;
+            sequence.num_seen = sequence.num_seen.saturating_add(count);
+            sequence.num_new += count;
+        }
+        self.sequences = grown;
+        Ok(())
+    }
+}
