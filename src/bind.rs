@@ -73,7 +73,7 @@ impl Builder<'_> {
         crate::state::check_count("views", views.len(), shape.num_layers as usize)?;
         let num_scores = if self.plan.policy.takes_scores() { shape.num_layers as usize } else { 0 };
         crate::state::check_count("scores", scores.len(), num_scores)?;
-        if self.state.shape != *shape || (self.plan.policy.cached_norms && self.state.key_norms().is_none()) {
+        if self.state.shape != *shape || !self.state.serves(&self.plan.policy) {
             return Err(ArgumentError::WrongPlan { argument: "state" }.into());
         }
         if self.workspace.layout != self.plan.scratch {
@@ -86,6 +86,7 @@ impl Builder<'_> {
             (self.state.positions(), "state.positions"),
             (self.state.status(), "state.status"),
             (self.state.norms_or_dummy(), "state.key_norms"),
+            (self.state.key_sums_or_dummy(), "state.key_sums"),
             (self.workspace.order_keys(), "workspace.order_keys"),
         ] {
             placed.push((buffer, range_lattice(argument, 0, buffer.size())));

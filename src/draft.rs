@@ -147,12 +147,12 @@ impl Builder<'_> {
                         .scores
                         .as_ref()
                         .map_or(keys, |s| tensor_layout(s, window.first_row, scores, Access::Word));
-                    params.push(&params_of_score(&norm, tensor, policy, scratch))
+                    params.push(&params_of_score(&norm, tensor, self.plan))
                 }
-                _ => params.push(&params_of_score(&norm, keys, policy, scratch)),
+                _ => params.push(&params_of_score(&norm, keys, self.plan)),
             };
             if policy.score_in_use() == Score::ValueKeyRatio {
-                params.push(&params_of_score(&norm, values, policy, scratch));
+                params.push(&params_of_score(&norm, values, self.plan));
             }
             let compact = CompactParams {
                 keys,
@@ -282,7 +282,12 @@ impl Builder<'_> {
         if !policy.cached_norms {
             return 0;
         }
-        let (direction, seed) = direction_words(policy.direction);
+        let (direction, seed) = match (policy.score_in_use(), policy.direction) {
+            // The state keeps 1 - cosine, which is high where the score is low.
+            (Score::KeyDiff, Direction::Lowest) => direction_words(Direction::Highest),
+            (Score::KeyDiff, _) => direction_words(Direction::Lowest),
+            (_, direction) => direction_words(direction),
+        };
         params.push(&OrderParams {
             state: p.state,
             first_row: p.first_row,

@@ -353,7 +353,9 @@ impl LayoutKind {
     fn storage(self) -> &'static [(u32, bool)] {
         match self {
             Self::KeyNorm => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false)],
-            Self::KeyDiff => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false), (7, false)],
+            Self::KeyDiff => {
+                &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false), (7, false), (8, false)]
+            }
             Self::TopK => &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true)],
             Self::Order => &[(1, true), (2, true), (3, false), (4, false), (5, false), (6, false)],
             Self::Reserve => &[(1, false), (2, true), (3, true)],

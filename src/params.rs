@@ -96,7 +96,7 @@ pub struct ScoreParams {
     pub histogram_stride: u32,
     pub digit_shift: u32,
     pub digit_base: u32,
-    pub pad0: u32,
+    pub key_sums_stride: u32,
 }
 
 /// Mirror of `Params` in shared/top_k_params.wgsl.

@@ -8,6 +8,7 @@ use crate::device::Capabilities;
 use crate::error::BuildError;
 use crate::kernel::{Checks, Kernels, Module};
 use crate::policy::{Budget, BudgetRule, Order, Policy, Selector};
+use crate::reference::key_diff::sum_tile;
 use crate::score::{score_tile, sums_layout};
 use crate::shape::KvShape;
 use crate::state::CacheState;
@@ -92,7 +93,7 @@ impl Plan {
         let rules = rows.map(|(layer, head)| policy.rule_of(layer, head)).collect::<Result<_, _>>()?;
         let num_rows = layers.len() as u64 * u64::from(shape.rows_per_layer());
         let scratch = scratch_layout(shape, policy, num_rows, &kernels.capabilities);
-        let tiles = score_tiles(shape);
+        let tiles = score_tiles(shape, policy);
         check_grid(shape, &tiles, kernels.capabilities.max_workgroups)?;
         let inner = PlanInner {
             kernels: Arc::clone(kernels),
@@ -152,8 +153,7 @@ impl Plan {
     /// As [`Plan::create_workspace`].
     pub fn create_state(&self) -> Result<CacheState, BuildError> {
         let mut checks = Checks::default();
-        let state =
-            CacheState::new(&self.inner.kernels, &self.inner.shape, self.inner.policy.cached_norms, &mut checks)?;
+        let state = CacheState::new(&self.inner.kernels, &self.inner.shape, &self.inner.policy, &mut checks)?;
         checks.finish()?;
         Ok(state)
     }
@@ -337,7 +337,12 @@ fn check_grid(shape: &KvShape, tiles: &ScoreTiles, available: u32) -> Result<(),
     Ok(())
 }
 
-fn score_tiles(shape: &KvShape) -> ScoreTiles {
+fn score_tiles(shape: &KvShape, policy: &Policy) -> ScoreTiles {
+    if policy.caches_sums() {
+        // Whole tiles of the sums, so that what is summed and what is scored are the same tokens.
+        let tile = sum_tile(&shape.keys);
+        return ScoreTiles { plain: tile, fused: tile };
+    }
     ScoreTiles { plain: score_tile(&shape.keys, 128), fused: score_tile(&shape.keys, 512) }
 }
 

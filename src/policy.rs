@@ -270,6 +270,12 @@ pub struct Policy {
     pub segments: bool,
     /// Keep each key's norm in the cache state and move it with its row, so that a later compression reads no keys but
     /// new ones.
+    ///
+    /// With [`Score::KeyDiff`] it is scores that are kept, and the sum of each row's normalised keys: a key is compared
+    /// once, when it is new, with the mean of all keys that its row has seen until then, those dropped since included. One
+    /// prefill gives what KeyDiff gives without this; afterwards old scores are not revised as the mean moves on. A row
+    /// whose scores start anew (`scored` is 0) starts its sum anew. Semantically the same as
+    /// [`reference::key_diff::Running`](crate::reference::key_diff::Running).
     pub cached_norms: bool,
 }
 
@@ -354,6 +360,11 @@ impl Policy {
         if matches!(self.direction, Direction::Random { .. }) { Score::KeyNorm } else { self.score }
     }
 
+    /// Whether the state keeps sums of keys, and scores in place of norms.
+    pub(crate) fn caches_sums(&self) -> bool {
+        self.cached_norms && self.score_in_use() == Score::KeyDiff
+    }
+
     pub(crate) fn takes_scores(&self) -> bool {
         matches!(self.score_in_use(), Score::External(_))
     }
@@ -396,7 +407,8 @@ impl Policy {
         let unsupported = |what| Err(ArgumentError::Unsupported { what });
         match self.score {
             Score::KeyNorm => Ok(()),
-            _ if self.cached_norms => unsupported("cached_norms with a score other than KeyNorm"),
+            Score::KeyDiff if self.pool.is_none() => Ok(()),
+            _ if self.cached_norms => unsupported("cached_norms with a score other than KeyNorm and KeyDiff"),
             _ if self.pool.is_some() => unsupported("a pool with a score other than KeyNorm"),
             _ => Ok(()),
         }

@@ -5,12 +5,11 @@ use crate::bound::PARAMS_STRIDE;
 use crate::draft::{Builder, LayerDraft};
 use crate::kernel::{Access, Checks, LayoutKind, Module};
 use crate::params::{KeyNormParams, ScoreParams, TensorLayout};
-use crate::plan::WORKGROUP;
+use crate::plan::{PlanInner, WORKGROUP};
 use crate::policy::{Direction, ExternalScore, Policy, Score};
 use crate::reference::key_diff::sum_tile;
 use crate::shape::{KvShape, TensorSpec};
 use crate::windows::BoundRange;
-use crate::workspace::ScratchLayout;
 
 /// Bits of 2.0, the largest 1 - cosine.
 const TWO_BITS: u32 = 0x4000_0000;
@@ -95,13 +94,21 @@ impl Builder<'_> {
             Score::KeyDiff | Score::Centroid => {
                 let stride = self.plan.scratch.sums_stride;
                 let sums = row_binding(&self.workspace.sums, w.first_row.into(), w.num_rows, stride);
+                let key_sums = self.state.key_sums_or_dummy();
+                let key_sums = if self.plan.policy.caches_sums() {
+                    let rows = u64::from(shape.rows_per_layer());
+                    let first_row = u64::from(draft.layer) * rows + u64::from(w.first_row);
+                    row_binding(key_sums, first_row, w.num_rows, key_sums_stride(shape))
+                } else {
+                    words_binding(key_sums, 0, 64)
+                };
                 let mut add = |entry, grid| {
                     let pipeline = self.kernels().pipeline(module, entry, &constants, checks);
                     before.push(Before { pipeline, group: None, grid });
                 };
                 add("sum_keys", Grid::Tiles(sum_tile(&shape.keys)));
                 add("add_tiles", Grid::Parts(shape.keys.head_dim.div_ceil(16)));
-                self.score_group(draft, params, keys, Some(sums), checks)
+                self.score_group(draft, params, keys, Some([sums, key_sums]), checks)
             }
             Score::ValueKeyRatio => {
                 before.push(self.value_norms(draft, params, inputs, checks));
@@ -153,7 +160,7 @@ impl Builder<'_> {
         draft: &LayerDraft,
         params: &wgpu::Buffer,
         scored: wgpu::BindingResource<'_>,
-        sums: Option<wgpu::BindingResource<'_>>,
+        sums: Option<[wgpu::BindingResource<'_>; 2]>,
         checks: &mut Checks,
     ) -> wgpu::BindGroup {
         let (scratch, w) = (&self.plan.scratch, &draft.window);
@@ -173,7 +180,7 @@ impl Builder<'_> {
             self.state.status().as_entire_binding(),
         ];
         let kind = if sums.is_some() { LayoutKind::KeyDiff } else { LayoutKind::KeyNorm };
-        bindings.extend(sums);
+        bindings.extend(sums.into_iter().flatten());
         self.group(kind, &bindings, checks)
     }
 
@@ -192,6 +199,7 @@ impl Builder<'_> {
             Score::KeyDiff | Score::Centroid => {
                 constants.push(("SUM_TILE", sum_tile(spec).into()));
                 constants.push(("CENTROID", f64::from(u8::from(score == Score::Centroid))));
+                constants.push(("CACHED", f64::from(u8::from(self.plan.policy.cached_norms))));
                 Module::KeyDiff { dtype, vec4, reduction }
             }
             Score::External(kind) => {
@@ -210,24 +218,25 @@ pub(crate) fn score_tile(spec: &TensorSpec, wanted: u32) -> u32 {
     round * wanted.div_ceil(round)
 }
 
+/// Words between rows of the sums of keys that the state keeps.
+pub(crate) const fn key_sums_stride(shape: &KvShape) -> u32 {
+    shape.keys.head_dim.next_multiple_of(64)
+}
+
 /// Words between rows of the sums of keys and from a row's first tile to its whole sum; 0 where the score needs none.
 pub(crate) fn sums_layout(shape: &KvShape, policy: &Policy) -> (u32, u32) {
     match policy.score_in_use() {
         Score::KeyNorm | Score::ValueKeyRatio | Score::External(_) => (0, 0),
         Score::KeyDiff | Score::Centroid => {
             let offset = shape.capacity.div_ceil(sum_tile(&shape.keys)) * shape.keys.head_dim;
-            ((offset + shape.keys.head_dim).next_multiple_of(64), offset)
+            ((offset + shape.keys.head_dim + QUAD).next_multiple_of(64), offset)
         }
     }
 }
 
 /// The parameters of the norm, in the form of the other scores and with the tensor that they read.
-pub(crate) fn params_of_score(
-    norm: &KeyNormParams,
-    tensor: TensorLayout,
-    policy: &Policy,
-    scratch: &ScratchLayout,
-) -> ScoreParams {
+pub(crate) fn params_of_score(norm: &KeyNormParams, tensor: TensorLayout, plan: &PlanInner) -> ScoreParams {
+    let PlanInner { policy, scratch, .. } = plan;
     ScoreParams {
         state: norm.state,
         num_rows: norm.num_rows,
@@ -249,7 +258,7 @@ pub(crate) fn params_of_score(
         histogram_stride: norm.histogram_stride,
         digit_shift: norm.digit_shift,
         digit_base: norm.digit_base,
-        pad0: 0,
+        key_sums_stride: key_sums_stride(&plan.shape) / QUAD,
     }
 }
 
@@ -279,6 +288,8 @@ pub(crate) fn digit_window(policy: &Policy) -> (u32, u32) {
     };
     match (policy.score_in_use(), policy.direction) {
         (_, Direction::Random { .. }) => (20, 0),
+        // What the state keeps is 1 - cosine, subtracted from infinity like a norm.
+        (Score::KeyDiff, Direction::Lowest) if policy.cached_norms => (15, (INFINITY_BITS - TWO_BITS) >> 15),
         (Score::KeyDiff, Direction::Lowest) => (15, 0),
         (Score::KeyDiff, _) => (15, (TWO_BITS >> 15) - 2048),
         (Score::External(ExternalScore::F32), Direction::Lowest) => (18, rank((127 - 32) << 23) >> 18),

@@ -18,16 +18,17 @@ fn add_lanes() -> f32 {
 @compute @workgroup_size(WG_SIZE)
 fn sum_keys(
     @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) num: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
     let row = params.first_row + wg.y;
     let r = scored_row(row);
     let row_base = row_base_of(row);
-    let tile_base = wg.x * SUM_TILE;
+    let tile_base = first_slot(r, row) + wg.x * SUM_TILE;
     for (var t = index; t < SUM_TILE; t += WG_SIZE) {
         wg_weights[t] = 0.0;
         if tile_base + t < r.len {
-            wg_weights[t] = weigh_token(wg.y, row_base, tile_base + t);
+            wg_weights[t] = weigh_token(score_ix(wg.y, r, tile_base + t), row_base + (tile_base + t) * params.token_stride);
         }
     }
     workgroupBarrier();
@@ -46,12 +47,11 @@ fn sum_keys(
             }
         }
     }
-    store_tile(wg, index, sum);
+    store_tile(wg, num.x, index, sum);
 }
 
 // Leaves a token's inverse norm and returns its weight in the sum.
-fn weigh_token(local_row: u32, row_base: u32, slot: u32) -> f32 {
-    let base = row_base + slot * params.token_stride;
+fn weigh_token(ix: u32, base: u32) -> f32 {
     for (var lane = 0u; lane < LANES; lane++) {
         var sum = 0.0;
         for (var c = lane; c < CHUNKS; c += LANES) {
@@ -61,7 +61,7 @@ fn weigh_token(local_row: u32, row_base: u32, slot: u32) -> f32 {
     }
     let square = vec4<f32>(add_lanes());
     let inverses = inverse_norms(square);
-    order_keys[local_row * params.order_stride + slot] = inverse_bits(inverses.x, square.x);
+    order_keys[ix] = inverse_bits(inverses.x, square.x);
     return weights_of(inverses, square).x;
 }
 
@@ -95,7 +95,8 @@ fn score(
     let row_base = row_base_of(row);
     find_mean(wg.y, index, r.len);
     start_histogram(index);
-    for (var slot = wg.x * TILE + index; slot < min(r.len, (wg.x + 1u) * TILE); slot += WG_SIZE) {
+    let first = first_slot(r, row) + wg.x * TILE;
+    for (var slot = first + index; slot < min(r.len, first + TILE); slot += WG_SIZE) {
         let base = row_base + slot * params.token_stride;
         for (var lane = 0u; lane < LANES; lane++) {
             var sum = 0.0;

@@ -2,7 +2,7 @@
 //   0 params uniform Params
 //   2 state_meta read u32, by StateLayout
 //   3 positions read u32 [row, capacity] original position
-//   4 order_keys read_write u32 [row, order_stride]
+//   4 order_keys read_write u32 [row, order_stride]; with CACHED the scores in the state, f32 bits [row, capacity]
 //   5 histogram read_write atomic u32 [row, histogram_stride] counts of first digits
 //   6 status read_write atomic u32 [layer] sticky bits
 
@@ -27,7 +27,7 @@ struct Params {
     histogram_stride: u32,  // words
     digit_shift: u32,       // the window of first digits
     digit_base: u32,
-    pad0: u32,
+    key_sums_stride: u32,   // vectors between rows of key_sums
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -59,11 +59,6 @@ fn scored_row(row: u32) -> Row {
 fn row_base_of(row: u32) -> u32 {
     let sequence = row / params.state.num_kv_heads - params.first_sequence;
     return params.base + sequence * params.batch_stride + row % params.state.num_kv_heads * params.head_stride;
-}
-
-// The first token that the dispatch scores.
-fn first_slot(r: Row, row: u32) -> u32 {
-    return 0u;
 }
 
 // Order key of a score of this rank; `bad` scores come last, protected tokens first.

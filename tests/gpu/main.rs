@@ -13,6 +13,7 @@ mod properties;
 mod real_cache;
 mod rotate;
 mod rotation;
+mod running;
 mod scores;
 mod sizes;
 mod state;
