@@ -4,6 +4,7 @@ mod bind;
 mod bound;
 mod calibrate;
 mod compressor;
+mod criterion;
 mod device;
 pub mod diagnose;
 mod draft;
@@ -30,6 +31,7 @@ pub use wgpu;
 pub use bound::{Bound, Stages};
 pub use calibrate::{Calibration, Candidate, LayerChoice};
 pub use compressor::Compressor;
+pub use criterion::{ExternalScore, Score};
 #[doc(hidden)]
 pub use device::ShaderPatch;
 pub use device::{Options, Switch, optional_features, recommended_limits};
@@ -37,7 +39,7 @@ pub use error::{ArgumentError, BuildError, ReadError};
 #[doc(hidden)]
 pub use kernel::{Module, Reduction};
 pub use plan::Plan;
-pub use policy::{Budget, BudgetOverride, Direction, ExternalScore, Order, Policy, Pool, Rounding, Score, Selector};
+pub use policy::{Budget, BudgetOverride, Direction, Order, Policy, Pool, Rounding, Selector};
 pub use rope::{Frequencies, Pairing, Rope};
 pub use rotate::BoundRotation;
 pub use schedule::{Due, Schedule, Trigger};

@@ -2,11 +2,12 @@
 
 use crate::bind::{Inputs, params_binding, range_binding, row_binding, words_binding};
 use crate::bound::PARAMS_STRIDE;
+use crate::criterion::{ExternalScore, Score};
 use crate::draft::{Builder, LayerDraft};
 use crate::kernel::{Access, Checks, LayoutKind, Module};
 use crate::params::{KeyNormParams, ScoreParams, TensorLayout};
 use crate::plan::{PlanInner, WORKGROUP};
-use crate::policy::{Direction, ExternalScore, Policy, Score};
+use crate::policy::{Direction, Policy};
 use crate::reference::key_diff::sum_tile;
 use crate::shape::{KvShape, TensorSpec};
 use crate::windows::BoundRange;

@@ -6,7 +6,8 @@
 
 use super::compact::CacheRow;
 use super::key_norm::{INFINITY_BITS, NAN_ORDER_KEY, Scored, add_lanes, elements, squared_norm};
-use crate::policy::{Direction, Policy, Score};
+use crate::criterion::Score;
+use crate::policy::{Direction, Policy};
 use crate::shape::TensorSpec;
 
 /// Invocations of a workgroup: part of the definition, since they share a tile's tokens.
