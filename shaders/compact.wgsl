@@ -3,15 +3,16 @@
 //!   https://github.com/NVIDIA/TensorRT-LLM/pull/16836. Reference: src/reference/compact.rs, exact.
 //! Bindings:
 //!   0 params uniform Params
-//!   1 keys read_write u32 words, by strides (shared/keys_*.wgsl)
-//!   2 values read_write u32 words, by strides (shared/values_*.wgsl); absent when bound with the keys
+//!   1 keys read_write u32 words, addressed by shared/address_*.wgsl
+//!   2 values read_write u32 words, likewise; absent when bound with the keys
 //!   3 lists read u32 [row, lists_stride]
 //!   4 row_infos read RowInfo [row]
+//!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
 //! Entry points: fill · dispatch (ceil(max_moved / (WG_SIZE / LANES * 4)), num_rows, 2) · none
 //!   walk · dispatch (key slices + value slices, num_rows, 1) · none
 //!   range · dispatch (any, num_rows, 2) · none: walks on by its grid
 //! Overrides: WG_SIZE = 256; KEY_CHUNKS, VALUE_CHUNKS = 16, in 2..=128; KEY_LANES, VALUE_LANES = 16, a power of two in
-//!   1..=32; SLICE_CHUNKS = 4, a power of two
+//!   1..=32; SLICE_CHUNKS = 4, a power of two; PAGE_SIZE = 16
 //! Workgroup bytes: 8
 //! Algorithm: fill: the j-th kept slot at or beyond the budget goes to the j-th hole below it; sources and destinations
 //!   are disjoint, so the order of workgroups does not matter. Positional: `walk`, a workgroup to a column slice of a row,
@@ -20,13 +21,6 @@
 //!   destinations, [a, src(a)), and a last `walk` takes what a fixed number of ranges has left.
 //! Invariants: dst(j) <= src(j) < src(j + 1), so a tile's stores never land on a later tile's sources, and no other
 //!   workgroup touches the slice. Rows move as u32, never through floats.
-
-struct TensorLayout {
-    batch_stride: u32, // units of the access file, modulo 2^32
-    head_stride: u32,  // units
-    token_stride: u32, // units
-    base: u32,         // units, modulo 2^32: of sequence `first_sequence`, head 0, token 0
-}
 
 struct Params {
     keys: TensorLayout,
@@ -39,6 +33,10 @@ struct Params {
     first_info: u32,     // index of row 0 in row_infos
     walk_len: u32,       // ranks that the first walk takes
     range_ix: u32,       // ranges before this dispatch; of a first walk 0xffffffff
+    table_base: u32,     // words: of a paged cache, sequence 0's row of the table
+    table_stride: u32,   // words
+    pad0: u32,
+    pad1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -52,10 +50,8 @@ override VALUE_CHUNKS: u32 = 16u;
 override VALUE_LANES: u32 = 16u;
 override SLICE_CHUNKS: u32 = 4u;
 
-fn row_base_of(t: TensorLayout, local_row: u32) -> u32 {
-    let row = params.first_row + local_row;
-    let sequence = row / params.num_kv_heads - params.first_sequence;
-    return t.base + sequence * t.batch_stride + row % params.num_kv_heads * t.head_stride;
+fn place_of_row(t: TensorLayout, local_row: u32) -> Place {
+    return place_of(t, params.first_row + local_row, params.num_kv_heads);
 }
 
 fn fill_keys(wg: vec3<u32>, index: u32, info: RowInfo) {
@@ -71,15 +67,15 @@ fn fill_keys(wg: vec3<u32>, index: u32, info: RowInfo) {
     let j1 = min(j + groups, last);
     let j2 = min(j + 2u * groups, last);
     let j3 = min(j + 3u * groups, last);
-    let row_base = row_base_of(params.keys, wg.y);
-    let s0 = row_base + lists[movers + j] * params.keys.token_stride;
-    let s1 = row_base + lists[movers + j1] * params.keys.token_stride;
-    let s2 = row_base + lists[movers + j2] * params.keys.token_stride;
-    let s3 = row_base + lists[movers + j3] * params.keys.token_stride;
-    let d0 = row_base + lists[holes + j] * params.keys.token_stride;
-    let d1 = row_base + lists[holes + j1] * params.keys.token_stride;
-    let d2 = row_base + lists[holes + j2] * params.keys.token_stride;
-    let d3 = row_base + lists[holes + j3] * params.keys.token_stride;
+    let place = place_of_row(params.keys, wg.y);
+    let s0 = token_base(params.keys, place, lists[movers + j]);
+    let s1 = token_base(params.keys, place, lists[movers + j1]);
+    let s2 = token_base(params.keys, place, lists[movers + j2]);
+    let s3 = token_base(params.keys, place, lists[movers + j3]);
+    let d0 = token_base(params.keys, place, lists[holes + j]);
+    let d1 = token_base(params.keys, place, lists[holes + j1]);
+    let d2 = token_base(params.keys, place, lists[holes + j2]);
+    let d3 = token_base(params.keys, place, lists[holes + j3]);
     for (var c = lane; c < KEY_CHUNKS; c += KEY_LANES) {
         let c0 = load_key_chunk(s0, c);
         let c1 = load_key_chunk(s1, c);
@@ -111,15 +107,15 @@ fn fill_values(wg: vec3<u32>, index: u32, info: RowInfo) {
     let j1 = min(j + groups, last);
     let j2 = min(j + 2u * groups, last);
     let j3 = min(j + 3u * groups, last);
-    let row_base = row_base_of(params.values, wg.y);
-    let s0 = row_base + lists[movers + j] * params.values.token_stride;
-    let s1 = row_base + lists[movers + j1] * params.values.token_stride;
-    let s2 = row_base + lists[movers + j2] * params.values.token_stride;
-    let s3 = row_base + lists[movers + j3] * params.values.token_stride;
-    let d0 = row_base + lists[holes + j] * params.values.token_stride;
-    let d1 = row_base + lists[holes + j1] * params.values.token_stride;
-    let d2 = row_base + lists[holes + j2] * params.values.token_stride;
-    let d3 = row_base + lists[holes + j3] * params.values.token_stride;
+    let place = place_of_row(params.values, wg.y);
+    let s0 = token_base(params.values, place, lists[movers + j]);
+    let s1 = token_base(params.values, place, lists[movers + j1]);
+    let s2 = token_base(params.values, place, lists[movers + j2]);
+    let s3 = token_base(params.values, place, lists[movers + j3]);
+    let d0 = token_base(params.values, place, lists[holes + j]);
+    let d1 = token_base(params.values, place, lists[holes + j1]);
+    let d2 = token_base(params.values, place, lists[holes + j2]);
+    let d3 = token_base(params.values, place, lists[holes + j3]);
     for (var c = lane; c < VALUE_CHUNKS; c += VALUE_LANES) {
         let c0 = load_value_chunk(s0, c);
         let c1 = load_value_chunk(s1, c);
@@ -151,7 +147,7 @@ fn walk_keys(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
     let c = slice * SLICE_CHUNKS + index % SLICE_CHUNKS;
     let pieces = WG_SIZE / SLICE_CHUNKS;
     let list_base = row * params.lists_stride;
-    let row_base = row_base_of(params.keys, row);
+    let place = place_of_row(params.keys, row);
     let valid = c < KEY_CHUNKS;
     let last = max(budget, 1u) - 1u;
     for (var base = first; base < budget; base += 8u * pieces) {
@@ -172,41 +168,41 @@ fn walk_keys(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
         var c6 = vec4<u32>(0u);
         var c7 = vec4<u32>(0u);
         if valid {
-            c0 = load_key_chunk(row_base + lists[list_base + min(r0, last)] * params.keys.token_stride, c);
-            c1 = load_key_chunk(row_base + lists[list_base + min(r1, last)] * params.keys.token_stride, c);
-            c2 = load_key_chunk(row_base + lists[list_base + min(r2, last)] * params.keys.token_stride, c);
-            c3 = load_key_chunk(row_base + lists[list_base + min(r3, last)] * params.keys.token_stride, c);
-            c4 = load_key_chunk(row_base + lists[list_base + min(r4, last)] * params.keys.token_stride, c);
-            c5 = load_key_chunk(row_base + lists[list_base + min(r5, last)] * params.keys.token_stride, c);
-            c6 = load_key_chunk(row_base + lists[list_base + min(r6, last)] * params.keys.token_stride, c);
-            c7 = load_key_chunk(row_base + lists[list_base + min(r7, last)] * params.keys.token_stride, c);
+            c0 = load_key_chunk(token_base(params.keys, place, lists[list_base + min(r0, last)]), c);
+            c1 = load_key_chunk(token_base(params.keys, place, lists[list_base + min(r1, last)]), c);
+            c2 = load_key_chunk(token_base(params.keys, place, lists[list_base + min(r2, last)]), c);
+            c3 = load_key_chunk(token_base(params.keys, place, lists[list_base + min(r3, last)]), c);
+            c4 = load_key_chunk(token_base(params.keys, place, lists[list_base + min(r4, last)]), c);
+            c5 = load_key_chunk(token_base(params.keys, place, lists[list_base + min(r5, last)]), c);
+            c6 = load_key_chunk(token_base(params.keys, place, lists[list_base + min(r6, last)]), c);
+            c7 = load_key_chunk(token_base(params.keys, place, lists[list_base + min(r7, last)]), c);
         }
         // Every load of this tile comes before any of its stores, which may land on its own sources.
         storageBarrier();
         workgroupBarrier();
         if valid && r0 < budget {
-            store_key_chunk(row_base + r0 * params.keys.token_stride, c, c0);
+            store_key_chunk(token_base(params.keys, place, r0), c, c0);
         }
         if valid && r1 < budget {
-            store_key_chunk(row_base + r1 * params.keys.token_stride, c, c1);
+            store_key_chunk(token_base(params.keys, place, r1), c, c1);
         }
         if valid && r2 < budget {
-            store_key_chunk(row_base + r2 * params.keys.token_stride, c, c2);
+            store_key_chunk(token_base(params.keys, place, r2), c, c2);
         }
         if valid && r3 < budget {
-            store_key_chunk(row_base + r3 * params.keys.token_stride, c, c3);
+            store_key_chunk(token_base(params.keys, place, r3), c, c3);
         }
         if valid && r4 < budget {
-            store_key_chunk(row_base + r4 * params.keys.token_stride, c, c4);
+            store_key_chunk(token_base(params.keys, place, r4), c, c4);
         }
         if valid && r5 < budget {
-            store_key_chunk(row_base + r5 * params.keys.token_stride, c, c5);
+            store_key_chunk(token_base(params.keys, place, r5), c, c5);
         }
         if valid && r6 < budget {
-            store_key_chunk(row_base + r6 * params.keys.token_stride, c, c6);
+            store_key_chunk(token_base(params.keys, place, r6), c, c6);
         }
         if valid && r7 < budget {
-            store_key_chunk(row_base + r7 * params.keys.token_stride, c, c7);
+            store_key_chunk(token_base(params.keys, place, r7), c, c7);
         }
     }
 }
@@ -215,7 +211,7 @@ fn walk_values(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
     let c = slice * SLICE_CHUNKS + index % SLICE_CHUNKS;
     let pieces = WG_SIZE / SLICE_CHUNKS;
     let list_base = row * params.lists_stride;
-    let row_base = row_base_of(params.values, row);
+    let place = place_of_row(params.values, row);
     let valid = c < VALUE_CHUNKS;
     let last = max(budget, 1u) - 1u;
     for (var base = first; base < budget; base += 8u * pieces) {
@@ -236,41 +232,41 @@ fn walk_values(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
         var c6 = vec4<u32>(0u);
         var c7 = vec4<u32>(0u);
         if valid {
-            c0 = load_value_chunk(row_base + lists[list_base + min(r0, last)] * params.values.token_stride, c);
-            c1 = load_value_chunk(row_base + lists[list_base + min(r1, last)] * params.values.token_stride, c);
-            c2 = load_value_chunk(row_base + lists[list_base + min(r2, last)] * params.values.token_stride, c);
-            c3 = load_value_chunk(row_base + lists[list_base + min(r3, last)] * params.values.token_stride, c);
-            c4 = load_value_chunk(row_base + lists[list_base + min(r4, last)] * params.values.token_stride, c);
-            c5 = load_value_chunk(row_base + lists[list_base + min(r5, last)] * params.values.token_stride, c);
-            c6 = load_value_chunk(row_base + lists[list_base + min(r6, last)] * params.values.token_stride, c);
-            c7 = load_value_chunk(row_base + lists[list_base + min(r7, last)] * params.values.token_stride, c);
+            c0 = load_value_chunk(token_base(params.values, place, lists[list_base + min(r0, last)]), c);
+            c1 = load_value_chunk(token_base(params.values, place, lists[list_base + min(r1, last)]), c);
+            c2 = load_value_chunk(token_base(params.values, place, lists[list_base + min(r2, last)]), c);
+            c3 = load_value_chunk(token_base(params.values, place, lists[list_base + min(r3, last)]), c);
+            c4 = load_value_chunk(token_base(params.values, place, lists[list_base + min(r4, last)]), c);
+            c5 = load_value_chunk(token_base(params.values, place, lists[list_base + min(r5, last)]), c);
+            c6 = load_value_chunk(token_base(params.values, place, lists[list_base + min(r6, last)]), c);
+            c7 = load_value_chunk(token_base(params.values, place, lists[list_base + min(r7, last)]), c);
         }
         // Every load of this tile comes before any of its stores, which may land on its own sources.
         storageBarrier();
         workgroupBarrier();
         if valid && r0 < budget {
-            store_value_chunk(row_base + r0 * params.values.token_stride, c, c0);
+            store_value_chunk(token_base(params.values, place, r0), c, c0);
         }
         if valid && r1 < budget {
-            store_value_chunk(row_base + r1 * params.values.token_stride, c, c1);
+            store_value_chunk(token_base(params.values, place, r1), c, c1);
         }
         if valid && r2 < budget {
-            store_value_chunk(row_base + r2 * params.values.token_stride, c, c2);
+            store_value_chunk(token_base(params.values, place, r2), c, c2);
         }
         if valid && r3 < budget {
-            store_value_chunk(row_base + r3 * params.values.token_stride, c, c3);
+            store_value_chunk(token_base(params.values, place, r3), c, c3);
         }
         if valid && r4 < budget {
-            store_value_chunk(row_base + r4 * params.values.token_stride, c, c4);
+            store_value_chunk(token_base(params.values, place, r4), c, c4);
         }
         if valid && r5 < budget {
-            store_value_chunk(row_base + r5 * params.values.token_stride, c, c5);
+            store_value_chunk(token_base(params.values, place, r5), c, c5);
         }
         if valid && r6 < budget {
-            store_value_chunk(row_base + r6 * params.values.token_stride, c, c6);
+            store_value_chunk(token_base(params.values, place, r6), c, c6);
         }
         if valid && r7 < budget {
-            store_value_chunk(row_base + r7 * params.values.token_stride, c, c7);
+            store_value_chunk(token_base(params.values, place, r7), c, c7);
         }
     }
 }
@@ -318,31 +314,34 @@ fn range_keys(wg: vec3<u32>, num_workgroups: u32, index: u32, from_rank: u32, to
     let groups = WG_SIZE / KEY_LANES;
     let lane = index % KEY_LANES;
     let list_base = wg.y * params.lists_stride;
-    let row_base = row_base_of(params.keys, wg.y);
-    let stride = params.keys.token_stride;
+    let place = place_of_row(params.keys, wg.y);
     for (var j = from_rank + wg.x * groups * 4u + index / KEY_LANES; j < to_rank; j += num_workgroups * groups * 4u) {
         let last = to_rank - 1u;
         let j1 = j + groups;
         let j2 = j1 + groups;
         let j3 = j2 + groups;
-        let s0 = row_base + lists[list_base + j] * stride;
-        let s1 = row_base + lists[list_base + min(j1, last)] * stride;
-        let s2 = row_base + lists[list_base + min(j2, last)] * stride;
-        let s3 = row_base + lists[list_base + min(j3, last)] * stride;
+        let s0 = token_base(params.keys, place, lists[list_base + j]);
+        let s1 = token_base(params.keys, place, lists[list_base + min(j1, last)]);
+        let s2 = token_base(params.keys, place, lists[list_base + min(j2, last)]);
+        let s3 = token_base(params.keys, place, lists[list_base + min(j3, last)]);
+        let d0 = token_base(params.keys, place, j);
+        let d1 = token_base(params.keys, place, min(j1, last));
+        let d2 = token_base(params.keys, place, min(j2, last));
+        let d3 = token_base(params.keys, place, min(j3, last));
         for (var c = lane; c < KEY_CHUNKS; c += KEY_LANES) {
             let c0 = load_key_chunk(s0, c);
             let c1 = load_key_chunk(s1, c);
             let c2 = load_key_chunk(s2, c);
             let c3 = load_key_chunk(s3, c);
-            store_key_chunk(row_base + j * stride, c, c0);
+            store_key_chunk(d0, c, c0);
             if j1 <= last {
-                store_key_chunk(row_base + j1 * stride, c, c1);
+                store_key_chunk(d1, c, c1);
             }
             if j2 <= last {
-                store_key_chunk(row_base + j2 * stride, c, c2);
+                store_key_chunk(d2, c, c2);
             }
             if j3 <= last {
-                store_key_chunk(row_base + j3 * stride, c, c3);
+                store_key_chunk(d3, c, c3);
             }
         }
     }
@@ -352,31 +351,34 @@ fn range_values(wg: vec3<u32>, num_workgroups: u32, index: u32, from_rank: u32, 
     let groups = WG_SIZE / VALUE_LANES;
     let lane = index % VALUE_LANES;
     let list_base = wg.y * params.lists_stride;
-    let row_base = row_base_of(params.values, wg.y);
-    let stride = params.values.token_stride;
+    let place = place_of_row(params.values, wg.y);
     for (var j = from_rank + wg.x * groups * 4u + index / VALUE_LANES; j < to_rank; j += num_workgroups * groups * 4u) {
         let last = to_rank - 1u;
         let j1 = j + groups;
         let j2 = j1 + groups;
         let j3 = j2 + groups;
-        let s0 = row_base + lists[list_base + j] * stride;
-        let s1 = row_base + lists[list_base + min(j1, last)] * stride;
-        let s2 = row_base + lists[list_base + min(j2, last)] * stride;
-        let s3 = row_base + lists[list_base + min(j3, last)] * stride;
+        let s0 = token_base(params.values, place, lists[list_base + j]);
+        let s1 = token_base(params.values, place, lists[list_base + min(j1, last)]);
+        let s2 = token_base(params.values, place, lists[list_base + min(j2, last)]);
+        let s3 = token_base(params.values, place, lists[list_base + min(j3, last)]);
+        let d0 = token_base(params.values, place, j);
+        let d1 = token_base(params.values, place, min(j1, last));
+        let d2 = token_base(params.values, place, min(j2, last));
+        let d3 = token_base(params.values, place, min(j3, last));
         for (var c = lane; c < VALUE_CHUNKS; c += VALUE_LANES) {
             let c0 = load_value_chunk(s0, c);
             let c1 = load_value_chunk(s1, c);
             let c2 = load_value_chunk(s2, c);
             let c3 = load_value_chunk(s3, c);
-            store_value_chunk(row_base + j * stride, c, c0);
+            store_value_chunk(d0, c, c0);
             if j1 <= last {
-                store_value_chunk(row_base + j1 * stride, c, c1);
+                store_value_chunk(d1, c, c1);
             }
             if j2 <= last {
-                store_value_chunk(row_base + j2 * stride, c, c2);
+                store_value_chunk(d2, c, c2);
             }
             if j3 <= last {
-                store_value_chunk(row_base + j3 * stride, c, c3);
+                store_value_chunk(d3, c, c3);
             }
         }
     }

@@ -2,7 +2,7 @@
 //! Source: the monotone map of IEEE 754 numbers to integers, as in M. Herf, "Radix Tricks", 2001; the scores are the
 //!   caller's, of any method. Reference: src/reference/external.rs, exact.
 //! Bindings: shared/score_rows.wgsl, and
-//!   1 scores read_write u32 words, by strides: f32 scores, or order keys with ORDER_KEYS
+//!   1 scores read_write u32 words, by strides (shared/address_strided.wgsl): f32 scores, or order keys with ORDER_KEYS
 //! Entry points: score · dispatch (ceil(max_len / TILE), num_rows, 1) · none
 //! Overrides: WG_SIZE = 256; TILE = 256; HISTOGRAM = false; ORDER_KEYS = false
 //! Workgroup bytes: 8192 with HISTOGRAM
@@ -39,10 +39,10 @@ fn key_of(r: Row, slot: u32, word: u32) -> u32 {
 fn score(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let row = params.first_row + wg.y;
     let r = scored_row(row);
-    let row_base = row_base_of(row);
+    let place = place_of_row(row);
     start_histogram(index);
     for (var slot = wg.x * TILE + index; slot < min(r.len, (wg.x + 1u) * TILE); slot += WG_SIZE) {
-        write_key(wg.y, slot, key_of(r, slot, scores[row_base + slot * params.token_stride]));
+        write_key(wg.y, slot, key_of(r, slot, scores[token_base(params.keys, place, slot)]));
     }
     flush_histogram(wg, index);
 }

@@ -4,15 +4,15 @@
 //!   Resource-Constrained Environments", https://arxiv.org/abs/2504.15364; CENTROID: the distance of ManifoldKV (PMLR 306).
 //!   Reference: src/reference/key_diff.rs, exact.
 //! Bindings: shared/score_rows.wgsl, and
-//!   1 keys read_write u32 words of f32|f16|bf16, by strides (shared/keys_*.wgsl)
+//!   1 keys read_write u32 words of f32|f16|bf16, addressed by shared/address_*.wgsl
 //!   7 sums read_write vec4<f32> [row, sums_stride]: a sum of keys for each SUM_TILE tokens, then that of the row, then the
-//!     number of tiles
-//!   8 key_sums read_write vec4<f32> [row, head_dim / 4]: with CACHED the sums in the state
+//!     number of tiles; with CACHED they are in the state
+//!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
 //! Entry points: sum_keys · dispatch (ceil(max_len / SUM_TILE), num_rows, 1) · needs none | subgroups
 //!   add_tiles · dispatch (ceil(head_dim / 16), num_rows, 1) · none
 //!   score · dispatch (ceil(max_len / TILE), num_rows, 1) · needs none | subgroups
 //! Overrides: WG_SIZE = 256; LANES = 16, a power of two in 2..=32; CHUNKS = 16, in 2..=128; TILE = 256, a multiple of
-//!   WG_SIZE / LANES * 4; SUM_TILE = 256, likewise; HISTOGRAM = false; CENTROID = false; CACHED = false
+//!   WG_SIZE / LANES * 4; SUM_TILE = 256, likewise; HISTOGRAM = false; CENTROID = false; CACHED = false; PAGE_SIZE = 16
 //! Workgroup bytes: 8192 with HISTOGRAM, + 20 * WG_SIZE in the workgroup variant
 //! Algorithm: sum_keys: LANES invocations share a token as in key_norm. They find its squared norm, leave the inverse of
 //!   the norm in `order_keys`, and add the key times that inverse to sums that they keep in registers, the chunks being
@@ -35,7 +35,6 @@ override CENTROID: bool = false;
 override CACHED: bool = false;
 
 @group(0) @binding(7) var<storage, read_write> sums: array<vec4<f32>>;
-@group(0) @binding(8) var<storage, read_write> key_sums: array<vec4<f32>>;
 
 const BAD: u32 = 0xffffffffu;
 const NAN_SCORE: u32 = 0x7fc00000u;
@@ -222,16 +221,14 @@ fn add_tiles(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_ind
             wg_sums[index] += wg_sums[index + d];
         }
     }
-    if index < per_segment && quad < head_quads() {
+    // An empty row, or one of an inactive sequence, keeps what it has.
+    if index < per_segment && quad < head_quads() && r.len > 0u {
+        let ix = sums_base(wg.y) + params.sums_offset + quad;
         var sum = wg_sums[index];
-        if CACHED && r.len > 0u {
-            let ix = wg.y * params.key_sums_stride + quad;
-            if first > 0u {
-                sum += key_sums[ix];
-            }
-            key_sums[ix] = sum;
+        if first > 0u {
+            sum += sums[ix];
         }
-        sums[sums_base(wg.y) + params.sums_offset + quad] = sum;
+        sums[ix] = sum;
     }
 }
 

@@ -3,16 +3,17 @@
 //!   https://arxiv.org/abs/2406.11430, section 2. Reference: src/reference/key_norm.rs, exact.
 //! Bindings:
 //!   0 params uniform Params
-//!   1 keys read_write u32 words of f32|f16|bf16, by strides (shared/keys_*.wgsl)
+//!   1 keys read_write u32 words of f32|f16|bf16, addressed by shared/address_*.wgsl
 //!   2 state_meta read u32, by StateLayout
 //!   3 positions read u32 [row, capacity] original position
 //!   4 order_keys read_write u32 [row, order_stride]; with CACHED the squared norms, f32 bits [row, capacity]
 //!   5 histogram read_write atomic u32 [row, histogram_stride] counts of first digits
 //!   6 status read_write atomic u32 [layer] sticky bits
-//! Entry points: score · dispatch (ceil(max_len / TILE), num_rows, 1) · needs none | subgroups; with CACHED of the
-//!   tokens that have no norm yet
+//!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
+//! Entry points: score · dispatch (ceil(max_len / TILE), num_rows, 1), max_len that of a band where a row exceeds a
+//!   binding · needs none | subgroups; with CACHED of the tokens that have no norm yet
 //! Overrides: WG_SIZE = 256; LANES = 16, a power of two in 2..=32; CHUNKS = 16, in 2..=128; TILE = 64, a multiple
-//!   of WG_SIZE / LANES * 4; HISTOGRAM = false; CACHED = false
+//!   of WG_SIZE / LANES * 4; HISTOGRAM = false; CACHED = false; PAGE_SIZE = 16
 //! Workgroup bytes: 8192 with HISTOGRAM, + 20 * WG_SIZE in the workgroup variant
 //! Algorithm: LANES invocations share a token (shared/score_tile.wgsl); invocation j sums the squares of its 16-byte
 //!   chunks j, j + LANES, … from left to right, then a butterfly at distances LANES / 2 … 1 adds the lanes. Four tokens
@@ -29,10 +30,7 @@ struct Params {
     first_row: u32,         // row of the layer that is row 0 here
     layer: u32,
     order_stride: u32,      // words
-    batch_stride: u32,      // units of the keys_* file, modulo 2^32
-    head_stride: u32,       // units
-    token_stride: u32,      // units
-    base: u32,              // units, modulo 2^32: of sequence `first_sequence`, head 0, token 0
+    keys: TensorLayout,
     first_sequence: u32,
     direction: u32,         // 0 lowest, 1 highest, 2 random
     seed_low: u32,
@@ -44,6 +42,10 @@ struct Params {
     digit_base: u32,
     share_low: u32,         // share of the length that `recent` is at most, times 2^40
     share_high: u32,        // NO_SHARE: no such bound
+    first_slot: u32,        // slots of this dispatch, where a row exceeds a binding
+    end_slot: u32,
+    table_base: u32,        // words: of a paged cache, sequence 0's row of the table
+    table_stride: u32,      // words
     pad0: u32,
 }
 
@@ -75,17 +77,22 @@ fn scored_row(row: u32) -> Row {
     return r;
 }
 
-fn row_base_of(row: u32) -> u32 {
-    let sequence = row / params.state.num_kv_heads - params.first_sequence;
-    return params.base + sequence * params.batch_stride + row % params.state.num_kv_heads * params.head_stride;
+// One past the last slot that this dispatch scores.
+fn end_of(r: Row) -> u32 {
+    return min(r.len, params.end_slot);
+}
+
+fn place_of_row(row: u32) -> Place {
+    return place_of(params.keys, row, params.state.num_kv_heads);
 }
 
 // The first token that the dispatch scores.
 fn first_slot(r: Row, row: u32) -> u32 {
     if CACHED {
-        return min(state_meta[params.state.scored_base + params.layer * params.state.rows_per_layer + row], r.len);
+        let scored = state_meta[params.state.scored_base + params.layer * params.state.rows_per_layer + row];
+        return max(params.first_slot, min(scored, r.len));
     }
-    return 0u;
+    return params.first_slot;
 }
 
 fn write_score(wg: vec3<u32>, r: Row, row: u32, slot: u32, sum: f32, nan: bool) {

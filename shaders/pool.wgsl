@@ -57,8 +57,9 @@ fn row_len(local_row: u32) -> u32 {
     let s = params.state;
     let global_row = params.first_row + local_row;
     let row = global_row % s.rows_per_layer;
-    let state_row = (params.first_layer + global_row / s.rows_per_layer) * s.rows_per_layer + row;
-    let is_active = state_meta[s.inactive_base + row / s.num_kv_heads] == 0u;
+    let layer = params.first_layer + global_row / s.rows_per_layer;
+    let state_row = layer * s.rows_per_layer + row;
+    let is_active = state_meta[s.inactive_base + layer * s.inactive_stride + row / s.num_kv_heads] == 0u;
     return select(0u, min(state_meta[s.lengths_base + state_row], s.capacity), is_active);
 }
 

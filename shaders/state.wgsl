@@ -84,7 +84,7 @@ fn mark_scored(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgr
     let global_row = params.first_row + id.x;
     let layer = params.first_layer + global_row / s.rows_per_layer;
     let row = global_row % s.rows_per_layer;
-    if state_meta[s.inactive_base + row / s.num_kv_heads] != 0u {
+    if state_meta[s.inactive_base + layer * s.inactive_stride + row / s.num_kv_heads] != 0u {
         return;
     }
     let state_row = layer * s.rows_per_layer + row;

@@ -3,50 +3,52 @@
 use std::sync::Arc;
 
 use crate::bound::{Bound, LayerWindow, Moves, SelectWindow};
-use crate::draft::{Builder, CheckedLayer, INFOS_A_SLOT, LayerDraft, ParamsBlock, SelectDraft, word};
-use crate::error::{ArgumentError, BuildError};
+use crate::draft::{Builder, INFOS_A_SLOT, LayerDraft, ParamsBlock, RowRange, SelectDraft, word};
+use crate::error::BuildError;
 use crate::kernel::{Access, Checks, Kernels, LayoutKind, Module};
+use crate::pages::Views;
 use crate::params::{AppendParams, CompactParams, OrderParams, RowRule, TopKParams};
 use crate::plan::{Plan, WORKGROUP};
 use crate::policy::{BudgetRule, Order};
-use crate::shape::{Dtype, KvShape, Lattice, TensorSpec, range_lattice};
+use crate::shape::{KvShape, TensorSpec};
 use crate::state::CacheState;
-use crate::view::{KvView, TensorView, check_tensor};
-use crate::windows::{BoundRange, Window, WindowLimits, layer_windows, rows_range};
+use crate::windows::{BoundRange, WindowLimits};
 use crate::workspace::{ROW_INFO_WORDS, Workspace};
-
-/// One score of the caller's: a word.
-const SCORE: TensorSpec = TensorSpec::new(Dtype::F32, 1);
-
-/// The caller's buffers, a view a layer.
-pub(crate) struct Inputs<'a> {
-    pub views: &'a [KvView<'a>],
-    /// Empty unless the policy takes scores.
-    pub scores: &'a [TensorView<'a>],
-}
 
 impl Bound {
     pub(crate) fn new(
         plan: &Plan,
         device: &wgpu::Device,
-        inputs: &Inputs<'_>,
-        state: &CacheState,
-        workspace: &Workspace,
+        views: &Views<'_>,
+        (state, workspace): (&CacheState, &Workspace),
         checks: &mut Checks,
     ) -> Result<Self, BuildError> {
         let inner = &plan.inner;
-        let builder = Builder { plan: inner, device, state, workspace };
-        let layers = builder.check(inputs)?;
+        let builder = Builder { plan: inner, device, state, workspace, pages: views.pages };
+        let layers = builder.check(views)?;
         let mut params = ParamsBlock::default();
         let drafts: Vec<_> = layers.iter().flat_map(|layer| builder.draft_layer(layer, &mut params)).collect();
+        let band_drafts: Vec<_> = layers.iter().flat_map(|l| builder.draft_bands(l, &mut params)).collect();
+        let table_drafts = builder.draft_tables(&layers, views, &mut params);
         let select_drafts = builder.draft_selects(&mut params);
         let append_params_offset = builder.push_append_params(&mut params);
         let params = params.into_buffer(device, "keynorm.params", wgpu::BufferUsages::UNIFORM, checks);
-        let table = builder.rule_table(checks);
-        let layers = drafts.iter().map(|d| builder.layer_window(d, &params, inputs, checks)).collect();
-        let selects = select_drafts.iter().map(|d| builder.select_window(d, &params, &table, checks)).collect();
+        let rules = builder.rule_table(checks);
+        let pages = builder.bound_pages(&table_drafts, &params, checks)?;
+        let layers = drafts.iter().map(|d| builder.layer_window(d, &params, views, checks)).collect();
+        let banded = band_drafts.iter().map(|d| builder.banded_layer(d, &params, views, checks)).collect();
+        let selects = select_drafts.iter().map(|d| builder.select_window(d, &params, &rules, checks)).collect();
         let append_group = builder.append_group(&params, checks);
-        Ok(Self { plan: Arc::clone(inner), layers, selects, state: state.clone(), append_group, append_params_offset })
+        Ok(Self {
+            plan: Arc::clone(inner),
+            layers,
+            banded,
+            selects,
+            pages,
+            state: state.clone(),
+            append_group,
+            append_params_offset,
+        })
     }
 }
 
@@ -62,71 +64,6 @@ impl Builder<'_> {
             offset_alignment: c.offset_alignment,
             max_rows: c.max_workgroups.min(self.plan.scratch.max_rows(c.max_binding_bytes)),
         }
-    }
-
-    fn check(&self, inputs: &Inputs<'_>) -> Result<Vec<CheckedLayer>, BuildError> {
-        let Inputs { views, scores } = *inputs;
-        let shape = &self.plan.shape;
-        if self.kernels().device != *self.device {
-            return Err(ArgumentError::WrongDevice { argument: "device" }.into());
-        }
-        crate::state::check_count("views", views.len(), shape.num_layers as usize)?;
-        let num_scores = if self.plan.policy.takes_scores() { shape.num_layers as usize } else { 0 };
-        crate::state::check_count("scores", scores.len(), num_scores)?;
-        if self.state.shape != *shape || !self.state.serves(&self.plan.policy) {
-            return Err(ArgumentError::WrongPlan { argument: "state" }.into());
-        }
-        if self.workspace.layout != self.plan.scratch {
-            return Err(ArgumentError::WrongPlan { argument: "workspace" }.into());
-        }
-        let mut layers = Vec::new();
-        let mut placed: Vec<(&wgpu::Buffer, Lattice)> = Vec::new();
-        for (buffer, argument) in [
-            (self.state.meta(), "state.meta"),
-            (self.state.positions(), "state.positions"),
-            (self.state.status(), "state.status"),
-            (self.state.norms_or_dummy(), "state.key_norms"),
-            (self.state.key_sums_or_dummy(), "state.key_sums"),
-            (self.workspace.order_keys(), "workspace.order_keys"),
-        ] {
-            placed.push((buffer, range_lattice(argument, 0, buffer.size())));
-        }
-        for (compressed, &layer) in self.plan.layers.iter().enumerate() {
-            let view = &views[layer as usize];
-            let keys = check_tensor("keys", shape, &shape.keys, &view.keys)?;
-            let values = check_tensor("values", shape, &shape.values, &view.values)?;
-            let scores = scores.get(layer as usize);
-            let scores = scores.map(|s| Ok::<_, ArgumentError>((s.buffer, check_tensor("scores", shape, &SCORE, s)?)));
-            let scores = scores.transpose()?;
-            let tensors = [(view.keys.buffer, keys), (view.values.buffer, values)];
-            for (buffer, lattice) in tensors.into_iter().chain(scores) {
-                for (other_buffer, other) in &placed {
-                    if *other_buffer == buffer && lattice.overlaps(other) {
-                        let (first, second) = (other.argument, lattice.argument);
-                        return Err(ArgumentError::Overlap { first, second }.into());
-                    }
-                }
-                placed.push((buffer, lattice));
-            }
-            let same_buffer = view.keys.buffer == view.values.buffer;
-            let (windows, joined) = layer_windows(&keys, &values, same_buffer, self.limits())?;
-            let compressed = u32::try_from(compressed).unwrap_or(u32::MAX);
-            let scores = scores.map(|s| s.1);
-            self.check_scores(scores.as_ref(), &windows)?;
-            layers.push(CheckedLayer { compressed, layer, keys, values, scores, windows, joined });
-        }
-        Ok(layers)
-    }
-
-    fn check_scores(&self, scores: Option<&Lattice>, windows: &[Window]) -> Result<(), ArgumentError> {
-        let limit = self.limits().max_binding_bytes;
-        for (scores, window) in scores.iter().flat_map(|s| windows.iter().map(move |w| (s, w))) {
-            let row_bytes = rows_range(scores, window, self.limits()).size;
-            if row_bytes > limit {
-                return Err(ArgumentError::RowExceedsBinding { argument: "scores", row_bytes, limit });
-            }
-        }
-        Ok(())
     }
 
     /// The budgets of the compressed layers' heads, as the select stage reads them.
@@ -150,30 +87,42 @@ impl Builder<'_> {
         &self,
         draft: &LayerDraft,
         params: &wgpu::Buffer,
-        inputs: &Inputs<'_>,
+        views: &Views<'_>,
         checks: &mut Checks,
     ) -> LayerWindow {
-        let view = &inputs.views[draft.layer as usize];
+        let view = &views.layers[draft.rows.layer as usize];
+        let table = views.tables.get(draft.rows.layer as usize).zip(draft.table);
+        let table = table.map(|(table, range)| range_binding(table.buffer, range));
         let w = &draft.window;
-        let scratch = &self.plan.scratch;
-        let rows = |buffer, stride| row_binding(buffer, draft.first_scratch_row, w.num_rows, stride);
         let keys = range_binding(view.keys.buffer, w.keys);
         let compact_params = params_binding::<CompactParams>(params, 0);
-        let lists = rows(&self.workspace.lists, scratch.lists_stride);
-        let infos = info_binding(&self.workspace.row_infos, draft.first_scratch_row, w.num_rows);
-        let compact_group = if draft.values_access == Access::Joined {
-            self.group(LayoutKind::CompactJoined, &[compact_params, keys, lists, infos], checks)
-        } else {
-            let values = range_binding(view.values.buffer, w.values);
-            self.group(LayoutKind::Compact, &[compact_params, keys, values, lists, infos], checks)
-        };
+        let (lists, infos) = self.moves_bindings(&draft.rows);
+        let values = range_binding(view.values.buffer, w.values);
+        let is_joined = draft.values_access == Access::Joined;
+        let values = (!is_joined).then_some(values);
+        let kind = LayoutKind::compact(is_joined, table.is_some());
+        let bindings: Vec<_> =
+            [compact_params, keys].into_iter().chain(values).chain([lists, infos]).chain(table).collect();
+        let compact_group = self.group(kind, &bindings, checks);
         LayerWindow {
             num_rows: w.num_rows,
-            score: self.score_stage(draft, params, inputs, checks),
+            score: self.score_stage(draft, params, views, checks),
             compact_group,
             compact_params: draft.compact_params,
             moves: self.moves(draft, checks),
         }
+    }
+
+    /// The constant of the kernels that find tokens by a table.
+    pub(crate) fn page_size(&self) -> Option<(&'static str, f64)> {
+        self.pages.map(|pages| ("PAGE_SIZE", f64::from(pages.page_size)))
+    }
+
+    /// Lists and row infos of rows.
+    pub(crate) fn moves_bindings(&self, rows: &RowRange) -> (wgpu::BindingResource<'_>, wgpu::BindingResource<'_>) {
+        let (first, count) = (rows.first_scratch_row, rows.num_rows);
+        let lists = row_binding(&self.workspace.lists, first, count, self.plan.scratch.lists_stride);
+        (lists, info_binding(&self.workspace.row_infos, first, count))
     }
 
     fn moves(&self, draft: &LayerDraft, checks: &mut Checks) -> Moves {
@@ -188,9 +137,10 @@ impl Builder<'_> {
         let module = Module::Compact {
             keys_vec4: draft.keys_access == Access::Vec4,
             values_vec4: (draft.values_access != Access::Joined).then_some(draft.values_access == Access::Vec4),
+            paged: self.pages.is_some(),
         };
         let mut pipeline = |entry, workgroup: u32| {
-            let constants = [
+            let mut constants = vec![
                 ("WG_SIZE", f64::from(workgroup)),
                 ("KEY_CHUNKS", f64::from(keys.chunks())),
                 ("KEY_LANES", f64::from(key_lanes)),
@@ -198,6 +148,7 @@ impl Builder<'_> {
                 ("VALUE_LANES", f64::from(value_lanes)),
                 ("SLICE_CHUNKS", f64::from(slice)),
             ];
+            constants.extend(self.page_size());
             self.kernels().pipeline(module, entry, &constants, checks)
         };
         let unit = WORKGROUP / key_lanes.max(value_lanes) * 4;
@@ -323,7 +274,7 @@ pub(crate) fn bind_group(
 }
 
 /// Column slices of the walk, 16-byte chunks: as wide as leaves enough workgroups to fill the card.
-fn slice_chunks(shape: &KvShape, workgroup: u32) -> u32 {
+pub(crate) fn slice_chunks(shape: &KvShape, workgroup: u32) -> u32 {
     let chunks = shape.rows_per_layer() * (shape.keys.chunks() + shape.values.chunks());
     let wanted = 64 * 1024 / workgroup;
     [16, 8, 4].into_iter().find(|slice| chunks / slice >= wanted).unwrap_or(if workgroup == 1024 { 4 } else { 2 })

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use crate::bands::BandedLayer;
 use crate::error::ArgumentError;
+use crate::pages::FreedPages;
 use crate::plan::{PlanInner, ROW_TOKENS, SELECT_TILE, WORKGROUP};
 use crate::policy::{Order, Selector};
 use crate::score::ScoreStage;
 use crate::state::{CacheState, MAX_SEGMENTS, check_slot};
+use crate::tables::{BoundPages, checks_tables};
 
 /// Stages to record. Each may be recorded alone, in this order, with the same workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,7 +35,7 @@ impl Stages {
         Self(self.0 | other.0)
     }
 
-    const fn has(self, other: Self) -> bool {
+    pub(crate) const fn has(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
 }
@@ -42,7 +45,11 @@ impl Stages {
 pub struct Bound {
     pub(crate) plan: Arc<PlanInner>,
     pub(crate) layers: Vec<LayerWindow>,
+    /// Of the layers whose rows exceed a binding.
+    pub(crate) banded: Vec<BandedLayer>,
     pub(crate) selects: Vec<SelectWindow>,
+    /// Of a paged cache.
+    pub(crate) pages: Option<BoundPages>,
     pub(crate) state: CacheState,
     pub(crate) append_group: wgpu::BindGroup,
     /// Parameters of append slot 0; those of the other slots follow.
@@ -114,6 +121,12 @@ impl Bound {
         &self.state
     }
 
+    /// What the last compression freed of a paged cache; `None` of another.
+    #[must_use]
+    pub fn freed_pages(&self) -> Option<&FreedPages> {
+        self.pages.as_ref().map(|p| &p.freed)
+    }
+
     /// Records the whole compression of every bound layer into the caller's pass. `max_len` (tokens) bounds the lengths
     /// of the rows at execution and sizes the grids; the lengths themselves are read from the cache state on the GPU. A row
     /// that is longer all the same loses which of its tokens are kept; other rows are not touched.
@@ -158,15 +171,18 @@ impl Bound {
         stages: Stages,
     ) -> Result<(), ArgumentError> {
         self.check_max("max_len", max_len)?;
-        if max_len == 0 || self.layers.is_empty() {
+        if max_len == 0 || self.selects.is_empty() {
             return Ok(());
         }
         let path = self.path(max_len);
         let both = stages.has(Stages::SCORE) && stages.has(Stages::SELECT);
         let fused = path == Path::RadixLong && both && self.plan.may_fuse();
         let cached = self.plan.policy.cached_norms;
+        if let Some(pages) = self.pages.as_ref().filter(|_| checks_tables(stages)) {
+            pages.record_check(pass, !stages.has(Stages::COMPACT));
+        }
         if stages.has(Stages::NORMS) && cached {
-            self.record_norms(pass, max_len)?;
+            self.record_new_norms(pass, max_len);
         }
         if stages.has(Stages::SCORE) {
             if cached {
@@ -220,13 +236,20 @@ impl Bound {
         if max_new == 0 {
             return Ok(());
         }
+        if let Some(pages) = &self.pages {
+            pages.record_check(pass, true);
+        }
+        self.record_new_norms(pass, max_new);
+        Ok(())
+    }
+
+    fn record_new_norms(&self, pass: &mut wgpu::ComputePass<'_>, max_new: u32) {
         self.record_score(pass, max_new, false);
         pass.set_pipeline(&self.plan.select.mark_scored);
         for window in &self.selects {
             pass.set_bind_group(0, &window.state_group, &[window.params_offset]);
             pass.dispatch_workgroups(window.num_rows.div_ceil(WORKGROUP), max_new.div_ceil(self.plan.tiles.plain), 1);
         }
-        Ok(())
     }
 
     fn check_max(&self, argument: &'static str, got: u32) -> Result<(), ArgumentError> {
@@ -284,6 +307,9 @@ impl Bound {
         let tile = if fused { tiles.fused } else { tiles.plain };
         for window in &self.layers {
             window.score.record(pass, max_len, window.num_rows, (fused, tile));
+        }
+        for layer in &self.banded {
+            layer.record_score(pass, max_len, tiles, (fused, self.plan.policy.cached_norms));
         }
     }
 
@@ -364,11 +390,15 @@ impl Bound {
     /// dependent dispatches: the update goes beside the first.
     fn record_compact(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
         if self.plan.policy.order == Order::Positional {
-            self.record_finish(pass, self.plan.max_budget(max_len));
+            // A prefix that must stay raises budgets beyond what the plan knows.
+            self.record_finish(pass, max_len);
             self.record_moves(pass, max_len);
         } else {
             self.record_moves(pass, max_len);
             self.record_finish(pass, self.plan.max_moved(max_len));
+        }
+        if let Some(pages) = &self.pages {
+            pages.record_free(pass);
         }
     }
 
@@ -382,6 +412,9 @@ impl Bound {
 
     fn record_moves(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
         let max_moved = self.plan.max_moved(max_len);
+        for layer in &self.banded {
+            layer.record_moves(pass, max_len, self.plan.max_budget(max_len));
+        }
         for window in &self.layers {
             match &window.moves {
                 Moves::Fill { fill, unit } => {

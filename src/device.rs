@@ -26,8 +26,8 @@ pub struct Options {
     pub subgroups: Switch,
     /// A cache that pipelines are created with ([`wgpu::Features::PIPELINE_CACHE`]).
     pub pipeline_cache: Option<wgpu::PipelineCache>,
-    /// Largest storage binding that is used, bytes; caches beyond it go in windows of whole rows. `None`: the device's
-    /// `max_storage_buffer_binding_size`. A lower value serves tests.
+    /// Largest storage binding that is used, bytes; caches beyond it go in windows of whole rows, rows beyond it in
+    /// bands of their tokens. `None`: the device's `max_storage_buffer_binding_size`. A lower value serves tests.
     pub max_binding_bytes: Option<u64>,
     /// Applied to the text of every shader module, for tests that plant faults.
     #[doc(hidden)]

@@ -3,13 +3,14 @@
 use crate::bound::{MAX_RANGES, PARAMS_STRIDE, POOL_PASSES, WALK_LEN, sort_steps};
 use crate::criterion::Score;
 use crate::kernel::{Access, Checks};
+use crate::pages::PageShape;
 use crate::params::{AppendParams, CompactParams, KeyNormParams, OrderParams, StateLayout, TensorLayout, TopKParams};
 use crate::plan::{PlanInner, ROW_TOKENS};
 use crate::policy::{Direction, Order};
 use crate::score::{digit_window, params_of_score};
 use crate::shape::Lattice;
 use crate::state::{CacheState, NUM_APPEND_SLOTS, append_slot_words};
-use crate::windows::{BoundRange, Window, rows_range, scratch_windows};
+use crate::windows::{BoundRange, LayerWindows, Window, rows_range, scratch_windows};
 use crate::workspace::{ROW_INFO_WORDS, Workspace};
 
 /// Row infos in 256 bytes.
@@ -57,16 +58,34 @@ pub(crate) struct CheckedLayer {
     pub keys: Lattice,
     pub values: Lattice,
     pub scores: Option<Lattice>,
-    pub windows: Vec<Window>,
-    pub joined: bool,
+    pub windows: LayerWindows,
+    /// Of a paged cache.
+    pub table: Option<Lattice>,
+}
+
+/// Neighbouring rows of a layer, and where they lie in scratch and state.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowRange {
+    pub layer: u32,
+    pub first_row: u32,
+    pub num_rows: u32,
+    pub first_scratch_row: u64,
+    pub first_position: u64,
+}
+
+/// What of its rows a dispatch of the score reads.
+pub(crate) struct ScoredSlots {
+    pub keys: TensorLayout,
+    pub slots: std::ops::Range<u32>,
+    pub table_base: u32,
+    pub table_stride: u32,
 }
 
 #[derive(Clone)]
 pub(crate) struct LayerDraft {
-    pub layer: u32,
+    pub rows: RowRange,
     pub window: Window,
-    pub first_scratch_row: u64,
-    pub first_position: u64,
+    pub table: Option<BoundRange>,
     pub keys_access: Access,
     pub values_access: Access,
     /// Offset of the parameters of the score; those of the values' norms follow, where they have a score.
@@ -93,100 +112,115 @@ pub(crate) struct Builder<'a> {
     pub device: &'a wgpu::Device,
     pub state: &'a CacheState,
     pub workspace: &'a Workspace,
+    pub pages: Option<PageShape>,
 }
 
 impl Builder<'_> {
+    /// The drafts of a layer of whole rows; none where it is bound by bands.
     pub(crate) fn draft_layer(&self, layer: &CheckedLayer, params: &mut ParamsBlock) -> Vec<LayerDraft> {
         let shape = &self.plan.shape;
-        let scratch = &self.plan.scratch;
-        let (keys_access, values_access) = match (layer.joined, layer.keys.is_vec4(), layer.values.is_vec4()) {
+        let LayerWindows::Rows { windows, joined } = &layer.windows else { return Vec::new() };
+        let (keys_access, values_access) = match (joined, layer.keys.is_vec4(), layer.values.is_vec4()) {
             (true, true, true) => (Access::Vec4, Access::Joined),
             (true, ..) => (Access::Word, Access::Joined),
             (false, k, v) => (access_of(k), access_of(v)),
         };
-        let values_unit = if layer.joined { keys_access } else { values_access };
+        let values_unit = if *joined { keys_access } else { values_access };
         let draft = |window: &Window| {
-            let first_sequence = window.first_row / shape.num_kv_heads;
-            let keys = tensor_layout(&layer.keys, window.first_row, window.keys, keys_access);
-            let values = tensor_layout(&layer.values, window.first_row, window.values, values_unit);
-            let state_row = u64::from(layer.layer) * u64::from(shape.rows_per_layer()) + u64::from(window.first_row);
-            let first_position = state_row * u64::from(shape.capacity) / 64 * 64;
-            let first_scratch_row =
-                u64::from(layer.compressed) * u64::from(shape.rows_per_layer()) + u64::from(window.first_row);
-            let policy = &self.plan.policy;
-            let (direction, seed) = direction_words(policy.direction);
-            let (digit_shift, digit_base) = digit_window(policy);
-            let share = policy.share_bits();
-            let scores = layer.scores.as_ref().map_or(window.keys, |s| rows_range(s, window, self.limits()));
-            let norm = KeyNormParams {
-                state: StateLayout::new(shape, first_position),
-                num_rows: window.num_rows,
-                first_row: window.first_row,
-                layer: layer.layer,
-                order_stride: scratch.order_stride,
-                batch_stride: keys.batch_stride,
-                head_stride: keys.head_stride,
-                token_stride: keys.token_stride,
-                base: keys.base,
-                first_sequence,
-                direction,
-                seed_low: word(seed),
-                seed_high: word(seed >> 32),
-                sinks: policy.sinks,
-                recent: policy.recent,
-                histogram_stride: scratch.histogram_stride,
-                digit_shift,
-                digit_base,
-                share_low: word(share),
-                share_high: word(share >> 32),
-                pad0: 0,
-            };
-            let score_params = match policy.score_in_use() {
-                Score::KeyNorm => params.push(&norm),
-                Score::External(_) => {
-                    let tensor = layer
-                        .scores
-                        .as_ref()
-                        .map_or(keys, |s| tensor_layout(s, window.first_row, scores, Access::Word));
-                    params.push(&params_of_score(&norm, tensor, self.plan))
-                }
-                _ => params.push(&params_of_score(&norm, keys, self.plan)),
-            };
-            if policy.score_in_use() == Score::ValueKeyRatio {
-                params.push(&params_of_score(&norm, values, self.plan));
-            }
+            let rows = self.row_range(layer, window.first_row, window.num_rows);
+            // Rows of a paged cache are found by the table, from page 0 on.
+            let first_row = if self.pages.is_some() { 0 } else { window.first_row };
+            let keys = tensor_layout(&layer.keys, first_row, window.keys, keys_access);
+            let values = tensor_layout(&layer.values, first_row, window.values, values_unit);
+            let (table_base, table_stride) = self.table_words(layer);
             let compact = CompactParams {
                 keys,
                 values,
                 num_rows: window.num_rows,
                 first_row: window.first_row,
-                first_sequence,
+                first_sequence: first_row / shape.num_kv_heads,
                 num_kv_heads: shape.num_kv_heads,
-                lists_stride: scratch.lists_stride,
-                first_info: word(first_scratch_row % INFOS_A_SLOT),
+                lists_stride: self.plan.scratch.lists_stride,
+                first_info: word(rows.first_scratch_row % INFOS_A_SLOT),
                 walk_len: u32::MAX,
                 range_ix: u32::MAX,
+                table_base,
+                table_stride,
+                pad0: 0,
+                pad1: 0,
+            };
+            let scores = layer.scores.as_ref().map_or(window.keys, |s| rows_range(s, window, self.limits()));
+            let given = layer.scores.as_ref().map(|s| tensor_layout(s, first_row, scores, Access::Word));
+            let place = ScoredSlots { keys, slots: 0..u32::MAX, table_base, table_stride };
+            let norm = self.norm_params(&rows, place);
+            let policy = &self.plan.policy;
+            let mut push = |tensor| params.push(&params_of_score(&norm, tensor, self.plan));
+            let score_params = match policy.score_in_use() {
+                Score::KeyNorm => params.push(&norm),
+                Score::External(_) => push(given.unwrap_or(keys)),
+                Score::ValueKeyRatio => {
+                    let first = push(keys);
+                    push(values);
+                    first
+                }
+                _ => push(keys),
             };
             let compact_params = params.push(&compact);
-            if policy.order == Order::Positional {
+            if self.plan.policy.order == Order::Positional {
                 params.push(&CompactParams { walk_len: WALK_LEN, ..compact });
                 for range_ix in 0..=MAX_RANGES {
                     params.push(&CompactParams { walk_len: WALK_LEN, range_ix, ..compact });
                 }
             }
-            LayerDraft {
-                layer: layer.layer,
-                window: *window,
-                first_scratch_row,
-                first_position,
-                keys_access,
-                values_access,
-                score_params,
-                scores,
-                compact_params,
-            }
+            let table = layer.table.map(|t| BoundRange::aligned((t.offset, t.end()), self.limits()));
+            let window = *window;
+            LayerDraft { rows, window, table, keys_access, values_access, score_params, scores, compact_params }
         };
-        layer.windows.iter().map(draft).collect()
+        windows.iter().map(draft).collect()
+    }
+
+    pub(crate) fn row_range(&self, layer: &CheckedLayer, first_row: u32, num_rows: u32) -> RowRange {
+        let rows_per_layer = u64::from(self.plan.shape.rows_per_layer());
+        let row_of = |layer: u32| u64::from(layer) * rows_per_layer + u64::from(first_row);
+        RowRange {
+            layer: layer.layer,
+            first_row,
+            num_rows,
+            first_scratch_row: row_of(layer.compressed),
+            first_position: row_of(layer.layer) * u64::from(self.plan.shape.capacity) / 64 * 64,
+        }
+    }
+
+    /// Parameters of the norm of rows.
+    pub(crate) fn norm_params(&self, rows: &RowRange, place: ScoredSlots) -> KeyNormParams {
+        let (shape, scratch, policy) = (&self.plan.shape, &self.plan.scratch, &self.plan.policy);
+        let (direction, seed) = direction_words(policy.direction);
+        let (digit_shift, digit_base) = digit_window(policy);
+        let share = policy.share_bits();
+        KeyNormParams {
+            state: self.state_layout(rows.first_position),
+            num_rows: rows.num_rows,
+            first_row: rows.first_row,
+            layer: rows.layer,
+            order_stride: scratch.order_stride,
+            keys: place.keys,
+            first_sequence: if self.pages.is_some() { 0 } else { rows.first_row / shape.num_kv_heads },
+            direction,
+            seed_low: word(seed),
+            seed_high: word(seed >> 32),
+            sinks: policy.sinks,
+            recent: policy.recent,
+            histogram_stride: scratch.histogram_stride,
+            digit_shift,
+            digit_base,
+            share_low: word(share),
+            share_high: word(share >> 32),
+            first_slot: place.slots.start,
+            end_slot: place.slots.end,
+            table_base: place.table_base,
+            table_stride: place.table_stride,
+            pad0: 0,
+        }
     }
 
     pub(crate) fn draft_selects(&self, params: &mut ParamsBlock) -> Vec<SelectDraft> {
@@ -234,7 +268,7 @@ impl Builder<'_> {
         let scratch = &self.plan.scratch;
         let (digit_shift, digit_base) = digit_window(&self.plan.policy);
         TopKParams {
-            state: StateLayout::new(&self.plan.shape, first_position),
+            state: self.state_layout(first_position),
             num_rows,
             first_row: word(first_row),
             order_stride: scratch.order_stride,
@@ -331,7 +365,7 @@ const fn direction_words(direction: Direction) -> (u32, u64) {
     }
 }
 
-fn access_of(vec4: bool) -> Access {
+pub(crate) fn access_of(vec4: bool) -> Access {
     if vec4 { Access::Vec4 } else { Access::Word }
 }
 
@@ -341,15 +375,16 @@ pub(crate) const fn word(value: u64) -> u32 {
     value as u32
 }
 
+/// Strides and base in units of the access. The base may lie before the range, modulo 2^32.
 pub(crate) fn tensor_layout(lattice: &Lattice, first_row: u32, range: BoundRange, access: Access) -> TensorLayout {
     let unit = access.unit_bytes();
     let head = u64::from(first_row % lattice.num_kv_heads);
     // Of head 0, which may lie before the window: the shader adds the head's stride again, modulo 2^32.
-    let base = (lattice.row_start(first_row) - range.start) / unit;
+    let base = word(lattice.row_start(first_row) / unit).wrapping_sub(word(range.start / unit));
     TensorLayout {
         batch_stride: word(lattice.batch_stride / unit),
         head_stride: word(lattice.head_stride / unit),
         token_stride: word(lattice.token_stride / unit),
-        base: word(base).wrapping_sub(word(head * (lattice.head_stride / unit))),
+        base: base.wrapping_sub(word(head * (lattice.head_stride / unit))),
     }
 }

@@ -185,10 +185,98 @@ pub enum ArgumentError {
         /// Capacity of a row, tokens.
         capacity: u32,
     },
-    /// One row that is larger than a storage binding of the device.
+    /// The elements of a token lie in groups, with the same groups of other tokens between them, as vLLM holds its keys.
     #[error(
-        "one row of {argument} spans {row_bytes} bytes, more than max_storage_buffer_binding_size = {limit}; \
-         use a layout whose rows are contiguous, or a shorter capacity"
+        "{argument}: head_dim lies in groups of {group} elements, {group_stride} elements apart, so that tokens \
+         interleave; a row must be contiguous to move as a whole: bind before the host interleaves it, or let the cache \
+         hold [page, head, slot, dim]"
+    )]
+    InterleavedTokens {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Contiguous elements of a group.
+        group: u64,
+        /// From one group of a token to its next, elements.
+        group_stride: u64,
+    },
+    /// The tokens of a row are contiguous, and the elements of a token are not: transposed values.
+    #[error(
+        "{argument} is transposed: its tokens are contiguous and head_dim has stride {dim_stride} elements; a row must \
+         be contiguous to move as a whole: hold the tensor with head_dim innermost (in llama.cpp, with flash attention)"
+    )]
+    Transposed {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Given stride of head_dim, elements.
+        dim_stride: u64,
+    },
+    /// The elements of a token are not contiguous.
+    #[error(
+        "{argument}: head_dim has stride {dim_stride} elements, expected 1; hold the tensor with head_dim innermost and \
+         its elements side by side"
+    )]
+    HeadDimStride {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Given stride of head_dim, elements.
+        dim_stride: u64,
+    },
+    /// Axes that do not make a tensor of tokens.
+    #[error("{argument} has {got} axes of kind {axis}, expected {expected}")]
+    Axes {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Kind of the axis.
+        axis: &'static str,
+        /// Axes of that kind.
+        got: usize,
+        /// Axes expected.
+        expected: &'static str,
+    },
+    /// An axis of another length than the shape has.
+    #[error("{argument} has {got} elements along {axis}, expected {expected}")]
+    AxisLength {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Kind of the axis.
+        axis: &'static str,
+        /// Given length.
+        got: u64,
+        /// Length expected.
+        expected: u64,
+    },
+    /// A page size that is not served.
+    #[error("page_size is {got} tokens, expected a multiple of 8 from 8 to 256")]
+    PageSize {
+        /// Given tokens.
+        got: u32,
+    },
+    /// A capacity that ends within a page.
+    #[error("capacity is {capacity} tokens, no multiple of page_size = {page_size}; round it up to whole pages")]
+    PartialPage {
+        /// Given capacity, tokens.
+        capacity: u32,
+        /// Tokens a page.
+        page_size: u32,
+    },
+    /// A pool of pages that is larger than a storage binding of the device.
+    #[error(
+        "the pool of {argument} spans {pool_bytes} bytes, more than max_storage_buffer_binding_size = {limit}; a page may \
+         lie anywhere in its pool, which is therefore bound whole: give each layer, or keys and values, pools of their \
+         own, or request a device with a higher limit"
+    )]
+    PoolExceedsBinding {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Bytes from the first to the last page.
+        pool_bytes: u64,
+        /// Limit of the device, bytes.
+        limit: u64,
+    },
+    /// One row that is larger than a storage binding of the device, with a score that must see it whole.
+    #[error(
+        "one row of {argument} spans {row_bytes} bytes, more than max_storage_buffer_binding_size = {limit}; only the key \
+         norm is scored by parts of a row: use it, a layout whose rows are contiguous, or a shorter capacity"
     )]
     RowExceedsBinding {
         /// Name of the argument.

@@ -56,6 +56,8 @@ pub enum Module {
         vec4: bool,
         /// How the lanes of a token are added.
         reduction: Reduction,
+        /// Tokens are found by a page table, else by strides.
+        paged: bool,
     },
     /// Cosines with the mean of normalised keys, or distances to the mean key.
     KeyDiff {
@@ -65,6 +67,8 @@ pub enum Module {
         vec4: bool,
         /// How the lanes of a token are added.
         reduction: Reduction,
+        /// Tokens are found by a page table, else by strides.
+        paged: bool,
     },
     /// Ratios of value norms to key norms; the norms of both are of this kind.
     ValueKeyRatio {
@@ -74,6 +78,8 @@ pub enum Module {
         vec4: bool,
         /// How the lanes of a token are added.
         reduction: Reduction,
+        /// Tokens are found by a page table, else by strides.
+        paged: bool,
     },
     /// Scores of the caller's.
     External,
@@ -104,6 +110,17 @@ pub enum Module {
         keys_vec4: bool,
         /// Likewise for values; `None` when they are bound with the keys.
         values_vec4: Option<bool>,
+        /// Tokens are found by a page table, else by strides.
+        paged: bool,
+    },
+    /// Page tables of a paged cache.
+    Pages,
+    /// Moves of one tensor's rows that exceed a binding.
+    CompactBands {
+        /// 16-byte accesses, else 4-byte ones.
+        vec4: bool,
+        /// From one band to another, else within one.
+        pair: bool,
     },
 }
 
@@ -121,19 +138,23 @@ impl Module {
             Self::Renumber,
             Self::State,
             Self::Append,
+            Self::Pages,
         ];
         all.extend([Dtype::F32, Dtype::F16, Dtype::Bf16].map(|dtype| Self::Rotate { dtype }));
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
-                all.extend([true, false].map(|vec4| Self::KeyNorm { dtype, vec4, reduction }));
-                all.extend([true, false].map(|vec4| Self::KeyDiff { dtype, vec4, reduction }));
-                all.extend([true, false].map(|vec4| Self::ValueKeyRatio { dtype, vec4, reduction }));
+                for (vec4, paged) in [(true, false), (false, false), (true, true), (false, true)] {
+                    all.push(Self::KeyNorm { dtype, vec4, reduction, paged });
+                    all.push(Self::KeyDiff { dtype, vec4, reduction, paged });
+                    all.push(Self::ValueKeyRatio { dtype, vec4, reduction, paged });
+                }
             }
         }
         for keys_vec4 in [true, false] {
             for values_vec4 in [Some(true), Some(false), None] {
-                all.push(Self::Compact { keys_vec4, values_vec4 });
+                all.extend([false, true].map(|paged| Self::Compact { keys_vec4, values_vec4, paged }));
             }
+            all.extend([true, false].map(|pair| Self::CompactBands { vec4: keys_vec4, pair }));
         }
         all
     }
@@ -156,6 +177,8 @@ impl Module {
             Self::State => "keynorm.state",
             Self::Append => "keynorm.append",
             Self::Compact { .. } => "keynorm.compact",
+            Self::Pages => "keynorm.pages",
+            Self::CompactBands { .. } => "keynorm.compact_bands",
         }
     }
 
@@ -163,6 +186,9 @@ impl Module {
     #[must_use]
     pub fn source(&self) -> String {
         let keys = |vec4| if vec4 { shader!("shared/keys_vec4.wgsl") } else { shader!("shared/keys_word.wgsl") };
+        let address = |paged| {
+            if paged { shader!("shared/address_paged.wgsl") } else { shader!("shared/address_strided.wgsl") }
+        };
         let layout = shader!("shared/state_layout.wgsl");
         let state = [layout, shader!("shared/state_rows.wgsl")].concat();
         let state = state.as_str();
@@ -177,24 +203,26 @@ impl Module {
         let emit = shader!("shared/top_k_emit.wgsl");
         let recent = concat!(shader!("shared/wide.wgsl"), shader!("shared/recent.wgsl"));
         match *self {
-            Self::KeyNorm { dtype, vec4, reduction } => [
+            Self::KeyNorm { dtype, vec4, reduction, paged } => [
                 shader!("key_norm.wgsl"),
                 digits,
                 recent,
                 order_key,
                 state,
+                address(paged),
                 keys(vec4),
                 elements(dtype),
                 norm_tile(reduction),
                 reduce(reduction),
             ]
             .concat(),
-            Self::KeyDiff { dtype, vec4, reduction } => [
+            Self::KeyDiff { dtype, vec4, reduction, paged } => [
                 shader!("key_diff.wgsl"),
                 shader!("shared/score_rows.wgsl"),
                 digits,
                 recent,
                 state,
+                address(paged),
                 keys(vec4),
                 elements(dtype),
                 unpacked(dtype),
@@ -212,12 +240,13 @@ impl Module {
                 reduce(reduction),
             ]
             .concat(),
-            Self::ValueKeyRatio { dtype, vec4, reduction } => [
+            Self::ValueKeyRatio { dtype, vec4, reduction, paged } => [
                 shader!("value_key_ratio.wgsl"),
                 shader!("shared/score_rows.wgsl"),
                 digits,
                 recent,
                 state,
+                address(paged),
                 keys(vec4),
                 elements(dtype),
                 shader!("shared/inverse_sqrt.wgsl"),
@@ -226,7 +255,8 @@ impl Module {
             ]
             .concat(),
             Self::External => {
-                [shader!("external.wgsl"), shader!("shared/score_rows.wgsl"), digits, recent, state].concat()
+                [shader!("external.wgsl"), shader!("shared/score_rows.wgsl"), digits, recent, state, address(false)]
+                    .concat()
             }
             Self::Radix => [shader!("radix.wgsl"), digits, rows, info, state, emit, scan].concat(),
             Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
@@ -248,9 +278,11 @@ impl Module {
             Self::Renumber => [shader!("renumber.wgsl"), layout, shader!("shared/longest_row.wgsl")].concat(),
             Self::State => [shader!("state.wgsl"), params, info, layout].concat(),
             Self::Append => [shader!("append.wgsl"), layout].concat(),
-            Self::Compact { keys_vec4, values_vec4 } => [
+            Self::Pages => [shader!("pages.wgsl"), layout].concat(),
+            Self::Compact { keys_vec4, values_vec4, paged } => [
                 shader!("compact.wgsl"),
                 info,
+                address(paged),
                 keys(keys_vec4),
                 match values_vec4 {
                     Some(true) => shader!("shared/values_vec4.wgsl"),
@@ -259,13 +291,26 @@ impl Module {
                 },
             ]
             .concat(),
+            Self::CompactBands { vec4, pair } => [
+                shader!("compact_bands.wgsl"),
+                info,
+                address(false),
+                match (pair, vec4) {
+                    (false, _) => keys(vec4),
+                    (true, true) => shader!("shared/keys_pair_vec4.wgsl"),
+                    (true, false) => shader!("shared/keys_pair_word.wgsl"),
+                },
+            ]
+            .concat(),
         }
     }
 
     fn layout(&self) -> LayoutKind {
         match self {
-            Self::KeyNorm { .. } | Self::ValueKeyRatio { .. } | Self::External => LayoutKind::KeyNorm,
-            Self::KeyDiff { .. } => LayoutKind::KeyDiff,
+            Self::KeyNorm { paged, .. } | Self::ValueKeyRatio { paged, .. } => LayoutKind::score(false, *paged),
+            Self::KeyDiff { paged, .. } => LayoutKind::score(true, *paged),
+            Self::External => LayoutKind::KeyNorm,
+            Self::Pages => LayoutKind::Pages,
             Self::Radix => LayoutKind::TopK,
             Self::Order => LayoutKind::Order,
             Self::Reserve => LayoutKind::Reserve,
@@ -275,8 +320,8 @@ impl Module {
             Self::State => LayoutKind::State,
             Self::Bitonic => LayoutKind::Bitonic,
             Self::Append => LayoutKind::Append,
-            Self::Compact { values_vec4: Some(_), .. } => LayoutKind::Compact,
-            Self::Compact { values_vec4: None, .. } => LayoutKind::CompactJoined,
+            Self::Compact { values_vec4, paged, .. } => LayoutKind::compact(values_vec4.is_none(), *paged),
+            Self::CompactBands { pair, .. } => LayoutKind::compact(!pair, false),
         }
     }
 }
@@ -330,10 +375,15 @@ pub(crate) enum LayoutKind {
     Append,
     Compact,
     CompactJoined,
+    KeyNormPaged,
+    KeyDiffPaged,
+    CompactPaged,
+    CompactJoinedPaged,
+    Pages,
 }
 
 impl LayoutKind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 18] = [
         Self::KeyNorm,
         Self::KeyDiff,
         Self::TopK,
@@ -347,15 +397,36 @@ impl LayoutKind {
         Self::Append,
         Self::Compact,
         Self::CompactJoined,
+        Self::KeyNormPaged,
+        Self::KeyDiffPaged,
+        Self::CompactPaged,
+        Self::CompactJoinedPaged,
+        Self::Pages,
     ];
+
+    pub fn score(has_sums: bool, is_paged: bool) -> Self {
+        match (has_sums, is_paged) {
+            (false, false) => Self::KeyNorm,
+            (true, false) => Self::KeyDiff,
+            (false, true) => Self::KeyNormPaged,
+            (true, true) => Self::KeyDiffPaged,
+        }
+    }
+
+    pub fn compact(is_joined: bool, is_paged: bool) -> Self {
+        match (is_joined, is_paged) {
+            (false, false) => Self::Compact,
+            (true, false) => Self::CompactJoined,
+            (false, true) => Self::CompactPaged,
+            (true, true) => Self::CompactJoinedPaged,
+        }
+    }
 
     /// (binding, read-only) of the storage buffers. Binding 0 is always the uniform parameters.
     fn storage(self) -> &'static [(u32, bool)] {
         match self {
             Self::KeyNorm => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false)],
-            Self::KeyDiff => {
-                &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false), (7, false), (8, false)]
-            }
+            Self::KeyDiff => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false), (7, false)],
             Self::TopK => &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true)],
             Self::Order => &[(1, true), (2, true), (3, false), (4, false), (5, false), (6, false)],
             Self::Reserve => &[(1, false), (2, true), (3, true)],
@@ -369,11 +440,21 @@ impl LayoutKind {
             Self::Append => &[(1, false), (2, true)],
             Self::Compact => &[(1, false), (2, false), (3, true), (4, true)],
             Self::CompactJoined => &[(1, false), (3, true), (4, true)],
+            Self::KeyNormPaged => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false), (8, false)],
+            Self::KeyDiffPaged => {
+                &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false), (7, false), (8, false)]
+            }
+            Self::CompactPaged => &[(1, false), (2, false), (3, true), (4, true), (8, false)],
+            Self::CompactJoinedPaged => &[(1, false), (3, true), (4, true), (8, false)],
+            Self::Pages => &[(1, false), (2, false), (3, false), (4, false), (5, false)],
         }
     }
 
     fn has_dynamic_params(self) -> bool {
-        !matches!(self, Self::KeyNorm | Self::KeyDiff | Self::Rotate | Self::Renumber)
+        !matches!(
+            self,
+            Self::KeyNorm | Self::KeyDiff | Self::KeyNormPaged | Self::KeyDiffPaged | Self::Rotate | Self::Renumber
+        )
     }
 }
 

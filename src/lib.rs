@@ -1,8 +1,11 @@
 #![doc = include_str!("../README.md")]
 
+mod axes;
+mod bands;
 mod bind;
 mod bound;
 mod calibrate;
+mod check;
 mod compressor;
 mod criterion;
 mod device;
@@ -11,6 +14,7 @@ mod draft;
 mod error;
 pub mod kept;
 mod kernel;
+mod pages;
 #[doc(hidden)]
 pub mod params;
 mod plan;
@@ -22,12 +26,14 @@ mod schedule;
 mod score;
 mod shape;
 mod state;
+mod tables;
 mod view;
 mod windows;
 mod workspace;
 
 pub use wgpu;
 
+pub use axes::{Axis, AxisKind};
 pub use bound::{Bound, Stages};
 pub use calibrate::{Calibration, Candidate, LayerChoice};
 pub use compressor::Compressor;
@@ -38,6 +44,7 @@ pub use device::{Options, Switch, optional_features, recommended_limits};
 pub use error::{ArgumentError, BuildError, ReadError};
 #[doc(hidden)]
 pub use kernel::{Module, Reduction};
+pub use pages::{FreedPages, PageShape, PageTable, PagedKvView, SequencePages};
 pub use plan::Plan;
 pub use policy::{Budget, BudgetOverride, Direction, Order, Policy, Pool, Rounding, Selector};
 pub use rope::{Frequencies, Pairing, Rope};

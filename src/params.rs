@@ -20,7 +20,11 @@ pub struct StateLayout {
     pub batch_size: u32,
     pub scored_base: u32,
     pub segments_base: u32,
+    pub inactive_stride: u32,
+    pub writable_base: u32,
+    pub writable_unit: u32,
     pub pad0: u32,
+    pub pad1: u32,
 }
 
 impl StateLayout {
@@ -40,7 +44,22 @@ impl StateLayout {
             batch_size: shape.batch_size,
             scored_base: o.scored,
             segments_base: o.segments,
+            inactive_stride: 0,
+            writable_base: o.first_writable,
+            writable_unit: 1,
             pad0: 0,
+            pad1: 0,
+        }
+    }
+
+    /// Of a paged cache, whose tables decide which sequences a compression skips, layer by layer.
+    pub fn paged(shape: &KvShape, first_position: u64, page_size: u32) -> Self {
+        let skipped = StateOffsets::of(shape).skipped;
+        Self {
+            inactive_base: skipped,
+            inactive_stride: shape.batch_size,
+            writable_unit: page_size,
+            ..Self::new(shape, first_position)
         }
     }
 }
@@ -54,10 +73,7 @@ pub struct KeyNormParams {
     pub first_row: u32,
     pub layer: u32,
     pub order_stride: u32,
-    pub batch_stride: u32,
-    pub head_stride: u32,
-    pub token_stride: u32,
-    pub base: u32,
+    pub keys: TensorLayout,
     pub first_sequence: u32,
     pub direction: u32,
     pub seed_low: u32,
@@ -69,6 +85,10 @@ pub struct KeyNormParams {
     pub digit_base: u32,
     pub share_low: u32,
     pub share_high: u32,
+    pub first_slot: u32,
+    pub end_slot: u32,
+    pub table_base: u32,
+    pub table_stride: u32,
     pub pad0: u32,
 }
 
@@ -81,10 +101,7 @@ pub struct ScoreParams {
     pub first_row: u32,
     pub layer: u32,
     pub order_stride: u32,
-    pub batch_stride: u32,
-    pub head_stride: u32,
-    pub token_stride: u32,
-    pub base: u32,
+    pub keys: TensorLayout,
     pub first_sequence: u32,
     pub complement: u32,
     pub sums_stride: u32,
@@ -96,7 +113,11 @@ pub struct ScoreParams {
     pub histogram_stride: u32,
     pub digit_shift: u32,
     pub digit_base: u32,
-    pub key_sums_stride: u32,
+    pub table_base: u32,
+    pub table_stride: u32,
+    pub pad0: u32,
+    pub pad1: u32,
+    pub pad2: u32,
 }
 
 /// Mirror of `Params` in shared/top_k_params.wgsl.
@@ -159,7 +180,7 @@ pub struct OrderParams {
     pub pad0: u32,
 }
 
-/// Mirror of `TensorLayout` in compact.wgsl.
+/// Mirror of `TensorLayout` in shared/address_*.wgsl.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct TensorLayout {
@@ -183,6 +204,48 @@ pub struct CompactParams {
     pub first_info: u32,
     pub walk_len: u32,
     pub range_ix: u32,
+    pub table_base: u32,
+    pub table_stride: u32,
+    pub pad0: u32,
+    pub pad1: u32,
+}
+
+/// Mirror of `Params` in compact_bands.wgsl.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct BandParams {
+    pub tensor: TensorLayout,
+    pub store_shift: u32,
+    pub num_rows: u32,
+    pub first_row: u32,
+    pub first_sequence: u32,
+    pub num_kv_heads: u32,
+    pub lists_stride: u32,
+    pub first_info: u32,
+    pub order: u32,
+    pub first_source: u32,
+    pub end_source: u32,
+    pub first_slot: u32,
+    pub end_slot: u32,
+}
+
+/// Mirror of `Params` in pages.wgsl.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct PageParams {
+    pub state: StateLayout,
+    pub first_layer: u32,
+    pub num_layers: u32,
+    pub num_pages: u32,
+    pub first_page: u32,
+    pub table_base: u32,
+    pub table_stride: u32,
+    pub page_size: u32,
+    pub freed_stride: u32,
+    pub skipped_base: u32,
+    pub pad0: u32,
+    pub pad1: u32,
+    pub pad2: u32,
 }
 
 /// Mirror of `Params` in rotate.wgsl.

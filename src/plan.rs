@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::bind::Inputs;
 use crate::bound::Bound;
 use crate::device::Capabilities;
 use crate::error::BuildError;
 use crate::kernel::{Checks, Kernels, Module};
+use crate::pages::{PageShape, PagedKvView, Views};
 use crate::policy::{Budget, BudgetRule, Order, Policy, Selector};
 use crate::reference::key_diff::sum_tile;
 use crate::score::{score_tile, sums_layout};
@@ -189,8 +189,57 @@ impl Plan {
         workspace: &Workspace,
     ) -> Result<Bound, BuildError> {
         let mut checks = Checks::default();
-        let bound = Bound::new(self, device, &Inputs { views, scores }, state, workspace, &mut checks)?;
+        let views = Views::strided(views, scores);
+        let bound = Bound::new(self, device, &views, (state, workspace), &mut checks)?;
         checks.finish().inspect_err(|_| self.inner.kernels.forget())?;
+        Ok(bound)
+    }
+
+    /// Binds a paged cache: pools of pages, and a table that says which of them a sequence has. Kept tokens move to the
+    /// front of the sequence's pages; [`Bound::freed_pages`] says which pages are free then.
+    ///
+    /// Semantically the same as [`Plan::bind`] of a contiguous cache with the same tokens. In addition
+    /// [`reference::pages`](crate::reference::pages): before it reads a key, a compression checks the tables on the GPU. A
+    /// sequence with an id outside the pool, an id twice, the sentinel, or a page after its first writable one
+    /// ([`CacheState::set_first_writable`]) that another active sequence has as well, is left as it is in the layers that
+    /// share the table, with [`Status::BAD_PAGE`](crate::Status::BAD_PAGE); others are compressed. Tables that differ by
+    /// layer are checked each by itself: layers must not give each other's pages to different sequences.
+    ///
+    /// A page is freed when every head of the sequence is done with it. Budgets that are the same for all heads make
+    /// their lengths the same, unless protection raises some; budgets that differ by head leave every page that the
+    /// longest head needs, so that what the other heads drop there is saved in attention and not in memory.
+    ///
+    /// # Errors
+    /// As [`Plan::bind`]; a page size, capacity, pool or table that does not fit.
+    pub fn bind_paged(
+        &self,
+        device: &wgpu::Device,
+        pages: &PageShape,
+        views: &[PagedKvView<'_>],
+        state: &CacheState,
+        workspace: &Workspace,
+    ) -> Result<Bound, BuildError> {
+        let mut checks = Checks::default();
+        let bound = Bound::new(self, device, &Views::paged(pages, views), (state, workspace), &mut checks)?;
+        checks.finish().inspect_err(|_| self.inner.kernels.forget())?;
+        Ok(bound)
+    }
+
+    /// As [`Plan::bind_paged`], waiting until the device's answers are in.
+    ///
+    /// # Errors
+    /// As [`Plan::bind_paged`].
+    pub async fn bind_paged_async(
+        &self,
+        device: &wgpu::Device,
+        pages: &PageShape,
+        views: &[PagedKvView<'_>],
+        state: &CacheState,
+        workspace: &Workspace,
+    ) -> Result<Bound, BuildError> {
+        let mut checks = Checks::default();
+        let bound = Bound::new(self, device, &Views::paged(pages, views), (state, workspace), &mut checks)?;
+        checks.finish_async().await.inspect_err(|_| self.inner.kernels.forget())?;
         Ok(bound)
     }
 
@@ -221,7 +270,8 @@ impl Plan {
         workspace: &Workspace,
     ) -> Result<Bound, BuildError> {
         let mut checks = Checks::default();
-        let bound = Bound::new(self, device, &Inputs { views, scores }, state, workspace, &mut checks)?;
+        let views = Views::strided(views, scores);
+        let bound = Bound::new(self, device, &views, (state, workspace), &mut checks)?;
         checks.finish_async().await.inspect_err(|_| self.inner.kernels.forget())?;
         Ok(bound)
     }
@@ -314,7 +364,7 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
         },
         tile_counts_base,
         sorted_stride: if sorts_outside { shape.capacity.next_power_of_two() } else { 0 },
-        sums_rows: shape.rows_per_layer().into(),
+        sums_rows: if policy.caches_sums() { 0 } else { shape.rows_per_layer().into() },
         sums_stride,
         sums_offset,
         copies_stride: if positional && policy.cached_norms { order_stride } else { 0 },

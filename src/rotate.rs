@@ -13,7 +13,7 @@ use crate::rope::{Pairing, Rope};
 use crate::shape::{Lattice, range_lattice};
 use crate::state::CacheState;
 use crate::view::{TensorView, check_tensor};
-use crate::windows::{Window, WindowLimits, layer_windows};
+use crate::windows::{LayerWindows, Window, WindowLimits, layer_windows};
 
 /// Tokens a workgroup turns.
 const TILE: u32 = 64;
@@ -81,7 +81,7 @@ impl Plan {
     ///
     /// # Errors
     /// A plan of [`Order::Fill`], whose slots are out of order: positions that follow them would change the order of the
-    /// tokens. Else as [`Plan::bind`] and [`Rope::check`].
+    /// tokens. Rows that are larger than a binding. Else as [`Plan::bind`] and [`Rope::check`].
     pub fn bind_rotation(
         &self,
         device: &wgpu::Device,
@@ -157,7 +157,13 @@ fn windows(inner: &PlanInner, keys: &Lattice) -> Result<Vec<Window>, ArgumentErr
         offset_alignment: c.offset_alignment,
         max_rows: c.max_workgroups.min(inner.scratch.max_rows(c.max_binding_bytes)),
     };
-    Ok(layer_windows(keys, keys, false, limits)?.0)
+    match layer_windows(keys, keys, false, limits) {
+        LayerWindows::Rows { windows, .. } => Ok(windows),
+        LayerWindows::Bands { .. } => {
+            let (row_bytes, limit) = (keys.row_span(), limits.max_binding_bytes);
+            Err(ArgumentError::RowExceedsBinding { argument: "keys", row_bytes, limit })
+        }
+    }
 }
 
 fn rotate_params(

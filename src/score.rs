@@ -1,16 +1,16 @@
 //! The score stage: its parameters, scratch, bindings and pipelines, whatever the score.
 
-use crate::bind::{Inputs, params_binding, range_binding, row_binding, words_binding};
+use crate::bind::{params_binding, range_binding, row_binding, words_binding};
 use crate::bound::PARAMS_STRIDE;
 use crate::criterion::{ExternalScore, Score};
-use crate::draft::{Builder, LayerDraft};
+use crate::draft::{Builder, LayerDraft, RowRange};
 use crate::kernel::{Access, Checks, LayoutKind, Module};
+use crate::pages::Views;
 use crate::params::{KeyNormParams, ScoreParams, TensorLayout};
 use crate::plan::{PlanInner, WORKGROUP};
 use crate::policy::{Direction, Policy};
 use crate::reference::key_diff::sum_tile;
 use crate::shape::{KvShape, TensorSpec};
-use crate::windows::BoundRange;
 
 /// Bits of 2.0, the largest 1 - cosine.
 const TWO_BITS: u32 = 0x4000_0000;
@@ -73,6 +73,20 @@ impl ScoreStage {
     }
 }
 
+/// What a dispatch of the score reads: rows of a tensor, by a table where the cache is paged.
+pub(crate) struct Scored<'a> {
+    pub rows: RowRange,
+    /// Offset of the parameters.
+    pub params: u32,
+    pub tensor: wgpu::BindingResource<'a>,
+    pub table: Option<wgpu::BindingResource<'a>>,
+}
+
+fn table_of<'a>(draft: &LayerDraft, views: &Views<'a>) -> Option<wgpu::BindingResource<'a>> {
+    let table = views.tables.get(draft.rows.layer as usize).zip(draft.table);
+    table.map(|(table, range)| range_binding(table.buffer, range))
+}
+
 type Constants = Vec<(&'static str, f64)>;
 
 impl Builder<'_> {
@@ -80,28 +94,28 @@ impl Builder<'_> {
         &self,
         draft: &LayerDraft,
         params: &wgpu::Buffer,
-        inputs: &Inputs<'_>,
+        views: &Views<'_>,
         checks: &mut Checks,
     ) -> ScoreStage {
         let shape = &self.plan.shape;
         let score = self.plan.policy.score_in_use();
-        let view = &inputs.views[draft.layer as usize];
+        let view = &views.layers[draft.rows.layer as usize];
         let w = &draft.window;
         let keys = range_binding(view.keys.buffer, w.keys);
+        let scored =
+            |tensor| Scored { rows: draft.rows, params: draft.score_params, tensor, table: table_of(draft, views) };
         let mut before = Vec::new();
-        let (module, mut constants) = self.score_module(score, &shape.keys, draft.keys_access);
+        let (module, constants) = self.score_module(score, &shape.keys, draft.keys_access);
         let group = match score {
-            Score::KeyNorm => self.score_group(draft, params, keys, None, checks),
+            Score::KeyNorm => self.score_group(scored(keys), params, None, checks),
             Score::KeyDiff | Score::Centroid => {
                 let stride = self.plan.scratch.sums_stride;
-                let sums = row_binding(&self.workspace.sums, w.first_row.into(), w.num_rows, stride);
-                let key_sums = self.state.key_sums_or_dummy();
-                let key_sums = if self.plan.policy.caches_sums() {
-                    let rows = u64::from(shape.rows_per_layer());
-                    let first_row = u64::from(draft.layer) * rows + u64::from(w.first_row);
-                    row_binding(key_sums, first_row, w.num_rows, key_sums_stride(shape))
+                let sums = if self.plan.policy.caches_sums() {
+                    let first_of_layer = u64::from(draft.rows.layer) * u64::from(shape.rows_per_layer());
+                    let first_row = first_of_layer + u64::from(w.first_row);
+                    row_binding(self.state.key_sums_or_dummy(), first_row, w.num_rows, stride)
                 } else {
-                    words_binding(key_sums, 0, 64)
+                    row_binding(&self.workspace.sums, w.first_row.into(), w.num_rows, stride)
                 };
                 let mut add = |entry, grid| {
                     let pipeline = self.kernels().pipeline(module, entry, &constants, checks);
@@ -109,99 +123,104 @@ impl Builder<'_> {
                 };
                 add("sum_keys", Grid::Tiles(sum_tile(&shape.keys)));
                 add("add_tiles", Grid::Parts(shape.keys.head_dim.div_ceil(16)));
-                self.score_group(draft, params, keys, Some([sums, key_sums]), checks)
+                self.score_group(scored(keys), params, Some(sums), checks)
             }
             Score::ValueKeyRatio => {
-                before.push(self.value_norms(draft, params, inputs, checks));
-                self.score_group(draft, params, keys, None, checks)
+                before.push(self.value_norms(draft, params, views, checks));
+                self.score_group(scored(keys), params, None, checks)
             }
             Score::External(_) => {
-                let scores = &inputs.scores[draft.layer as usize];
-                let range = BoundRange { start: draft.scores.start, size: draft.scores.size };
-                self.score_group(draft, params, range_binding(scores.buffer, range), None, checks)
+                let scores = &views.scores[draft.rows.layer as usize];
+                self.score_group(scored(range_binding(scores.buffer, draft.scores)), params, None, checks)
             }
         };
-        let mut pipeline = |fused: bool| {
-            let tiles = self.plan.tiles;
-            let tile = if fused { tiles.fused } else { tiles.plain };
-            constants.push(("TILE", tile.into()));
-            constants.push(("HISTOGRAM", f64::from(u8::from(fused))));
-            let pipeline = self.kernels().pipeline(module, "score", &constants, checks);
-            constants.truncate(constants.len() - 2);
-            pipeline
-        };
-        ScoreStage { before, plain: pipeline(false), fused: pipeline(true), group }
+        let [plain, fused] = self.score_pipelines(module, &constants, checks);
+        ScoreStage { before, plain, fused, group }
+    }
+
+    /// Alone, and with the histogram fused.
+    pub(crate) fn score_pipelines(
+        &self,
+        module: Module,
+        constants: &[(&'static str, f64)],
+        checks: &mut Checks,
+    ) -> [wgpu::ComputePipeline; 2] {
+        let tiles = self.plan.tiles;
+        [(tiles.plain, 0.0), (tiles.fused, 1.0)].map(|(tile, histogram)| {
+            let constants = [constants, &[("TILE", tile.into()), ("HISTOGRAM", histogram)]].concat();
+            self.kernels().pipeline(module, "score", &constants, checks)
+        })
     }
 
     /// The squared norms of the values, in place of order keys.
-    fn value_norms(
-        &self,
-        draft: &LayerDraft,
-        params: &wgpu::Buffer,
-        inputs: &Inputs<'_>,
-        checks: &mut Checks,
-    ) -> Before {
+    fn value_norms(&self, draft: &LayerDraft, params: &wgpu::Buffer, views: &Views<'_>, checks: &mut Checks) -> Before {
         let spec = &self.plan.shape.values;
         let access = if draft.values_access == Access::Joined { draft.keys_access } else { draft.values_access };
         let (module, mut constants) = self.score_module(Score::ValueKeyRatio, spec, access);
         let tile = score_tile(spec, 128);
         constants.extend([("TILE", tile.into()), ("VALUES", 1.0)]);
-        let view = &inputs.views[draft.layer as usize];
+        let view = &views.layers[draft.rows.layer as usize];
         let values = range_binding(view.values.buffer, draft.window.values);
-        let of_values = LayerDraft { score_params: draft.score_params + PARAMS_STRIDE, ..draft.clone() };
+        let of_values = Scored {
+            rows: draft.rows,
+            params: draft.score_params + PARAMS_STRIDE,
+            tensor: values,
+            table: table_of(draft, views),
+        };
         Before {
             pipeline: self.kernels().pipeline(module, "score", &constants, checks),
-            group: Some(self.score_group(&of_values, params, values, None, checks)),
+            group: Some(self.score_group(of_values, params, None, checks)),
             grid: Grid::Tiles(tile),
         }
     }
 
-    fn score_group(
+    pub(crate) fn score_group(
         &self,
-        draft: &LayerDraft,
+        scored: Scored<'_>,
         params: &wgpu::Buffer,
-        scored: wgpu::BindingResource<'_>,
-        sums: Option<[wgpu::BindingResource<'_>; 2]>,
+        sums: Option<wgpu::BindingResource<'_>>,
         checks: &mut Checks,
     ) -> wgpu::BindGroup {
-        let (scratch, w) = (&self.plan.scratch, &draft.window);
-        let rows = |buffer, stride| row_binding(buffer, draft.first_scratch_row, w.num_rows, stride);
-        let position_words = u64::from(w.num_rows) * u64::from(self.plan.shape.capacity) + 64;
+        let (scratch, place) = (&self.plan.scratch, scored.rows);
+        let rows = |buffer, stride| row_binding(buffer, place.first_scratch_row, place.num_rows, stride);
+        let position_words = u64::from(place.num_rows) * u64::from(self.plan.shape.capacity) + 64;
         let mut bindings = vec![
-            params_binding::<ScoreParams>(params, draft.score_params),
-            scored,
+            params_binding::<ScoreParams>(params, scored.params),
+            scored.tensor,
             self.state.meta().as_entire_binding(),
-            words_binding(self.state.positions(), draft.first_position, position_words),
+            words_binding(self.state.positions(), place.first_position, position_words),
             if self.plan.policy.cached_norms {
-                words_binding(self.state.norms_or_dummy(), draft.first_position, position_words)
+                words_binding(self.state.norms_or_dummy(), place.first_position, position_words)
             } else {
                 rows(&self.workspace.order_keys, scratch.order_stride)
             },
             rows(&self.workspace.histogram, scratch.histogram_stride),
             self.state.status().as_entire_binding(),
         ];
-        let kind = if sums.is_some() { LayoutKind::KeyDiff } else { LayoutKind::KeyNorm };
-        bindings.extend(sums.into_iter().flatten());
+        let kind = LayoutKind::score(sums.is_some(), scored.table.is_some());
+        bindings.extend(sums);
+        bindings.extend(scored.table);
         self.group(kind, &bindings, checks)
     }
 
     /// The module of a score, and its constants but for tile and histogram.
-    fn score_module(&self, score: Score, spec: &TensorSpec, access: Access) -> (Module, Constants) {
+    pub(crate) fn score_module(&self, score: Score, spec: &TensorSpec, access: Access) -> (Module, Constants) {
         let (dtype, vec4) = (spec.dtype, access == Access::Vec4);
         let reduction = self.kernels().capabilities.reduction(spec.lanes());
+        let paged = self.pages.is_some();
         let workgroup = ("WG_SIZE", f64::from(WORKGROUP));
         let mut constants = vec![workgroup, ("LANES", f64::from(spec.lanes())), ("CHUNKS", f64::from(spec.chunks()))];
         let module = match score {
             Score::KeyNorm => {
                 constants.push(("CACHED", f64::from(u8::from(self.plan.policy.cached_norms))));
-                Module::KeyNorm { dtype, vec4, reduction }
+                Module::KeyNorm { dtype, vec4, reduction, paged }
             }
-            Score::ValueKeyRatio => Module::ValueKeyRatio { dtype, vec4, reduction },
+            Score::ValueKeyRatio => Module::ValueKeyRatio { dtype, vec4, reduction, paged },
             Score::KeyDiff | Score::Centroid => {
                 constants.push(("SUM_TILE", sum_tile(spec).into()));
                 constants.push(("CENTROID", f64::from(u8::from(score == Score::Centroid))));
                 constants.push(("CACHED", f64::from(u8::from(self.plan.policy.cached_norms))));
-                Module::KeyDiff { dtype, vec4, reduction }
+                Module::KeyDiff { dtype, vec4, reduction, paged }
             }
             Score::External(kind) => {
                 let order_keys = kind == ExternalScore::OrderKeys;
@@ -209,6 +228,7 @@ impl Builder<'_> {
                 Module::External
             }
         };
+        constants.extend(self.page_size());
         (module, constants)
     }
 }
@@ -217,11 +237,6 @@ impl Builder<'_> {
 pub(crate) fn score_tile(spec: &TensorSpec, wanted: u32) -> u32 {
     let round = WORKGROUP / spec.lanes() * 4;
     round * wanted.div_ceil(round)
-}
-
-/// Words between rows of the sums of keys that the state keeps.
-pub(crate) const fn key_sums_stride(shape: &KvShape) -> u32 {
-    shape.keys.head_dim.next_multiple_of(64)
 }
 
 /// Words between rows of the sums of keys and from a row's first tile to its whole sum; 0 where the score needs none.
@@ -244,10 +259,7 @@ pub(crate) fn params_of_score(norm: &KeyNormParams, tensor: TensorLayout, plan: 
         first_row: norm.first_row,
         layer: norm.layer,
         order_stride: norm.order_stride,
-        batch_stride: tensor.batch_stride,
-        head_stride: tensor.head_stride,
-        token_stride: tensor.token_stride,
-        base: tensor.base,
+        keys: tensor,
         first_sequence: norm.first_sequence,
         complement: complement(policy),
         sums_stride: scratch.sums_stride / QUAD,
@@ -259,7 +271,11 @@ pub(crate) fn params_of_score(norm: &KeyNormParams, tensor: TensorLayout, plan: 
         histogram_stride: norm.histogram_stride,
         digit_shift: norm.digit_shift,
         digit_base: norm.digit_base,
-        key_sums_stride: key_sums_stride(&plan.shape) / QUAD,
+        table_base: norm.table_base,
+        table_stride: norm.table_stride,
+        pad0: 0,
+        pad1: 0,
+        pad2: 0,
     }
 }
 

@@ -129,11 +129,11 @@ impl KvShape {
 /// Distances between neighbours, in elements. The elements of one token's row are contiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Strides {
-    /// From one sequence to the next.
+    /// From one sequence to the next; of a paged cache from one page to the next.
     pub batch: u64,
     /// From one KV head to the next.
     pub head: u64,
-    /// From one token to the next.
+    /// From one token to the next; of a paged cache from one slot of a page to the next.
     pub token: u64,
 }
 

@@ -3,7 +3,7 @@
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Checks, Kernels};
 use crate::policy::Policy;
-use crate::score::key_sums_stride;
+use crate::score::sums_layout;
 use crate::shape::KvShape;
 
 /// Sticky bits of a layer's status word. They are set by the GPU and cleared by the caller.
@@ -15,6 +15,9 @@ impl Status {
     pub const LENGTH_OVER_CAPACITY: Self = Self(1);
     /// A budget had to be raised to the number of protected tokens, or to one token.
     pub const BUDGET_RAISED: Self = Self(2);
+    /// A sequence of a paged cache was left as it is: its table has an id that the pool has not, or one twice, or a page
+    /// to be written that another sequence has too.
+    pub const BAD_PAGE: Self = Self(4);
     /// A key had a NaN element, or its squared norm was infinite.
     pub const NON_FINITE_KEY: Self = Self(8);
     /// A token of a policy with cached norms had none, since it was appended after the last
@@ -46,6 +49,12 @@ pub struct StateOffsets {
     /// `segments[sequence, 8, 4]`: first position, first position after, tokens kept, unused; see
     /// [`CacheState::set_segments`].
     pub segments: u32,
+    /// `first_writable[sequence]`: what lies before it stays as it is, as a prefix that other sequences share: pages of a
+    /// paged cache, else tokens.
+    pub first_writable: u32,
+    /// `skipped[layer, sequence]`, of a paged cache: 1 where the last compression left the sequence alone because it is
+    /// inactive, 2 because of its table.
+    pub skipped: u32,
     /// Words in all.
     pub len: u32,
 }
@@ -61,8 +70,10 @@ impl StateOffsets {
         let compacted = lengths + rows;
         let scored = compacted + rows;
         let segments = scored + rows;
-        let len = segments + shape.batch_size * MAX_SEGMENTS * SEGMENT_WORDS;
-        Self { num_seen, inactive, lengths, compacted, scored, segments, len }
+        let first_writable = segments + shape.batch_size * MAX_SEGMENTS * SEGMENT_WORDS;
+        let skipped = first_writable + shape.batch_size;
+        let len = skipped + shape.num_layers * shape.batch_size;
+        Self { num_seen, inactive, lengths, compacted, scored, segments, first_writable, skipped, len }
     }
 }
 
@@ -103,7 +114,8 @@ pub struct CacheState {
     key_norms: wgpu::Buffer,
     has_norms: bool,
     key_sums: wgpu::Buffer,
-    has_sums: bool,
+    /// Words between rows of the sums, and from a row's first to its whole sum.
+    sums_place: Option<(u32, u32)>,
 }
 
 /// Records of [`Bound::record_append`](crate::Bound::record_append) that can be in flight with counts of their own.
@@ -143,9 +155,9 @@ impl CacheState {
             has_norms,
             key_sums: buffer(
                 "keynorm.state.key_sums",
-                if has_sums { rows * u64::from(key_sums_stride(shape)) } else { 1 },
+                if has_sums { rows * u64::from(sums_layout(shape, policy).0) } else { 1 },
             )?,
-            has_sums,
+            sums_place: has_sums.then(|| sums_layout(shape, policy)),
             append_counts: buffer(
                 "keynorm.state.append_counts",
                 u64::from(append_slot_words(shape)) * u64::from(NUM_APPEND_SLOTS),
@@ -166,12 +178,18 @@ impl CacheState {
         &self.positions
     }
 
-    /// Sums of the rows' normalised keys: f32 `[num_layers, batch_size * num_kv_heads, head_dim rounded up to 64]`. `None`
+    /// Sums of the rows' normalised keys, f32 `[head_dim]` each at [`CacheState::key_sums_place`], among those of tiles. `None`
     /// without [`Policy::cached_norms`](crate::Policy::cached_norms) and [`Score::KeyDiff`](crate::Score::KeyDiff).
     /// Usage `STORAGE | COPY_SRC | COPY_DST`.
     #[must_use]
     pub const fn key_sums(&self) -> Option<&wgpu::Buffer> {
-        if self.has_sums { Some(&self.key_sums) } else { None }
+        if self.sums_place.is_some() { Some(&self.key_sums) } else { None }
+    }
+
+    /// Where [`CacheState::key_sums`] holds the sum of row 0 of layer 0, and how far the next row's is from there, in words.
+    #[must_use]
+    pub fn key_sums_place(&self) -> Option<(u32, u32)> {
+        self.sums_place.map(|(stride, offset)| (offset, stride))
     }
 
     /// The sums, or what is bound in their place.
@@ -181,7 +199,7 @@ impl CacheState {
 
     /// Whether it keeps what a policy's plan reads of it.
     pub(crate) fn serves(&self, policy: &Policy) -> bool {
-        !policy.cached_norms || (self.has_norms && self.has_sums == policy.caches_sums())
+        !policy.cached_norms || (self.has_norms && self.sums_place.is_some() == policy.caches_sums())
     }
 
     /// Squared L2 norms of the keys by slot (with `KeyDiff`, 1 - cosine in place of a norm): f32 `[num_layers, batch_size * num_kv_heads, capacity]`, valid below
@@ -270,6 +288,18 @@ impl CacheState {
         check_count("active", active.len(), self.shape.batch_size as usize)?;
         let words: Vec<u32> = active.iter().map(|&a| u32::from(!a)).collect();
         self.write(queue, self.offsets().inactive, &words);
+        Ok(())
+    }
+
+    /// Says from where on each sequence may be written: before it lie pages of a paged cache (else tokens) that other
+    /// sequences may share. Their tokens are kept where they are and count towards the budget as protected ones do. All
+    /// 0 at first.
+    ///
+    /// # Errors
+    /// A count other than `batch_size`.
+    pub fn set_first_writable(&self, queue: &wgpu::Queue, first: &[u32]) -> Result<(), ArgumentError> {
+        check_count("first", first.len(), self.shape.batch_size as usize)?;
+        self.write(queue, self.offsets().first_writable, first);
         Ok(())
     }
 

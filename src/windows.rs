@@ -1,6 +1,5 @@
-//! Windows: runs of whole rows whose bytes fit one binding.
+//! Windows: runs of whole rows whose bytes fit one binding; where a row alone does not, bands of its tokens that do.
 
-use crate::error::ArgumentError;
 use crate::shape::Lattice;
 
 /// A range of a buffer that is bound.
@@ -12,11 +11,17 @@ pub(crate) struct BoundRange {
 }
 
 impl BoundRange {
+    /// From the aligned address below.
+    pub(crate) fn aligned((start, end): (u64, u64), limits: WindowLimits) -> Self {
+        let start = start / limits.offset_alignment * limits.offset_alignment;
+        Self { start, size: end - start }
+    }
+
     fn end(self) -> u64 {
         self.start + self.size
     }
 
-    fn intersects(self, other: Self) -> bool {
+    pub(crate) fn intersects(self, other: Self) -> bool {
         self.start < other.end() && other.start < self.end()
     }
 }
@@ -39,21 +44,103 @@ pub(crate) struct WindowLimits {
     pub max_rows: u32,
 }
 
-/// The windows of a layer, and whether keys and values are bound once.
-pub(crate) fn layer_windows(
-    keys: &Lattice,
-    values: &Lattice,
-    same_buffer: bool,
-    limits: WindowLimits,
-) -> Result<(Vec<Window>, bool), ArgumentError> {
-    let split = cover(keys, values, false, limits)?;
-    if !same_buffer || !split.iter().any(|w| w.keys.intersects(w.values)) {
-        return Ok((split, false));
-    }
-    Ok((cover(keys, values, true, limits)?, true))
+/// How the rows of a layer are bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LayerWindows {
+    /// Whole rows; `joined` where keys and values are bound once.
+    Rows { windows: Vec<Window>, joined: bool },
+    /// A row exceeds a binding: each tensor by itself, by bands of tokens.
+    Bands { keys: Vec<RowGroup>, values: Vec<RowGroup> },
 }
 
-fn cover(keys: &Lattice, values: &Lattice, joined: bool, limits: WindowLimits) -> Result<Vec<Window>, ArgumentError> {
+/// Neighbouring rows whose tokens lie side by side, so that the same slots of all of them make a range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RowGroup {
+    pub first_row: u32,
+    pub num_rows: u32,
+    pub bands: Vec<Band>,
+}
+
+/// Slots of a group's rows, and the range that holds them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Band {
+    pub first_slot: u32,
+    pub end_slot: u32,
+    pub range: BoundRange,
+}
+
+/// The windows of a layer.
+pub(crate) fn layer_windows(keys: &Lattice, values: &Lattice, same_buffer: bool, limits: WindowLimits) -> LayerWindows {
+    let windows = cover(keys, values, false, limits).and_then(|split| {
+        if !same_buffer || !split.iter().any(|w| w.keys.intersects(w.values)) {
+            return Some((split, false));
+        }
+        Some((cover(keys, values, true, limits)?, true))
+    });
+    match windows {
+        Some((windows, joined)) => LayerWindows::Rows { windows, joined },
+        None => LayerWindows::Bands { keys: band(keys, limits), values: band(values, limits) },
+    }
+}
+
+/// Rows in groups, their tokens in bands that each fit a binding.
+fn band(lattice: &Lattice, limits: WindowLimits) -> Vec<RowGroup> {
+    let num_rows = lattice.batch_size * lattice.num_kv_heads;
+    let mut groups = Vec::new();
+    let mut first_row = 0;
+    while first_row < num_rows {
+        let row_span = |row| {
+            let start = lattice.row_start(row);
+            (start, start + lattice.row_bytes)
+        };
+        // Of one token of each row.
+        let mut span = row_span(first_row);
+        let mut end_row = first_row + 1;
+        while end_row < num_rows.min(first_row.saturating_add(limits.max_rows)) {
+            let next = union(span, row_span(end_row));
+            if next.1 - next.0 > lattice.token_stride.min(limits.max_binding_bytes / 2) {
+                break;
+            }
+            (span, end_row) = (next, end_row + 1);
+        }
+        groups.push(RowGroup { first_row, num_rows: end_row - first_row, bands: bands(lattice, span, limits) });
+        first_row = end_row;
+    }
+    groups
+}
+
+/// Bands of as many tokens as fit. They meet at an aligned address if a token begins at one, so that their ranges are
+/// disjoint: browsers refuse a dispatch that binds a byte twice.
+fn bands(lattice: &Lattice, (start, end): (u64, u64), limits: WindowLimits) -> Vec<Band> {
+    let capacity = u64::from(lattice.capacity);
+    let stride = lattice.token_stride;
+    let span = |first: u64, end_slot: u64| (start + first * stride, end + (end_slot - 1) * stride);
+    let is_aligned = |slot: u64| (start + slot * stride).is_multiple_of(limits.offset_alignment);
+    let mut bands = Vec::new();
+    let mut first = 0;
+    while first < capacity {
+        let bound_start = BoundRange::aligned(span(first, first + 1), limits).start;
+        // The last token of `most` still ends in the binding; a token is at most half of one, so that one fits.
+        let room = (limits.max_binding_bytes + bound_start).saturating_sub(end);
+        let most = room.checked_div(stride).map_or(capacity, |last| last + 1).clamp(first + 1, capacity);
+        let mut candidates = (first + 1..=most).rev().take(64);
+        let end_slot = candidates.find(|&slot| slot == capacity || is_aligned(slot)).unwrap_or(most);
+        bands.push(Band {
+            first_slot: slot_of(first),
+            end_slot: slot_of(end_slot),
+            range: BoundRange::aligned(span(first, end_slot), limits),
+        });
+        first = end_slot;
+    }
+    bands
+}
+
+fn slot_of(slot: u64) -> u32 {
+    u32::try_from(slot).unwrap_or(u32::MAX)
+}
+
+/// Windows of whole rows, if each row fits a binding.
+fn cover(keys: &Lattice, values: &Lattice, joined: bool, limits: WindowLimits) -> Option<Vec<Window>> {
     let num_rows = keys.batch_size * keys.num_kv_heads;
     let mut windows = Vec::new();
     let mut first_row = 0;
@@ -64,31 +151,21 @@ fn cover(keys: &Lattice, values: &Lattice, joined: bool, limits: WindowLimits) -
             spans[0] = union(spans[0], span_of(keys, row));
             spans[1] = union(spans[1], span_of(values, row));
             let ranges = if joined {
-                let both = aligned(union(spans[0], spans[1]), limits);
+                let both = BoundRange::aligned(union(spans[0], spans[1]), limits);
                 [both, both]
             } else {
-                spans.map(|s| aligned(s, limits))
+                spans.map(|s| BoundRange::aligned(s, limits))
             };
             if ranges.iter().any(|r| r.size > limits.max_binding_bytes) {
                 break;
             }
             accepted = Some(Window { first_row, num_rows: row - first_row + 1, keys: ranges[0], values: ranges[1] });
         }
-        let Some(window) = accepted else {
-            let (argument, row_bytes) = if joined {
-                let both = union(span_of(keys, first_row), span_of(values, first_row));
-                ("keys and values, which are bound as one range,", both.1 - both.0)
-            } else if keys.row_span() >= values.row_span() {
-                ("keys", keys.row_span())
-            } else {
-                ("values", values.row_span())
-            };
-            return Err(ArgumentError::RowExceedsBinding { argument, row_bytes, limit: limits.max_binding_bytes });
-        };
+        let window = accepted?;
         first_row += window.num_rows;
         windows.push(window);
     }
-    Ok(windows)
+    Some(windows)
 }
 
 fn span_of(lattice: &Lattice, row: u32) -> (u64, u64) {
@@ -100,16 +177,11 @@ fn union(a: (u64, u64), b: (u64, u64)) -> (u64, u64) {
     (a.0.min(b.0), a.1.max(b.1))
 }
 
-fn aligned((start, end): (u64, u64), limits: WindowLimits) -> BoundRange {
-    let start = start / limits.offset_alignment * limits.offset_alignment;
-    BoundRange { start, size: end - start }
-}
-
 /// What a window's rows of another tensor span.
 pub(crate) fn rows_range(lattice: &Lattice, window: &Window, limits: WindowLimits) -> BoundRange {
     let rows = window.first_row..window.first_row + window.num_rows;
     let span = rows.map(|row| span_of(lattice, row)).reduce(union);
-    aligned(span.unwrap_or((0, 0)), limits)
+    BoundRange::aligned(span.unwrap_or((0, 0)), limits)
 }
 
 /// Splits rows of scratch into runs of at most `max_rows`.
@@ -122,4 +194,65 @@ pub(crate) fn scratch_windows(num_rows: u64, max_rows: u32) -> Vec<(u64, u32)> {
         first += u64::from(count);
     }
     windows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::{Dtype, KvShape, Strides, TensorSpec};
+
+    const LIMITS: WindowLimits = WindowLimits { max_binding_bytes: 1 << 16, offset_alignment: 256, max_rows: 100 };
+
+    /// 300,000 tokens of 64 f16 elements from beyond 4 GiB on, which no buffer of wgpu 30 has yet.
+    fn lattice(offset: u64, strides: &Strides) -> Lattice {
+        let spec = TensorSpec::new(Dtype::F16, 64);
+        let shape =
+            KvShape { num_layers: 1, batch_size: 2, num_kv_heads: 3, capacity: 300_000, keys: spec, values: spec };
+        Lattice::new("keys", &shape, &spec, offset, strides).expect("a sound tensor")
+    }
+
+    #[test]
+    fn bands_hold_every_token_once_and_fit() {
+        let nhd = Strides::nhd(3, 300_000, 64);
+        let token_major = Strides { batch: 3 * 64, head: 64, token: 6 * 64 };
+        let padded = Strides { batch: 1 << 33, head: (1 << 31) + 2, token: 66 };
+        for (strides, rows_a_group) in [(Strides::hnd(3, 300_000, 64), 1), (nhd, 3), (token_major, 6), (padded, 1)] {
+            for offset in [0, 4, (5 << 30) + 12] {
+                let lattice = lattice(offset, &strides);
+                let LayerWindows::Bands { keys, values } = layer_windows(&lattice, &lattice, true, LIMITS) else {
+                    panic!("a row fits a binding");
+                };
+                assert_eq!(keys, values, "two equal tensors");
+                assert_eq!(
+                    keys.iter().map(|g| g.num_rows).collect::<Vec<_>>(),
+                    vec![rows_a_group; 6 / rows_a_group as usize]
+                );
+                for group in keys {
+                    check_group(&lattice, &group);
+                }
+            }
+        }
+    }
+
+    fn check_group(lattice: &Lattice, group: &RowGroup) {
+        let mut next = 0;
+        for band in &group.bands {
+            assert_eq!(band.first_slot, next, "a gap or an overlap");
+            next = band.end_slot;
+            assert!(band.range.size <= LIMITS.max_binding_bytes, "{band:?}");
+            assert!(band.range.start.is_multiple_of(LIMITS.offset_alignment), "{band:?}");
+            for row in group.first_row..group.first_row + group.num_rows {
+                let token = |slot: u32| lattice.row_start(row) + u64::from(slot) * lattice.token_stride;
+                assert!(token(band.first_slot) >= band.range.start, "{band:?}");
+                assert!(token(band.end_slot - 1) + lattice.row_bytes <= band.range.end(), "{band:?}");
+            }
+        }
+        assert_eq!(next, lattice.capacity, "the last token");
+        let full = group.bands.iter().filter(|s| s.range.size > LIMITS.max_binding_bytes / 2).count();
+        assert!(full + 1 >= group.bands.len(), "bands are smaller than they could be");
+        if lattice.offset == 0 && lattice.token_stride.is_multiple_of(128) {
+            let disjoint = group.bands.windows(2).all(|s| !s[0].range.intersects(s[1].range));
+            assert!(disjoint, "aligned rows are bound twice: {:?}", group.bands);
+        }
+    }
 }

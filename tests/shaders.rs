@@ -315,6 +315,8 @@ fn mirrors() -> Vec<(String, u32)> {
         of::<params::RenumberParams>(),
         of::<params::TopKParams>(),
         of::<params::CompactParams>(),
+        of::<params::BandParams>(),
+        of::<params::PageParams>(),
         of::<params::AppendParams>(),
         of::<params::RowRule>(),
         of::<params::OrderParams>(),

@@ -3,7 +3,10 @@
 
 use std::time::Instant;
 
-use keynorm::{Bound, Budget, CacheState, Compressor, KvView, Order, Plan, Policy, Score, Selector, Stages};
+use keynorm::{
+    Bound, Budget, BuildError, CacheState, Compressor, KvView, Order, PageShape, PageTable, PagedKvView, Plan, Policy,
+    Score, Selector, Stages, Workspace,
+};
 
 use crate::check;
 use crate::data::{Data, Found, Verifier};
@@ -74,8 +77,7 @@ impl<'a> Prepared<'a> {
         let plan = compressor.plan(shape, &policy).map_err(|e| e.to_string())?;
         let state = plan.create_state().map_err(|e| e.to_string())?;
         let workspace = plan.create_workspace().map_err(|e| e.to_string())?;
-        let views: Vec<_> = data.layers.iter().map(|l| KvView::hnd(shape, &l.keys.live, &l.values.live)).collect();
-        let bound = plan.bind(&gpu.device, &views, &state, &workspace).map_err(|e| e.to_string())?;
+        let bound = bind(gpu, data, &plan, &state, &workspace).map_err(|e| e.to_string())?;
         state.set_lengths(&gpu.queue, &vec![shape.capacity; shape.batch_size as usize]).map_err(|e| e.to_string())?;
         let mut encoder = gpu.encoder();
         if case.cached {
@@ -170,6 +172,27 @@ impl<'a> Prepared<'a> {
         }
         Ok((median(&mut records), median(&mut finishes)))
     }
+}
+
+fn bind(
+    gpu: &Gpu,
+    data: &Data,
+    plan: &Plan,
+    state: &CacheState,
+    workspace: &Workspace,
+) -> std::result::Result<Bound, BuildError> {
+    let shape = &data.shape;
+    let Some(pages) = &data.pages else {
+        let views: Vec<_> = data.layers.iter().map(|l| KvView::hnd(shape, &l.keys.live, &l.values.live)).collect();
+        return plan.bind(&gpu.device, &views, state, workspace);
+    };
+    let pages_a_row = shape.capacity / pages.page_size;
+    let page_shape =
+        PageShape { page_size: pages.page_size, num_pages: shape.rows_per_layer() * pages_a_row, has_sentinel: false };
+    let table = PageTable { buffer: &pages.table, offset_bytes: 0, stride: pages_a_row.into() };
+    let views: Vec<_> =
+        data.layers.iter().map(|l| PagedKvView::hnd(shape, &page_shape, &l.keys.live, &l.values.live, table)).collect();
+    plan.bind_paged(&gpu.device, &page_shape, &views, state, workspace)
 }
 
 /// What every repetition must have left behind.
@@ -301,7 +324,10 @@ fn new_row(data: &Data, case: Case) -> Row {
     };
     Row {
         peer: "keynorm".into(),
-        mode: if case.cached { DECODE } else { "compress" }.into(),
+        mode: data.pages.as_ref().map_or_else(
+            || if case.cached { DECODE } else { "compress" }.into(),
+            |p| format!("pages of {}", p.page_size),
+        ),
         layers: shape.num_layers,
         batch_rows: shape.rows_per_layer(),
         seq_len: shape.capacity,

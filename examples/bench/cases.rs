@@ -3,7 +3,7 @@
 use keynorm::{Dtype, KvShape, TensorSpec};
 
 use crate::case::Case;
-use crate::cli::{Preset, RunArgs};
+use crate::cli::{Layout, Preset, RunArgs};
 use crate::design::{DECODE, DECODE_LAYERS, GOALS, LARGE_BYTES};
 use crate::gpu::Result;
 
@@ -11,20 +11,28 @@ use crate::gpu::Result;
 #[derive(Debug)]
 pub struct Group {
     pub shape: KvShape,
+    /// Tokens a page, of a paged cache.
+    pub page_size: Option<u32>,
     pub cases: Vec<Case>,
 }
 
 /// A shape in short: rows, tokens, elements, their type.
 type Short = (u32, u32, TensorSpec);
 
+/// A shape, its keep ratios, layers, and whether norms are cached.
+type Wanted = (Short, Vec<f64>, u32, bool);
+
 pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
     let mut groups: Vec<Group> = Vec::new();
     let decode = args.preset == Some(Preset::Design);
     let decode = decode.then_some(((DECODE.rows, DECODE.seq_len, f16()), vec![DECODE.keep_ratio], DECODE_LAYERS, true));
     let given = wanted(args).into_iter().map(|(shape, keeps)| (shape, keeps, args.layers, args.cached));
-    for ((rows, seq_len, spec), keeps, num_layers, cached) in given.chain(decode) {
-        let shape =
-            KvShape { num_layers, batch_size: 1, num_kv_heads: rows, capacity: seq_len, keys: spec, values: spec };
+    let in_layout = |wanted: Wanted| args.layout.iter().map(move |&layout| (layout, wanted.clone()));
+    for (layout, wanted) in given.chain(decode).flat_map(in_layout) {
+        let ((rows, seq_len, spec), keeps, num_layers, cached) = wanted;
+        let page_size = (layout == Layout::Paged).then_some(args.page_size);
+        let (batch_size, num_kv_heads) = if page_size.is_some() { (rows, 1) } else { (1, rows) };
+        let shape = KvShape { num_layers, batch_size, num_kv_heads, capacity: seq_len, keys: spec, values: spec };
         shape.check().map_err(|e| e.to_string())?;
         let mut cases = Vec::new();
         for keep_ratio in keeps {
@@ -35,9 +43,9 @@ pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
                 }
             }
         }
-        match groups.last_mut().filter(|g| g.shape == shape) {
+        match groups.last_mut().filter(|g| g.shape == shape && g.page_size == page_size) {
             Some(group) => group.cases.extend(cases),
-            None => groups.push(Group { shape, cases }),
+            None => groups.push(Group { shape, page_size, cases }),
         }
     }
     if groups.is_empty() {

@@ -83,6 +83,12 @@ pub struct RunArgs {
     /// auto, radix, bitonic.
     #[arg(long, value_delimiter = ',', value_parser = parse_selector, default_value = "auto")]
     pub selector: Vec<Selector>,
+    /// How the tokens lie: contiguous, paged; with both the same cases are run side by side.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "contiguous")]
+    pub layout: Vec<Layout>,
+    /// Tokens a page of a paged cache. Pages of a row are shuffled.
+    #[arg(long, default_value_t = 16)]
+    pub page_size: u32,
     /// norm, keydiff, centroid.
     #[arg(long, value_delimiter = ',', value_parser = parse_score, default_value = "norm")]
     pub score: Vec<Score>,
@@ -130,6 +136,14 @@ pub struct RunArgs {
     /// SVG of the time over tokens a row; `bench plot` draws others from the JSON.
     #[arg(long)]
     pub plot: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Layout {
+    /// [row, token, dim].
+    Contiguous,
+    /// [page, slot, dim], a sequence to a row, by a table.
+    Paged,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -23,6 +23,51 @@ pub struct Layer {
 pub struct Data {
     pub shape: KvShape,
     pub layers: Vec<Layer>,
+    pub pages: Option<Pages>,
+}
+
+/// A paged cache lies as a contiguous one does, but for the order of a row's pages, which is shuffled.
+#[derive(Debug)]
+pub struct Pages {
+    pub page_size: u32,
+    pub table: wgpu::Buffer,
+    /// For each page of the pool, which of its row's pages it is.
+    pub inverse: wgpu::Buffer,
+    pub ids: Vec<u32>,
+}
+
+impl Pages {
+    fn new(gpu: &Gpu, shape: &KvShape, page_size: u32) -> Result<Self> {
+        let a_row = shape.capacity / page_size;
+        let mut ids: Vec<u32> = Vec::new();
+        for row in 0..shape.rows_per_layer() {
+            let mut own: Vec<u32> = (row * a_row..(row + 1) * a_row).collect();
+            for i in (1..a_row).rev() {
+                own.swap(i as usize, (mix(i ^ mix(row)) % (i + 1)) as usize);
+            }
+            ids.extend(own);
+        }
+        let mut inverse = vec![0; ids.len()];
+        for (entry, &id) in (0..).zip(&ids) {
+            inverse[id as usize] = entry % a_row;
+        }
+        let upload = |label, words: &[u32]| {
+            let buffer = gpu.buffer(label, words.len() as u64 * 4)?;
+            gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(words));
+            Ok::<_, String>(buffer)
+        };
+        let (table, inverse) = (upload("page table", &ids)?, upload("inverse page table", &inverse)?);
+        Ok(Self { page_size, table, inverse, ids })
+    }
+
+    /// One row as a contiguous cache holds it: `words` are those of its part of the pool.
+    pub fn in_order(&self, row: u32, capacity: u32, words: &[u32]) -> Vec<u32> {
+        let a_row = (capacity / self.page_size) as usize;
+        let page_words = words.len() / a_row;
+        let first = row as usize * a_row;
+        let page = |&id: &u32| &words[(id as usize - first) * page_words..][..page_words];
+        self.ids[first..first + a_row].iter().flat_map(page).copied().collect()
+    }
 }
 
 pub fn tensor_bytes(shape: &KvShape) -> u64 {
@@ -47,7 +92,7 @@ fn word(value: u64) -> Result<u32> {
 }
 
 impl Data {
-    pub fn new(gpu: &Gpu, shape: KvShape) -> Result<Self> {
+    pub fn new(gpu: &Gpu, shape: KvShape, page_size: Option<u32>) -> Result<Self> {
         let source = concat!(include_str!("shaders/generate.wgsl"), include_str!("shaders/mix.wgsl"));
         let kernel = Kernel::new(gpu, source, "generate");
         let tensor = |name: &str, seed: u32| {
@@ -60,7 +105,8 @@ impl Data {
         let layers = (0..shape.num_layers)
             .map(|l| Ok(Layer { keys: tensor("keys", seed_of(l, 0))?, values: tensor("values", seed_of(l, 1))? }))
             .collect::<Result<_>>()?;
-        Ok(Self { shape, layers })
+        let pages = page_size.map(|size| Pages::new(gpu, &shape, size)).transpose()?;
+        Ok(Self { shape, layers, pages })
     }
 
     /// Puts the unsorted data back.
@@ -115,17 +161,22 @@ impl Verifier {
         let positions = Kernel::new(gpu, source, "sum_positions");
         let found = gpu.buffer("found", 32)?;
         let shape = &data.shape;
+        let none = gpu.buffer("no page table", 16)?;
+        let inverse = data.pages.as_ref().map_or(&none, |p| &p.inverse);
         let groups = |kernel: &Kernel, buffer: &wgpu::Buffer, bytes: u64, token_words, row_base, salt| {
+            // Positions lie by slot, whatever the pages.
+            let page_size = data.pages.as_ref().filter(|_| token_words > 1).map_or(0, |p| p.page_size);
             gpu.windows(bytes)
                 .map(|(offset, size)| {
                     let lengths = state.offsets().lengths + row_base;
-                    let words = [word(offset / 4)?, word(size / 4)?, token_words, shape.capacity, lengths, salt];
-                    let params = gpu.uniform(&words);
+                    let (first, num) = (word(offset / 4)?, word(size / 4)?);
+                    let params = gpu.uniform(&[first, num, token_words, shape.capacity, lengths, salt, page_size]);
                     let bindings = [
                         (0, params.as_entire_binding()),
                         (1, part(buffer, offset, size)),
                         (2, state.meta().as_entire_binding()),
                         (3, found.as_entire_binding()),
+                        (4, inverse.as_entire_binding()),
                     ];
                     Ok((kernel.group(gpu, &bindings), stride_groups(size / 4)))
                 })

@@ -106,7 +106,8 @@ pub fn report(report: &Report) -> String {
 /// Layers, rows, tokens and head dimension in few characters.
 pub fn shape(row: &Row) -> String {
     let layers = if row.layers > 1 { format!("{} × ", row.layers) } else { String::new() };
-    format!("{layers}{} × {} × {}", row.batch_rows, row.seq_len, row.head_dim)
+    let pages = if row.mode.starts_with("pages") { format!(", {}", row.mode) } else { String::new() };
+    format!("{layers}{} × {} × {}{pages}", row.batch_rows, row.seq_len, row.head_dim)
 }
 
 fn cells(row: &Row) -> Vec<String> {

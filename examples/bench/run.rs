@@ -31,10 +31,11 @@ pub fn run(args: &RunArgs) -> Result<()> {
     report.peers = peers.into_iter().flat_map(|p| p.rows).collect();
     for group in groups {
         let shape = &group.shape;
-        let name =
-            format!("{} x {} x {} {:?}", shape.rows_per_layer(), shape.capacity, shape.keys.head_dim, shape.keys.dtype);
+        let pages = group.page_size.map(|size| format!(", pages of {size}")).unwrap_or_default();
+        let (rows, spec) = (shape.rows_per_layer(), &shape.keys);
+        let name = format!("{rows} x {} x {} {:?}{pages}", shape.capacity, spec.head_dim, spec.dtype);
         bar.set_message(name.clone());
-        match Data::new(&gpu, group.shape) {
+        match Data::new(&gpu, group.shape, group.page_size) {
             Ok(data) => {
                 for case in group.cases {
                     let row = bench.run(&data, case);

@@ -23,12 +23,13 @@ fn sum_keys(
 ) {
     let row = params.first_row + wg.y;
     let r = scored_row(row);
-    let row_base = row_base_of(row);
+    let place = place_of_row(row);
     let tile_base = first_slot(r, row) + wg.x * SUM_TILE;
     for (var t = index; t < SUM_TILE; t += WG_SIZE) {
         wg_weights[t] = 0.0;
-        if tile_base + t < r.len {
-            wg_weights[t] = weigh_token(score_ix(wg.y, r, tile_base + t), row_base + (tile_base + t) * params.token_stride);
+        let slot = tile_base + t;
+        if slot < r.len {
+            wg_weights[t] = weigh_token(score_ix(wg.y, r, slot), token_base(params.keys, place, slot));
         }
     }
     workgroupBarrier();
@@ -37,8 +38,8 @@ fn sum_keys(
     for (var offset = index / LANES * 4u; offset < SUM_TILE; offset += WG_SIZE / LANES * 4u) {
         for (var j = 0u; j < 4u; j++) {
             let weight = wg_weights[offset + j];
-            let base = row_base + (tile_base + offset + j) * params.token_stride;
             if weight != 0.0 {
+                let base = token_base(params.keys, place, tile_base + offset + j);
                 var chunk_ix = 0u;
                 for (var c = lane; c < CHUNKS; c += LANES) {
                     sum = add_chunk(load_key_chunk(base, c), chunk_ix, weight, sum);
@@ -92,12 +93,12 @@ fn score(
 ) {
     let row = params.first_row + wg.y;
     let r = scored_row(row);
-    let row_base = row_base_of(row);
+    let place = place_of_row(row);
     find_mean(wg.y, index, r.len);
     start_histogram(index);
     let first = first_slot(r, row) + wg.x * TILE;
     for (var slot = first + index; slot < min(r.len, first + TILE); slot += WG_SIZE) {
-        let base = row_base + slot * params.token_stride;
+        let base = token_base(params.keys, place, slot);
         for (var lane = 0u; lane < LANES; lane++) {
             var sum = 0.0;
             for (var c = lane; c < CHUNKS; c += LANES) {

@@ -47,43 +47,40 @@ fn add_rest(b0: u32, b1: u32, b2: u32, b3: u32, lane: u32, first: vec4<f32>) -> 
 fn sum_tile(wg: vec3<u32>, num_tiles: u32, index: u32) {
     let row = params.first_row + wg.y;
     let r = scored_row(row);
-    let row_base = row_base_of(row);
+    let place = place_of_row(row);
     let lane = index % LANES;
     let last = max(r.len, 1u) - 1u;
     let tile_base = first_slot(r, row) + wg.x * SUM_TILE;
     var sum = no_quads();
     for (var offset = 0u; offset < SUM_TILE; offset += WG_SIZE / LANES * 4u) {
         let slot = tile_base + offset + index / LANES * 4u;
-        let b0 = row_base + slot * params.token_stride;
-        let b1 = row_base + min(slot + 1u, last) * params.token_stride;
-        let b2 = row_base + min(slot + 2u, last) * params.token_stride;
-        let b3 = row_base + min(slot + 3u, last) * params.token_stride;
+        let bases = token_bases(params.keys, place, slot, last);
         var c0 = vec4<u32>(0u);
         var c1 = vec4<u32>(0u);
         var c2 = vec4<u32>(0u);
         var c3 = vec4<u32>(0u);
         var squares = vec4<f32>(0.0);
         if slot < r.len {
-            c0 = load_first(b0, lane);
-            c1 = load_first(b1, lane);
-            c2 = load_first(b2, lane);
-            c3 = load_first(b3, lane);
+            c0 = load_first(bases.x, lane);
+            c1 = load_first(bases.y, lane);
+            c2 = load_first(bases.z, lane);
+            c3 = load_first(bases.w, lane);
             squares = vec4<f32>(
                 checked_squares(c0, 0.0),
                 checked_squares(c1, 0.0),
                 checked_squares(c2, 0.0),
                 checked_squares(c3, 0.0),
             );
-            squares = add_rest(b0, b1, b2, b3, lane, squares);
+            squares = add_rest(bases.x, bases.y, bases.z, bases.w, lane, squares);
         }
         squares = reduce_all(squares, index);
         let inverses = inverse_norms(squares);
         let weights = weights_of(inverses, squares);
         if slot < r.len {
-            sum = add_token(b0, lane, c0, weights.x, sum);
-            sum = add_token(b1, lane, c1, select(weights.y, 0.0, slot + 1u >= r.len), sum);
-            sum = add_token(b2, lane, c2, select(weights.z, 0.0, slot + 2u >= r.len), sum);
-            sum = add_token(b3, lane, c3, select(weights.w, 0.0, slot + 3u >= r.len), sum);
+            sum = add_token(bases.x, lane, c0, weights.x, sum);
+            sum = add_token(bases.y, lane, c1, select(weights.y, 0.0, slot + 1u >= r.len), sum);
+            sum = add_token(bases.z, lane, c2, select(weights.z, 0.0, slot + 2u >= r.len), sum);
+            sum = add_token(bases.w, lane, c3, select(weights.w, 0.0, slot + 3u >= r.len), sum);
             for (var j = lane; j < 4u; j += LANES) {
                 if slot + j < r.len {
                     order_keys[score_ix(wg.y, r, slot + j)] =
@@ -153,7 +150,7 @@ fn score_tile(wg: vec3<u32>, index: u32) {
     // Tiles of both passes are alike where scores are kept, and none is scored that has not been summed.
     let num_tiles = select(needed, min(needed, num_summed(local_row)), CACHED);
     let tile_base = select(r.len, first + (num_tiles - 1u - wg.x) * TILE, wg.x < num_tiles);
-    let row_base = row_base_of(row);
+    let place = place_of_row(row);
     let lane = index % LANES;
     let last = max(r.len, 1u) - 1u;
     let m = load_mean(local_row, lane, r.len);
@@ -163,17 +160,14 @@ fn score_tile(wg: vec3<u32>, index: u32) {
         let slot = tile_base + offset + index / LANES * 4u;
         var sums4 = vec4<f32>(0.0);
         if slot < r.len {
-            let b0 = row_base + slot * params.token_stride;
-            let b1 = row_base + min(slot + 1u, last) * params.token_stride;
-            let b2 = row_base + min(slot + 2u, last) * params.token_stride;
-            let b3 = row_base + min(slot + 3u, last) * params.token_stride;
+            let bases = token_bases(params.keys, place, slot, last);
             if lane < CHUNKS {
-                sums4 = score_chunks(b0, b1, b2, b3, lane, 0u, m, sums4);
+                sums4 = score_chunks(bases.x, bases.y, bases.z, bases.w, lane, 0u, m, sums4);
             }
             if CHUNKS > LANES {
                 var chunk_ix = 1u;
                 for (var c = lane + LANES; c < CHUNKS; c += LANES) {
-                    sums4 = score_chunks(b0, b1, b2, b3, c, chunk_ix, m, sums4);
+                    sums4 = score_chunks(bases.x, bases.y, bases.z, bases.w, c, chunk_ix, m, sums4);
                     chunk_ix++;
                 }
             }

@@ -41,5 +41,8 @@ fn order_key(r: Row, layer: u32, row: u32, slot: u32, norm: u32) -> u32 {
             key = 0u;
         }
     }
+    if slot < r.first_writable {
+        key = 0u;
+    }
     return key;
 }

@@ -10,11 +10,11 @@ fn score(
 ) {
     let row = params.first_row + wg.y;
     let r = scored_row(row);
-    let row_base = row_base_of(row);
+    let place = place_of_row(row);
     start_histogram(index);
     let first = first_slot(r, row) + wg.x * TILE;
-    for (var slot = first + index; slot < min(r.len, first + TILE); slot += WG_SIZE) {
-        let base = row_base + slot * params.token_stride;
+    for (var slot = first + index; slot < min(end_of(r), first + TILE); slot += WG_SIZE) {
+        let base = token_base(params.keys, place, slot);
         var nan = 0u;
         for (var lane = 0u; lane < LANES; lane++) {
             var sum = 0.0;

@@ -12,10 +12,7 @@ struct Params {
     first_row: u32,         // row of the layer that is row 0 here
     layer: u32,
     order_stride: u32,      // words
-    batch_stride: u32,      // units of the keys_* file, modulo 2^32
-    head_stride: u32,       // units
-    token_stride: u32,      // units
-    base: u32,              // units, modulo 2^32: of sequence `first_sequence`, head 0, token 0
+    keys: TensorLayout,     // of what is scored
     first_sequence: u32,
     complement: u32,        // 0: low scores are kept; else the bits from which a score's are subtracted
     sums_stride: u32,       // vectors between rows of sums
@@ -27,7 +24,11 @@ struct Params {
     histogram_stride: u32,  // words
     digit_shift: u32,       // the window of first digits
     digit_base: u32,
-    key_sums_stride: u32,   // vectors between rows of key_sums
+    table_base: u32,        // words: of a paged cache, sequence 0's row of the table
+    table_stride: u32,      // words
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -56,9 +57,13 @@ fn scored_row(row: u32) -> Row {
     return r;
 }
 
-fn row_base_of(row: u32) -> u32 {
-    let sequence = row / params.state.num_kv_heads - params.first_sequence;
-    return params.base + sequence * params.batch_stride + row % params.state.num_kv_heads * params.head_stride;
+fn place_of_row(row: u32) -> Place {
+    return place_of(params.keys, row, params.state.num_kv_heads);
+}
+
+// One past the last.
+fn end_of(r: Row) -> u32 {
+    return r.len;
 }
 
 // Order key of a score of this rank; `bad` scores come last, protected tokens first.
@@ -79,6 +84,9 @@ fn order_key(r: Row, slot: u32, bits: u32, bad: bool) -> u32 {
         if position < params.sinks || r.num_seen - position <= recent {
             key = 0u;
         }
+    }
+    if slot < r.first_writable {
+        key = 0u;
     }
     return key;
 }

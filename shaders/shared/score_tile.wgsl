@@ -3,25 +3,23 @@
 fn score_tile(wg: vec3<u32>, index: u32) {
     let row = params.first_row + wg.y;
     let r = scored_row(row);
-    let row_base = row_base_of(row);
+    let place = place_of_row(row);
     let lane = index % LANES;
     let tile_base = first_slot(r, row) + wg.x * TILE + index / LANES * 4u;
-    let last = max(r.len, 1u) - 1u;
+    let end = end_of(r);
+    let last = max(end, 1u) - 1u;
     start_histogram(index);
     for (var offset = 0u; offset < TILE; offset += WG_SIZE / LANES * 4u) {
         let slot = tile_base + offset;
         var sums = vec4<f32>(0.0);
         var nan = 0u;
-        if slot < r.len {
-            let b0 = row_base + slot * params.token_stride;
-            let b1 = row_base + min(slot + 1u, last) * params.token_stride;
-            let b2 = row_base + min(slot + 2u, last) * params.token_stride;
-            let b3 = row_base + min(slot + 3u, last) * params.token_stride;
+        if slot < end {
+            let bases = token_bases(params.keys, place, slot, last);
             for (var c = lane; c < CHUNKS; c += LANES) {
-                let c0 = load_key_chunk(b0, c);
-                let c1 = load_key_chunk(b1, c);
-                let c2 = load_key_chunk(b2, c);
-                let c3 = load_key_chunk(b3, c);
+                let c0 = load_key_chunk(bases.x, c);
+                let c1 = load_key_chunk(bases.y, c);
+                let c2 = load_key_chunk(bases.z, c);
+                let c3 = load_key_chunk(bases.w, c);
                 sums = vec4<f32>(
                     add_squares(c0, sums.x),
                     add_squares(c1, sums.y),
@@ -34,7 +32,7 @@ fn score_tile(wg: vec3<u32>, index: u32) {
         }
         let reduced = reduce(sums, nan, index);
         for (var j = lane; j < 4u; j += LANES) {
-            if slot + j < r.len {
+            if slot + j < end {
                 write_score(wg, r, row, slot + j, component(reduced.sums, j), ((reduced.nan >> j) & 1u) != 0u);
             }
         }

@@ -5,6 +5,7 @@ struct Row {
     compacted: u32,       // slots below this one have their position stored
     num_seen: u32,        // tokens seen so far, at least len
     positions_base: u32,  // word index of the row's positions
+    first_writable: u32,  // slots below this one stay as they are
     active_row: bool,
     over_capacity: bool,
 }
@@ -23,7 +24,9 @@ fn load_row(s: StateLayout, layer: u32, row: u32) -> Row {
     r.compacted = min(state_meta[s.compacted_base + state_row], r.len);
     r.num_seen = max(state_meta[s.num_seen_base + layer * s.batch_size + sequence], r.len);
     r.positions_base = s.positions_base + state_row * s.capacity;
-    r.active_row = state_meta[s.inactive_base + sequence] == 0u;
+    let first_writable = state_meta[s.writable_base + sequence];
+    r.first_writable = min(first_writable, s.capacity) * s.writable_unit;
+    r.active_row = state_meta[s.inactive_base + layer * s.inactive_stride + sequence] == 0u;
     r.over_capacity = raw_len > s.capacity;
     return r;
 }

@@ -1,4 +1,4 @@
-// Emission: from a row's threshold to its slots, in slot order, by prefix sums. An invocation holds eight keys in a row.
+// Emission: from a row's threshold to its slots, in slot order, by prefix sums. An invocation holds eight keys.
 
 struct Keys {
     low: vec4<u32>,
@@ -50,41 +50,78 @@ fn rotated(k: Keys) -> Keys {
     return Keys(vec4<u32>(k.low.yzw, k.high.x), vec4<u32>(k.high.yzw, k.low.x));
 }
 
-// Writes what eight slots contribute, given the keys below and equal to the threshold before them.
-fn emit_keys(local_row: u32, s: SelectRow, keys: Keys, first_slot: u32, below: u32, equal: u32) {
+// Bit i: slot i of the eight.
+fn bits(low: vec4<bool>, high: vec4<bool>) -> u32 {
+    let l = select(vec4<u32>(0u), vec4<u32>(1u, 2u, 4u, 8u), low);
+    let h = select(vec4<u32>(0u), vec4<u32>(16u, 32u, 64u, 128u), high);
+    return (l.x | l.y | l.z | l.w) | (h.x | h.y | h.z | h.w);
+}
+
+// The lowest set bits of a mask, at most that many.
+fn lowest_bits(mask: u32, most: u32) -> u32 {
+    var left = mask;
+    for (var i = 0u; i < min(most, 8u); i++) {
+        left &= left - min(left, 1u);
+    }
+    return mask ^ left;
+}
+
+// The first so many of the eight slots from `first_slot` on that lie below `end`.
+fn slots_below(first_slot: u32, end: u32) -> u32 {
+    return (1u << min(max(end, first_slot) - first_slot, 8u)) - 1u;
+}
+
+// Writes what eight slots contribute to the row's lists, given the keys below and equal to the threshold before them.
+// Ranks, and places in each list, are consecutive, so that a slot costs a bit and a store.
+fn emit_keys(local_row: u32, s: SelectRow, k: Keys, first_slot: u32, below: u32, equal: u32) {
     let list_base = local_row * params.lists_stride;
-    var k = keys;
-    var num_below = below;
-    var num_equal = equal;
-    for (var i = 0u; i < params.keys_held; i++) {
-        let slot = first_slot + i;
-        let is_below = k.low.x < s.threshold;
-        let is_equal = k.low.x == s.threshold;
-        let kept = is_below || (is_equal && num_equal < s.num_ties);
-        let rank = num_below + min(num_equal, s.num_ties);
-        num_below += u32(is_below);
-        num_equal += u32(is_equal);
-        k = rotated(k);
-        if slot < s.row.len {
-            if slot == s.budget {
-                row_infos[params.first_info + local_row].num_moved = s.budget - min(rank, s.budget);
-            }
-            if params.order == POSITIONAL {
-                if kept {
-                    lists[list_base + rank] = slot;
-                    lists[list_base + params.staged_offset + rank] = position_of(s.row, slot);
-                } else if slot == rank {
-                    row_infos[params.first_info + local_row].first_moved = slot;
-                }
-            } else if kept == (slot >= s.budget) {
-                // A mover goes to the end of the list, a hole to its front.
-                // The bound keeps a row that exceeds the recorded max_len to its own list.
-                let place = select(slot - rank, s.row.len - s.budget + rank, kept);
-                lists[list_base + min(place, params.order_stride - 1u)] = slot;
-            } else if kept && slot >= s.row.compacted {
-                positions[s.row.positions_base + slot] = position_of(s.row, slot);
-            }
+    let t = vec4<u32>(s.threshold);
+    let valid = slots_below(first_slot, s.row.len);
+    let front = slots_below(first_slot, s.budget);
+    let rank = below + min(equal, s.num_ties);
+    var kept = bits(k.low < t, k.high < t);
+    let ties = bits(k.low == t, k.high == t) & valid;
+    if ties != 0u {
+        kept |= lowest_bits(ties, s.num_ties - min(equal, s.num_ties));
+    }
+    let dropped = valid & ~kept;
+    if params.order == POSITIONAL {
+        if dropped != 0u && rank == first_slot {
+            row_infos[params.first_info + local_row].first_moved = first_slot + firstTrailingBit(dropped);
         }
+        var place = list_base + rank;
+        for (var left = kept; left != 0u; left &= left - 1u) {
+            let slot = first_slot + firstTrailingBit(left);
+            lists[place] = slot;
+            lists[place + params.staged_offset] = position_of(s.row, slot);
+            place++;
+        }
+        return;
+    }
+    let rank_of_movers = rank + countOneBits(kept & front);
+    if s.budget - min(first_slot, s.budget) < 8u && s.budget >= first_slot && s.budget < s.row.len {
+        row_infos[params.first_info + local_row].num_moved = s.budget - min(rank_of_movers, s.budget);
+    }
+    // Movers go to the end of the list, holes to its front. The bound keeps a row that exceeds the recorded max_len to
+    // its own list.
+    let last = list_base + params.order_stride - 1u;
+    var place = list_base + first_slot - rank;
+    for (var left = dropped & front; left != 0u; left &= left - 1u) {
+        lists[min(place, last)] = first_slot + firstTrailingBit(left);
+        place++;
+    }
+    place = list_base + s.row.len - s.budget + rank_of_movers;
+    for (var left = kept & ~front; left != 0u; left &= left - 1u) {
+        lists[min(place, last)] = first_slot + firstTrailingBit(left);
+        place++;
+    }
+}
+
+// Fill: positions of the tile's slots that keep theirs. Those of holes are written too, and again when they are filled.
+fn emit_positions(index: u32, s: SelectRow, first_slot: u32) {
+    let end = min(s.budget, first_slot + 8u * WG_SIZE);
+    for (var slot = max(s.row.compacted, first_slot) + index; slot < end; slot += WG_SIZE) {
+        positions[s.row.positions_base + slot] = s.row.num_seen - (s.row.len - slot);
     }
 }
 
@@ -119,6 +156,9 @@ fn emit_tile(index: u32, local_row: u32, s: SelectRow, k: Keys, first_slot: u32,
     if s.row.active_row {
         let before = vec2<u32>(below + (scanned.before & 0xffffu), equal + (scanned.before >> 16u));
         emit_keys(local_row, s, k, first_slot + index * 8u, before.x, before.y);
+        if params.order != POSITIONAL {
+            emit_positions(index, s, first_slot);
+        }
     }
     return scanned;
 }

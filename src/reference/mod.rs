@@ -9,6 +9,7 @@ pub mod compact;
 pub mod external;
 pub mod key_diff;
 pub mod key_norm;
+pub mod pages;
 pub mod rotate;
 pub mod top_k;
 pub mod value_key_ratio;

@@ -57,6 +57,7 @@ fn subgroups_and_lanes() {
 fn layouts() {
     let layouts = [
         Layout::Nhd,
+        Layout::TokenMajor,
         Layout::Offset { words: 1, pad_elements: 2 },
         Layout::Offset { words: 3, pad_elements: 0 },
         Layout::Offset { words: 36, pad_elements: 8 },
@@ -156,6 +157,48 @@ fn windows_of_whole_rows() {
         case.shape.num_layers = 3;
         case.policy.skip_layers = vec![1];
         run(&case);
+    }
+}
+
+/// Rows larger than a binding, in bands of their tokens: rows apart, heads side by side, at any alignment.
+#[test]
+fn bands_of_rows() {
+    let layouts = [
+        Layout::Hnd,
+        Layout::Nhd,
+        Layout::TokenMajor,
+        Layout::Offset { words: 1, pad_elements: 2 },
+        Layout::Interleaved { words: 4 },
+        Layout::Touching,
+    ];
+    for (layout, selector) in layouts.into_iter().zip(SELECTORS.into_iter().cycle()) {
+        for order in ORDERS {
+            let mut case = Case::new(shape(2, 3, 1900, 64, Dtype::F16), policy(0.6, selector, order));
+            case.options.max_binding_bytes = Some(1 << 16);
+            case.layout = layout;
+            case.lengths = vec![1900, 1200];
+            case.appended = vec![700, 3];
+            case.lengths[0] -= 700;
+            run(&case);
+            case.policy.cached_norms = true;
+            run(&case);
+        }
+    }
+}
+
+#[test]
+fn bands_of_one_tensor_alone() {
+    for order in ORDERS {
+        for head_dims in [(64, 16), (16, 64)] {
+            for keep_ratio in [0.0, 0.05, 0.97, 1.0] {
+                let mut case = Case::new(shape(1, 2, 1500, 64, Dtype::Bf16), policy(keep_ratio, Selector::Auto, order));
+                (case.shape.keys.head_dim, case.shape.values.head_dim) = head_dims;
+                case.shape.num_layers = 2;
+                case.options.max_binding_bytes = Some(1 << 16);
+                case.policy.recent = 40;
+                run(&case);
+            }
+        }
     }
 }
 

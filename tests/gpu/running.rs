@@ -64,9 +64,13 @@ impl Pair<'_> {
         let state = &self.fixture.state;
         let [sums, scores] = [state.key_sums(), state.key_norms()].map(|b| download(self.gpu, b.expect("kept")));
         let [sums, scores]: [&[f32]; 2] = [&sums, &scores].map(|bytes| bytemuck::cast_slice(bytes));
-        let stride = shape.keys.head_dim.next_multiple_of(64) as usize;
+        let (offset, stride) = state.key_sums_place().expect("a place of the sums");
         for (row, running) in self.running.iter().flatten().enumerate().filter(|(_, r)| !r.sum.is_empty()) {
-            assert_eq!(&sums[row * stride..][..running.sum.len()], running.sum, "{round}: sum of row {row}");
+            assert_eq!(
+                &sums[offset as usize + row * stride as usize..][..running.sum.len()],
+                running.sum,
+                "{round}: sum of row {row}"
+            );
             for (slot, cosine) in running.cosines.iter().enumerate() {
                 let got = scores[row * shape.capacity as usize + slot];
                 let is_it = cosine.map_or(got.is_nan(), |c| got == (1.0 - c).clamp(0.0, 2.0));

@@ -4,10 +4,11 @@
 use std::sync::{Mutex, OnceLock};
 
 use keynorm::reference::key_norm::{self, Scored};
+use keynorm::reference::pages::{self, SequenceTable};
 use keynorm::reference::{self, CacheRow, RowTokens, budget, compact, top_k};
 use keynorm::{
-    Bound, CacheState, Compressor, Dtype, KvShape, KvView, Options, Plan, Policy, Segment, Status, Strides, Switch,
-    TensorSpec, TensorView, Workspace,
+    Bound, CacheState, Compressor, Dtype, KvShape, KvView, Options, PageShape, PageTable, PagedKvView, Plan, Policy,
+    Segment, SequencePages, Status, Strides, Switch, TensorSpec, TensorView, Workspace,
 };
 
 /// A device and its queue, shared by the tests of the process.
@@ -77,6 +78,8 @@ pub static BUILT: Built = Built::new();
 pub enum Layout {
     Hnd,
     Nhd,
+    /// [token, batch, head, dim]
+    TokenMajor,
     /// HND at an offset of some words into a larger buffer, rows padded apart.
     Offset {
         words: u64,
@@ -103,6 +106,8 @@ pub enum Data {
     Near {
         spread: i32,
     },
+    /// Four random elements, then zeros: cheap where rows are many.
+    Sparse,
     /// Random keys times a power of two: their norms may lie outside the window of first digits.
     Scaled {
         power: i32,
@@ -122,8 +127,105 @@ pub struct Case {
     pub active: Vec<bool>,
     /// Of each sequence, for a policy that keeps to them.
     pub segments: Vec<Vec<Segment>>,
+    /// The cache lies in pages; `layout` does not count then.
+    pub paged: Option<Paged>,
     pub options: Options,
     pub seed: u64,
+}
+
+/// How the pages of a pool hold tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PageLayout {
+    /// Two pools of [page, head, slot, dim].
+    Hnd,
+    /// Two pools of [page, slot, head, dim].
+    Nhd,
+    /// One pool of [page, 2, head, slot, dim].
+    OnePool,
+    /// [page, head, slot, dim] at an odd word, pages padded apart, the table at an offset, with gaps between its rows.
+    Offset,
+}
+
+/// A paged cache: pages in shuffled order, some of the pool's left over.
+#[derive(Debug, Clone)]
+pub struct Paged {
+    pub page_size: u32,
+    pub layout: PageLayout,
+    pub has_sentinel: bool,
+    /// Of each sequence, pages; they lie in the same pages of the pool for all sequences. Empty: none.
+    pub first_writable: Vec<u32>,
+    /// (sequence, entry, id) to write into the tables, which are sound otherwise.
+    pub faults: Vec<(u32, u32, u32)>,
+}
+
+impl Paged {
+    pub fn new(page_size: u32, layout: PageLayout) -> Self {
+        Self { page_size, layout, has_sentinel: false, first_writable: Vec::new(), faults: Vec::new() }
+    }
+
+    fn pages_a_sequence(&self, shape: &KvShape) -> u32 {
+        shape.capacity / self.page_size
+    }
+
+    /// A few pages more than the sequences have.
+    pub fn shape(&self, shape: &KvShape) -> PageShape {
+        let num_pages = self.pages_a_sequence(shape) * shape.batch_size + 5;
+        PageShape { page_size: self.page_size, num_pages, has_sentinel: self.has_sentinel }
+    }
+
+    fn first_writable(&self, sequence: u32) -> u32 {
+        self.first_writable.get(sequence as usize).copied().unwrap_or(0)
+    }
+
+    /// Entries from one sequence to the next, and the words before the first.
+    fn table_layout(&self, shape: &KvShape) -> (u32, u32) {
+        let pages = self.pages_a_sequence(shape);
+        if self.layout == PageLayout::Offset { (pages + 3, 7) } else { (pages, 0) }
+    }
+
+    /// The table as words of its buffer. Layers of one seed have the same.
+    fn table(&self, shape: &KvShape, rng: &mut Rng) -> Vec<u32> {
+        let first = u32::from(self.has_sentinel);
+        let mut ids: Vec<u32> = (first..self.shape(shape).num_pages).collect();
+        for ix in (1..ids.len()).rev() {
+            ids.swap(ix, rng.below(ix as u64 + 1) as usize);
+        }
+        let (stride, base) = self.table_layout(shape);
+        let mut words = vec![u32::MAX; (base + shape.batch_size * stride) as usize + 9];
+        let prefix: Vec<u32> = ids.clone();
+        let mut next = self.first_writable.iter().copied().max().unwrap_or(0) as usize;
+        for sequence in 0..shape.batch_size {
+            for entry in 0..self.pages_a_sequence(shape) {
+                let is_shared = entry < self.first_writable(sequence);
+                let word = (base + sequence * stride + entry) as usize;
+                words[word] = if is_shared { prefix[entry as usize] } else { ids[next] };
+                next += usize::from(!is_shared);
+            }
+        }
+        for &(sequence, entry, id) in &self.faults {
+            words[(base + sequence * stride + entry) as usize] = id;
+        }
+        words
+    }
+
+    /// As [`places`], the table's buffer last.
+    fn places(&self, shape: &KvShape) -> (Place, Place, Vec<u64>) {
+        let pool = KvShape { batch_size: self.shape(shape).num_pages, capacity: self.page_size, ..*shape };
+        let layout = match self.layout {
+            PageLayout::Hnd => Layout::Hnd,
+            PageLayout::Nhd => Layout::Nhd,
+            PageLayout::Offset => Layout::Offset { words: 1, pad_elements: 2 },
+            PageLayout::OnePool => {
+                let bytes = u64::from(shape.keys.dtype.size_bytes());
+                let one = Strides::hnd(shape.num_kv_heads, self.page_size, shape.keys.head_dim);
+                let strides = Strides { batch: 2 * one.batch, ..one };
+                let place = |offset_bytes| Place { buffer: 0, offset_bytes, strides };
+                let size = u64::from(pool.batch_size) * strides.batch * bytes + 512;
+                return (place(0), place(one.batch * bytes), vec![size]);
+            }
+        };
+        places(layout, &pool)
+    }
 }
 
 impl Case {
@@ -137,6 +239,7 @@ impl Case {
             appended: Vec::new(),
             active: Vec::new(),
             segments: Vec::new(),
+            paged: None,
             options: Options::default(),
             seed: 1,
         }
@@ -193,7 +296,7 @@ pub fn make_row(spec: &TensorSpec, data: Data, rng: &mut Rng) -> Vec<u8> {
         Dtype::F16 => -24,
         Dtype::Bf16 => -63,
     });
-    for i in 0..spec.head_dim {
+    for i in 0..if data == Data::Sparse { 4 } else { spec.head_dim } {
         let value = match (data, special) {
             (Data::AllEqual, _) => 0.5,
             (Data::Near { .. }, _) if i == 0 => 1.0,
@@ -215,6 +318,7 @@ pub fn make_row(spec: &TensorSpec, data: Data, rng: &mut Rng) -> Vec<u8> {
         };
         encode(spec.dtype, value, &mut row);
     }
+    row.resize(spec.row_bytes() as usize, 0);
     if special == 9 {
         // The NaN next to infinity, in the high half of a word.
         let bits = match spec.dtype {
@@ -250,12 +354,14 @@ pub fn places(layout: Layout, shape: &KvShape) -> (Place, Place, Vec<u64>) {
         (Place { buffer, offset_bytes, strides }, (offset_bytes + bytes(spec, &strides) + GUARD).next_multiple_of(4))
     };
     match layout {
-        Layout::Hnd | Layout::Nhd => {
+        Layout::Hnd | Layout::Nhd | Layout::TokenMajor => {
             let strides = |spec: &TensorSpec| {
-                if layout == Layout::Hnd {
-                    Strides::hnd(h, c, spec.head_dim)
-                } else {
-                    Strides::nhd(h, c, spec.head_dim)
+                let head = u64::from(spec.head_dim);
+                let batch = head * u64::from(h);
+                match layout {
+                    Layout::Hnd => Strides::hnd(h, c, spec.head_dim),
+                    Layout::Nhd => Strides::nhd(h, c, spec.head_dim),
+                    _ => Strides { batch, head, token: batch * u64::from(shape.batch_size) },
                 }
             };
             let (k, k_size) = own(&shape.keys, strides(&shape.keys), 0, 0);
@@ -307,13 +413,23 @@ pub struct HostLayer {
     pub rows: Vec<CacheRow>,
     /// Sticky bits, as [`Status`].
     pub status: u32,
+    /// Of a paged cache, whose table is the last buffer.
+    pub paged: Option<Paged>,
+    /// What the last compression has left of each sequence's pages.
+    pub pages: Vec<SequencePages>,
 }
 
 impl HostLayer {
     pub fn new(case: &Case, rng: &mut Rng) -> Self {
-        let (keys, values, sizes) = places(case.layout, &case.shape);
-        let buffers = sizes.iter().map(|&size| (0..size).map(|_| rng.next() as u8).collect()).collect();
-        let mut layer = Self { buffers, keys, values, rows: Vec::new(), status: 0 };
+        let shape = &case.shape;
+        let (keys, values, sizes) = case.paged.as_ref().map_or_else(|| places(case.layout, shape), |p| p.places(shape));
+        let mut buffers: Vec<Vec<u8>> =
+            sizes.iter().map(|&size| (0..size).map(|_| rng.next() as u8).collect()).collect();
+        let paged = case.paged.clone();
+        if let Some(paged) = &paged {
+            buffers.push(bytemuck::cast_slice(&paged.table(shape, &mut Rng(case.seed + 1000))).to_vec());
+        }
+        let mut layer = Self { buffers, keys, values, rows: Vec::new(), status: 0, paged, pages: Vec::new() };
         for row in 0..case.shape.rows_per_layer() {
             let len = case.lengths[(row / case.shape.num_kv_heads) as usize];
             layer.rows.push(CacheRow::new(len));
@@ -325,10 +441,10 @@ impl HostLayer {
     pub fn write_tokens(&mut self, case: &Case, row: u32, slots: std::ops::Range<u32>, rng: &mut Rng) {
         let shape = &case.shape;
         for slot in slots {
-            for (place, spec, data) in [(self.keys, &shape.keys, case.data), (self.values, &shape.values, Data::Random)]
-            {
-                let offset = row_offset(&place, spec, shape, row, slot);
+            let values = if case.data == Data::Sparse { Data::Sparse } else { Data::Random };
+            for (place, spec, data) in [(self.keys, &shape.keys, case.data), (self.values, &shape.values, values)] {
                 let bytes = make_row(spec, data, rng);
+                let Some(offset) = self.offset(&place, spec, shape, row, slot) else { continue };
                 self.buffers[place.buffer][offset..][..bytes.len()].copy_from_slice(&bytes);
             }
         }
@@ -337,19 +453,60 @@ impl HostLayer {
     pub fn gather(&self, place: &Place, spec: &TensorSpec, shape: &KvShape, row: u32) -> Vec<u8> {
         let len = self.rows[row as usize].len;
         let bytes = spec.row_bytes() as usize;
-        (0..len)
-            .flat_map(|slot| {
-                let offset = row_offset(place, spec, shape, row, slot);
-                self.buffers[place.buffer][offset..][..bytes].to_vec()
-            })
-            .collect()
+        let mut rows = Vec::with_capacity(len as usize * bytes);
+        for slot in 0..len {
+            // A row whose table is faulty is gathered and not looked at.
+            match self.offset(place, spec, shape, row, slot) {
+                Some(offset) => rows.extend_from_slice(&self.buffers[place.buffer][offset..][..bytes]),
+                None => rows.resize(rows.len() + bytes, 0),
+            }
+        }
+        rows
     }
 
-    fn scatter(&mut self, place: Place, spec: &TensorSpec, shape: &KvShape, row: u32, rows: &[u8]) {
+    pub fn scatter(&mut self, place: Place, spec: &TensorSpec, shape: &KvShape, row: u32, rows: &[u8]) {
         for (slot, bytes) in rows.chunks_exact(spec.row_bytes() as usize).enumerate() {
-            let offset = row_offset(&place, spec, shape, row, slot as u32);
+            let offset = self.offset(&place, spec, shape, row, slot as u32).expect("a sound table");
             self.buffers[place.buffer][offset..][..bytes.len()].copy_from_slice(bytes);
         }
+    }
+
+    /// First byte of a token; none where the table names a page that the pool has not.
+    fn offset(&self, place: &Place, spec: &TensorSpec, shape: &KvShape, row: u32, slot: u32) -> Option<usize> {
+        let Some(paged) = &self.paged else { return Some(row_offset(place, spec, shape, row, slot)) };
+        let entries = self.entries(paged, shape, row / shape.num_kv_heads);
+        let (page, slot) = pages::place(paged.page_size, &entries, slot);
+        let pool_row = page.checked_mul(shape.num_kv_heads)? + row % shape.num_kv_heads;
+        (page < paged.shape(shape).num_pages).then(|| row_offset(place, spec, shape, pool_row, slot))
+    }
+
+    /// A sequence's row of the table.
+    fn entries(&self, paged: &Paged, shape: &KvShape, sequence: u32) -> Vec<u32> {
+        let (stride, base) = paged.table_layout(shape);
+        let words: &[u32] = bytemuck::cast_slice(self.buffers.last().expect("a table"));
+        words[(base + sequence * stride) as usize..][..paged.pages_a_sequence(shape) as usize].to_vec()
+    }
+
+    fn longest(&self, shape: &KvShape, sequence: u32) -> u32 {
+        let heads = shape.num_kv_heads as usize;
+        self.rows[sequence as usize * heads..][..heads].iter().map(|r| r.len).max().unwrap_or(0)
+    }
+
+    /// Which sequences the tables of these layers, which are the same, make a compression skip.
+    pub fn bad_sequences(layers: &[&Self], case: &Case) -> Vec<bool> {
+        let shape = &case.shape;
+        let Some(paged) = layers.first().and_then(|l| l.paged.as_ref()) else {
+            return vec![false; shape.batch_size as usize];
+        };
+        let entries: Vec<Vec<u32>> = (0..shape.batch_size).map(|s| layers[0].entries(paged, shape, s)).collect();
+        let sequence = |s: u32| SequenceTable {
+            entries: &entries[s as usize],
+            longest: layers.iter().map(|l| l.longest(shape, s)).max().unwrap_or(0),
+            first_writable: paged.first_writable(s),
+            active: case.is_active(s * shape.num_kv_heads),
+        };
+        let sequences: Vec<_> = (0..shape.batch_size).map(sequence).collect();
+        pages::bad_sequences(&paged.shape(shape), &sequences)
     }
 
     /// The reference on every active row.
@@ -374,9 +531,15 @@ impl HostLayer {
     /// The reference's budgets, selection and moves, by order keys of another origin.
     pub fn compress_by(&mut self, case: &Case, layer: u32, score: impl Fn(u32, &CacheRow, &[u8]) -> Scored) {
         let shape = &case.shape;
+        let bad = Self::bad_sequences(&[&*self], case);
+        let before: Vec<u32> = (0..shape.batch_size).map(|s| self.longest(shape, s)).collect();
         for sequence in 0..shape.batch_size {
             let rows = sequence * shape.num_kv_heads..(sequence + 1) * shape.num_kv_heads;
             if !case.is_active(rows.start) {
+                continue;
+            }
+            if bad[sequence as usize] {
+                self.status |= Status::BAD_PAGE.0;
                 continue;
             }
             let mut order_keys = Vec::new();
@@ -385,6 +548,10 @@ impl HostLayer {
                 let mut scored = score(row, &self.rows[row as usize], &keys);
                 if let (true, Some(segments)) = (case.policy.segments, case.segments.get(sequence as usize)) {
                     key_norm::reserve(&mut scored.order_keys, &self.rows[row as usize], segments);
+                }
+                if let Some(paged) = &self.paged {
+                    let first = paged.first_writable(sequence) * paged.page_size;
+                    pages::protect_prefix(&mut scored.order_keys, first);
                 }
                 self.status |= if scored.non_finite { Status::NON_FINITE_KEY.0 } else { 0 };
                 order_keys.push(scored.order_keys);
@@ -401,6 +568,12 @@ impl HostLayer {
                 self.scatter(self.keys, &shape.keys, shape, row, &keys);
                 self.scatter(self.values, &shape.values, shape, row, &values);
             }
+        }
+        if let Some(paged) = &self.paged {
+            let sequence = |(s, &before): (u32, &u32)| {
+                pages::freed(paged.page_size, &self.entries(paged, shape, s), before, self.longest(shape, s))
+            };
+            self.pages = (0..).zip(&before).map(sequence).collect();
         }
     }
 
@@ -463,6 +636,9 @@ impl Fixture {
         if !case.active.is_empty() {
             state.set_active(&gpu.queue, &case.active).expect("a mask");
         }
+        if let Some(paged) = case.paged.as_ref().filter(|p| !p.first_writable.is_empty()) {
+            state.set_first_writable(&gpu.queue, &paged.first_writable).expect("first pages");
+        }
         for (sequence, segments) in (0..).zip(&case.segments) {
             state.set_segments(&gpu.queue, sequence, segments).expect("segments");
         }
@@ -478,7 +654,16 @@ impl Fixture {
         self.state.clear_status(&gpu.queue);
     }
 
-    fn upload_all(&self, gpu: &Gpu) {
+    /// Takes over what the GPU holds.
+    pub fn download_all(&mut self, gpu: &Gpu) {
+        for (layer, buffers) in self.host.iter_mut().zip(&self.buffers) {
+            for (bytes, buffer) in layer.buffers.iter_mut().zip(buffers) {
+                *bytes = download(gpu, buffer);
+            }
+        }
+    }
+
+    pub fn upload_all(&self, gpu: &Gpu) {
         for (layer, buffers) in self.host.iter().zip(&self.buffers) {
             for (bytes, buffer) in layer.buffers.iter().zip(buffers) {
                 gpu.queue.write_buffer(buffer, 0, bytes);
@@ -526,6 +711,12 @@ impl Fixture {
             assert_eq!(got.status, Status(layer.status), "{round}: status of layer {l}\n{case:?}");
         }
         self.compare_norms(gpu, case, round);
+        if let Some(freed) = self.bound.freed_pages() {
+            let got = pollster::block_on(freed.read(&gpu.device, &gpu.queue)).expect("a read-back");
+            for (l, layer) in self.host.iter().enumerate().filter(|l| !l.1.pages.is_empty()) {
+                assert_eq!(got[l], layer.pages, "{round}: pages of layer {l}\n{case:?}");
+            }
+        }
     }
 
     /// Norms that the state says are known must be those of the keys in their slots.
@@ -585,6 +776,19 @@ pub fn bind(
 ) -> Bound {
     fn view<'a>(place: &Place, buffers: &'a [wgpu::Buffer]) -> TensorView<'a> {
         TensorView { buffer: &buffers[place.buffer], offset_bytes: place.offset_bytes, strides: place.strides }
+    }
+    if let Some(paged) = host.first().and_then(|layer| layer.paged.as_ref()) {
+        let shape = plan.shape();
+        let (stride, base) = paged.table_layout(shape);
+        // The first layer's table serves all layers, as in most runtimes.
+        let table = buffers[0].last().expect("a table");
+        let table = PageTable { buffer: table, offset_bytes: u64::from(base) * 4, stride: stride.into() };
+        let views: Vec<PagedKvView<'_>> = host
+            .iter()
+            .zip(buffers)
+            .map(|(layer, b)| PagedKvView { keys: view(&layer.keys, b), values: view(&layer.values, b), table })
+            .collect();
+        return plan.bind_paged(&gpu.device, &paged.shape(shape), &views, state, workspace).expect("a binding");
     }
     let views: Vec<KvView<'_>> = host
         .iter()

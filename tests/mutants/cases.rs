@@ -8,7 +8,7 @@ use keynorm::{
 use crate::external::run_external;
 use crate::rotation::run_rotated;
 use crate::running::run_running;
-use crate::support::{Built, Case, Data, Fixture, Gpu, Layout, shape, submit};
+use crate::support::{Built, Case, Data, Fixture, Gpu, HostLayer, Layout, PageLayout, Paged, Rng, shape, submit};
 
 #[derive(Clone)]
 pub struct Quick {
@@ -214,6 +214,34 @@ fn edge() -> Case {
     case
 }
 
+/// Rows larger than a binding: three bands or more, heads apart or side by side, words or vectors.
+fn bands(selector: Selector, order: Order, layout: Layout) -> Case {
+    let mut case = Case::new(shape(2, 3, 1300, 64, Dtype::F16), policy(0.7, selector, order));
+    case.shape.values.head_dim = 96;
+    case.shape.num_layers = 2;
+    case.layout = layout;
+    case.options.max_binding_bytes = Some(1 << 16);
+    case.lengths = vec![1200, 700];
+    case.appended = vec![100, 500];
+    case.active = vec![true, layout != Layout::Nhd];
+    case
+}
+
+/// Enough moves for every piece of a walk within a band, and for every token in flight from one to another.
+fn bands_of_many(keep_ratio: f64, order: Order) -> Case {
+    let mut case = Case::new(shape(1, 2, 5000, 16, Dtype::F16), policy(keep_ratio, Selector::Radix, order));
+    case.options.max_binding_bytes = Some(1 << 16);
+    case
+}
+
+/// The last but one token is dropped, all others are protected.
+fn band_with_one_move() -> Case {
+    let mut case = bands_of_many(0.0, Order::Positional);
+    case.policy.budget = Budget::KeepTokens(4999);
+    (case.policy.sinks, case.policy.recent) = (4998, 1);
+    case
+}
+
 /// Norms in the cache state, of which the second round reads old ones; every kind of budget with them.
 fn cached(selector: Selector, order: Order) -> Case {
     let mut case = two_rounds(selector, order);
@@ -258,6 +286,48 @@ fn segments(data: Data) -> Case {
         ],
         vec![Segment { positions: 0..40, min_tokens: 39 }],
     ];
+    case
+}
+
+/// Pages, some shared: words or vectors, one pool or two, two layers with one table.
+fn paged(layout: PageLayout, order: Order) -> Case {
+    let mut case = two_rounds(Selector::Radix, order);
+    case.shape.capacity = 320;
+    case.shape.values.head_dim = if layout == PageLayout::OnePool { 64 } else { 96 };
+    case.paged = Some(Paged { first_writable: vec![1, 2], has_sentinel: true, ..Paged::new(16, layout) });
+    case
+}
+
+/// Tables of which some must not be followed, and a fifth sequence that takes no part.
+fn faulty_tables(faults: Vec<(u32, u32, u32)>) -> Case {
+    let mut case = Case::new(shape(5, 2, 320, 16, Dtype::F16), policy(0.4, Selector::Radix, Order::Fill));
+    case.lengths = vec![300, 289, 320, 17, 200];
+    case.active = vec![true, true, true, true, false];
+    case.paged = Some(Paged {
+        first_writable: vec![1, 2, 1, 0, 0],
+        has_sentinel: true,
+        faults,
+        ..Paged::new(16, PageLayout::Hnd)
+    });
+    case
+}
+
+/// A page that one sequence writes and another only reads.
+fn reader_and_writer() -> Case {
+    let case = faulty_tables(vec![]);
+    let table: Vec<u32> =
+        bytemuck::pod_collect_to_vec(HostLayer::new(&case, &mut Rng(1)).buffers.last().expect("a table"));
+    let (sequence, entry) = (3, 0);
+    assert!(table[0] == table[40], "the first two read one page");
+    faulty_tables(vec![(sequence, entry, table[0])])
+}
+
+/// One page more than the check looks at in one go, more entries than it takes at a time.
+fn many_pages(faults: Vec<(u32, u32, u32)>) -> Case {
+    let mut case = Case::new(shape(2, 1, 262_128, 16, Dtype::F16), policy(0.2, Selector::Radix, Order::Fill));
+    case.data = Data::Sparse;
+    case.lengths = vec![260_001, 40_000];
+    case.paged = Some(Paged { faults, ..Paged::new(8, PageLayout::Hnd) });
     case
 }
 
@@ -356,6 +426,32 @@ pub fn quick() -> Vec<Quick> {
     add("walk", walk(), false);
     add("ranges", ranges(), false);
     add("edge", edge(), false);
+    for order in [Order::Fill, Order::Positional] {
+        for layout in [Layout::TokenMajor, Layout::Nhd, Layout::Hnd, Layout::Offset { words: 1, pad_elements: 2 }] {
+            add("bands", bands(Selector::Radix, order, layout), false);
+        }
+        for keep_ratio in [0.5, 0.7, 0.9] {
+            add("bands of many", bands_of_many(keep_ratio, order), false);
+        }
+    }
+    for (layout, order) in [
+        (PageLayout::Hnd, Order::Fill),
+        (PageLayout::Offset, Order::Positional),
+        (PageLayout::Offset, Order::Fill),
+        (PageLayout::OnePool, Order::Positional),
+    ] {
+        add("paged", paged(layout, order), layout == PageLayout::OnePool);
+    }
+    let all_one = |page| (2..20).map(|entry| (1, entry, page)).collect();
+    for faults in
+        [vec![], vec![(0, 18, 0)], vec![(1, 3, 105)], vec![(3, 1, 106)], all_one(50), vec![(0, 18, 1000), (0, 19, 7)]]
+    {
+        add("faulty tables", faulty_tables(faults), false);
+    }
+    add("reader and writer", reader_and_writer(), false);
+    add("many pages", many_pages(vec![]), false);
+    add("the last page twice", many_pages(vec![(0, 1, 65_536), (0, 5, 65_536)]), false);
+    add("band with one move", band_with_one_move(), false);
     add("many sorts", many_sorts(), false);
     all.extend(rotated());
     all

@@ -112,39 +112,39 @@ fn forced_subgroups_on_a_device_without() {
     noop.compressor();
 }
 
+/// Rows at a binding's size go whole, larger ones in bands; either way wgpu finds nothing wrong with a record.
 #[test]
 fn rows_beyond_a_binding() {
     let noop = noop();
     let mut options = Options::default();
     options.max_binding_bytes = Some(1 << 16);
-    let compressor = Compressor::new(&noop.device, options).expect("a compressor");
-    let row = |argument: &str, row_bytes: u64| {
-        format!("Argument(RowExceedsBinding {{ argument: \"{argument}\", row_bytes: {row_bytes}, limit: 65536 }})")
-    };
-    let bind = |shape: &KvShape, edit: &dyn Fn(&mut Draft)| {
-        let plan = compressor.plan(shape, &policy()).expect("a sound plan");
-        let mut draft = Draft::new(&noop, &plan);
-        edit(&mut draft);
-        draft.bind(&plan).map(|bound| (plan, bound))
+    let is_banded = |shape: &KvShape, edit: &dyn Fn(&mut Draft)| {
+        let modules = built(&noop, &options, shape, edit);
+        let bands = modules.iter().filter(|m| matches!(m, Module::CompactBands { .. })).count();
+        let whole = modules.iter().filter(|m| matches!(m, Module::Compact { .. })).count();
+        assert!((bands == 0) != (whole == 0), "{modules:?}");
+        bands > 0
     };
     // 512 tokens of 128 bytes are a binding; 6 rows of them are six windows.
     let exact = KvShape { capacity: 512, ..shape() };
-    let (plan, bound) = bind(&exact, &|_| ()).expect("windows of one row");
-    assert_records(&noop, &plan, &bound);
-    assert_error("one token more", bind(&KvShape { capacity: 513, ..exact }, &|_| ()), &row("keys", 65664));
+    assert!(!is_banded(&exact, &|_| ()));
+    assert!(is_banded(&KvShape { capacity: 513, ..exact }, &|_| ()));
     let wide = KvShape { capacity: 256, values: TensorSpec::new(Dtype::F32, 72), ..exact };
-    assert_error("values", bind(&wide, &|_| ()), &row("values", 73728));
+    assert!(is_banded(&wide, &|_| ()));
     let nhd = |draft: &mut Draft| draft.layers[0].0.strides = Strides::nhd(3, 512, 64);
-    assert_error("strided", bind(&exact, &nhd), &row("keys", 512 * 384 - 256));
+    assert!(is_banded(&exact, &nhd));
     // Ranges that intersect are bound once, so here it is their union that is too long.
-    let joined = |draft: &mut Draft| {
-        let strides = Strides { batch: 3 * 512 * 128, head: 512 * 128, token: 128 };
-        let keys = Tensor { buffer: noop.storage(7 * 512 * 256), offset_bytes: 0, strides };
-        draft.layers[0] = (keys.clone(), Tensor { offset_bytes: 128 + 200 * 256, ..keys });
+    let joined = |distance: u64| {
+        let noop = &noop;
+        move |draft: &mut Draft| {
+            let strides = Strides { batch: 3 * 512 * 128, head: 512 * 128, token: 128 };
+            let keys = Tensor { buffer: noop.storage(7 * 512 * 256), offset_bytes: 0, strides };
+            draft.layers[0] = (keys.clone(), Tensor { offset_bytes: 128 + distance * 256, ..keys });
+        }
     };
-    let half = KvShape { capacity: 256, ..exact };
-    let name = "keys and values, which are bound as one range,";
-    assert_error("joined", bind(&half, &joined), &row(name, 256 * 256 + 200 * 256));
+    let half = KvShape { capacity: 200, ..exact };
+    assert!(!is_banded(&half, &joined(0)));
+    assert!(is_banded(&half, &joined(150)));
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn key_norm(modules: &[Module]) -> (Dtype, bool, Reduction) {
     let found: Vec<_> = modules
         .iter()
         .filter_map(|m| match *m {
-            Module::KeyNorm { dtype, vec4, reduction } => Some((dtype, vec4, reduction)),
+            Module::KeyNorm { dtype, vec4, reduction, .. } => Some((dtype, vec4, reduction)),
             _ => None,
         })
         .collect();
@@ -245,7 +245,7 @@ fn alignment_and_dtype_choose_the_access() {
             let vec4 = offset_bytes % 16 == 0;
             assert_eq!(key_norm(&modules), (dtype, vec4, Reduction::Serial), "offset {offset_bytes}");
             let moves = modules.iter().filter_map(|m| match *m {
-                Module::Compact { keys_vec4, values_vec4 } => Some((keys_vec4, values_vec4)),
+                Module::Compact { keys_vec4, values_vec4, .. } => Some((keys_vec4, values_vec4)),
                 _ => None,
             });
             assert_eq!(moves.collect::<Vec<_>>(), [(vec4, Some(true))], "offset {offset_bytes}");

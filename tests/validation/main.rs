@@ -2,8 +2,10 @@
 //! afterwards, and that nothing was recorded.
 
 mod arguments;
+mod axes;
 mod decode;
 mod devices;
+mod paged;
 mod rotations;
 mod scores;
 mod support;

@@ -8,6 +8,7 @@ struct Params {
     capacity: u32,     // slots a row
     lengths_base: u32, // of the tensor's first row
     salt: u32,         // tells tensors and layers apart
+    page_size: u32,    // tokens; 0 where the tensor is not paged
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -16,10 +17,17 @@ struct Params {
 // Sums of kept rows (two), sums of positions (two), slots whose token came from elsewhere, slots kept.
 @group(0) @binding(3) var<storage, read_write> found: array<atomic<u32>, 8>;
 
+// Of each page, which of its row's pages it is.
+@group(0) @binding(4) var<storage, read> inverse: array<u32>;
+
 var<workgroup> wg_sums: array<atomic<u32>, 4>;
 
 fn is_kept(token: u32) -> bool {
-    return token % params.capacity < state[params.lengths_base + token / params.capacity];
+    var slot = token % params.capacity;
+    if params.page_size > 0u {
+        slot = inverse[token / params.page_size] * params.page_size + token % params.page_size;
+    }
+    return slot < state[params.lengths_base + token / params.capacity];
 }
 
 fn add(local_ix: u32, sums: vec4u, first: u32, count: u32) {

@@ -1,0 +1,26 @@
+// Addresses of a cache by strides, in units of the access file.
+
+struct TensorLayout {
+    batch_stride: u32, // units of the access file, modulo 2^32
+    head_stride: u32,  // units
+    token_stride: u32, // units
+    base: u32,         // units, modulo 2^32: of sequence `first_sequence`, head 0, token 0
+}
+
+// Where a row begins.
+alias Place = u32;
+
+fn place_of(t: TensorLayout, row: u32, num_kv_heads: u32) -> Place {
+    let sequence = row / num_kv_heads - params.first_sequence;
+    return t.base + sequence * t.batch_stride + row % num_kv_heads * t.head_stride;
+}
+
+fn token_base(t: TensorLayout, place: Place, slot: u32) -> u32 {
+    return place + slot * t.token_stride;
+}
+
+// Of four tokens in a row, none beyond the last.
+fn token_bases(t: TensorLayout, place: Place, slot: u32, last: u32) -> vec4<u32> {
+    let slots = min(vec4<u32>(slot, slot + 1u, slot + 2u, slot + 3u), vec4<u32>(last));
+    return vec4<u32>(place) + slots * t.token_stride;
+}

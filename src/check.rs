@@ -1,0 +1,138 @@
+//! What a binding is given, against the plan: views, state and workspace.
+
+use crate::criterion::Score;
+use crate::draft::{Builder, CheckedLayer};
+use crate::error::{ArgumentError, BuildError};
+use crate::pages::{Views, check_pages, check_table, pool_shape, pool_windows};
+use crate::shape::{Dtype, Lattice, TensorSpec, range_lattice};
+use crate::state::check_count;
+use crate::view::check_tensor;
+use crate::windows::{LayerWindows, layer_windows, rows_range};
+
+/// One score of the caller's: a word.
+const SCORE: TensorSpec = TensorSpec::new(Dtype::F32, 1);
+
+/// What lies where, so that nothing is bound over something else.
+#[derive(Default)]
+struct Placed<'a>(Vec<(&'a wgpu::Buffer, Lattice)>);
+
+impl<'a> Placed<'a> {
+    fn check(&self, buffer: &wgpu::Buffer, lattice: &Lattice) -> Result<(), ArgumentError> {
+        let overlaps = |other: &&(&wgpu::Buffer, Lattice)| other.0 == buffer && lattice.overlaps(&other.1);
+        self.0.iter().find(overlaps).map_or(Ok(()), |(_, other)| {
+            Err(ArgumentError::Overlap { first: other.argument, second: lattice.argument })
+        })
+    }
+
+    fn add(&mut self, buffer: &'a wgpu::Buffer, lattice: Lattice) -> Result<(), ArgumentError> {
+        self.check(buffer, &lattice)?;
+        self.0.push((buffer, lattice));
+        Ok(())
+    }
+}
+
+impl Builder<'_> {
+    pub(crate) fn check(&self, views: &Views<'_>) -> Result<Vec<CheckedLayer>, BuildError> {
+        let shape = &self.plan.shape;
+        if self.kernels().device != *self.device {
+            return Err(ArgumentError::WrongDevice { argument: "device" }.into());
+        }
+        check_count("views", views.layers.len(), shape.num_layers as usize)?;
+        let num_scores = if self.plan.policy.takes_scores() { shape.num_layers as usize } else { 0 };
+        check_count("scores", views.scores.len(), num_scores)?;
+        if self.state.shape != *shape || !self.state.serves(&self.plan.policy) {
+            return Err(ArgumentError::WrongPlan { argument: "state" }.into());
+        }
+        if self.workspace.layout != self.plan.scratch {
+            return Err(ArgumentError::WrongPlan { argument: "workspace" }.into());
+        }
+        let mut placed = Placed::default();
+        for (buffer, argument) in [
+            (self.state.meta(), "state.meta"),
+            (self.state.positions(), "state.positions"),
+            (self.state.status(), "state.status"),
+            (self.state.norms_or_dummy(), "state.key_norms"),
+            (self.state.key_sums_or_dummy(), "state.key_sums"),
+            (self.workspace.order_keys(), "workspace.order_keys"),
+        ] {
+            placed.0.push((buffer, range_lattice(argument, 0, buffer.size())));
+        }
+        let tables = self.check_tables(views, &placed)?;
+        let tensor_shape = self.pages.map_or(*shape, |pages| pool_shape(&pages, shape));
+        placed.0.extend(tables.iter().map(|t| (t.0, t.1)));
+        let mut layers = Vec::new();
+        for (compressed, &layer) in self.plan.layers.iter().enumerate() {
+            let view = &views.layers[layer as usize];
+            let keys = check_tensor("keys", &tensor_shape, &shape.keys, &view.keys)?;
+            let values = check_tensor("values", &tensor_shape, &shape.values, &view.values)?;
+            placed.add(view.keys.buffer, keys)?;
+            placed.add(view.values.buffer, values)?;
+            let scores = views.scores.get(layer as usize);
+            let scores = scores.map(|s| check_tensor("scores", shape, &SCORE, s).map(|lattice| (s.buffer, lattice)));
+            let scores = scores.transpose()?;
+            if let Some((buffer, lattice)) = scores {
+                placed.add(buffer, lattice)?;
+            }
+            let same_buffer = view.keys.buffer == view.values.buffer;
+            let windows = if self.pages.is_some() {
+                pool_windows((&keys, &values), same_buffer, shape.rows_per_layer(), self.limits())?
+            } else {
+                layer_windows(&keys, &values, same_buffer, self.limits())
+            };
+            let scores = scores.map(|s| s.1);
+            self.check_rows(&keys, &values, scores.as_ref(), &windows)?;
+            let table = tables.get(compressed).map(|t| t.1);
+            let compressed = u32::try_from(compressed).unwrap_or(u32::MAX);
+            layers.push(CheckedLayer { compressed, layer, keys, values, scores, windows, table });
+        }
+        Ok(layers)
+    }
+
+    /// Rows of the caller's scores fit a binding, and those of keys and values where their bands are not scored.
+    fn check_rows(
+        &self,
+        keys: &Lattice,
+        values: &Lattice,
+        scores: Option<&Lattice>,
+        windows: &LayerWindows,
+    ) -> Result<(), ArgumentError> {
+        let limit = self.limits().max_binding_bytes;
+        let LayerWindows::Rows { windows, .. } = windows else {
+            if self.plan.policy.score_in_use() == Score::KeyNorm {
+                return Ok(());
+            }
+            let longer = if keys.row_span() >= values.row_span() { keys } else { values };
+            let (argument, row_bytes) = (longer.argument, longer.row_span());
+            return Err(ArgumentError::RowExceedsBinding { argument, row_bytes, limit });
+        };
+        for (scores, window) in scores.iter().flat_map(|s| windows.iter().map(move |w| (s, w))) {
+            let row_bytes = rows_range(scores, window, self.limits()).size;
+            if row_bytes > limit {
+                return Err(ArgumentError::RowExceedsBinding { argument: "scores", row_bytes, limit });
+            }
+        }
+        Ok(())
+    }
+
+    /// The tables of the compressed layers. Layers may share one, so tables are not compared with each other.
+    fn check_tables<'v>(
+        &self,
+        views: &Views<'v>,
+        placed: &Placed<'_>,
+    ) -> Result<Vec<(&'v wgpu::Buffer, Lattice)>, ArgumentError> {
+        let Some(pages) = &self.pages else { return Ok(Vec::new()) };
+        check_pages(pages, &self.plan.shape)?;
+        let limit = self.limits().max_binding_bytes;
+        let check = |&layer: &u32| {
+            let table = &views.tables[layer as usize];
+            let lattice = check_table(table, pages, &self.plan.shape)?;
+            placed.check(table.buffer, &lattice)?;
+            let pool_bytes = lattice.end() - lattice.offset + self.limits().offset_alignment;
+            if pool_bytes > limit {
+                return Err(ArgumentError::PoolExceedsBinding { argument: "table", pool_bytes, limit });
+            }
+            Ok((table.buffer, lattice))
+        };
+        self.plan.layers.iter().map(check).collect()
+    }
+}

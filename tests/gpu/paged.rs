@@ -1,0 +1,298 @@
+//! Paged caches: every layout and page size against the reference, pages of others and the sentinel untouched, tables
+//! that must not be followed, and the same sets and rows as a contiguous cache.
+
+use keynorm::{Budget, BudgetOverride, Dtype, Options, Order, Policy, Pool, Score, Segment, Selector, Status, Switch};
+
+use crate::support::{Case, Data, Fixture, HostLayer, PageLayout, Paged, gpu, run, shape, submit};
+
+const LAYOUTS: [PageLayout; 4] = [PageLayout::Hnd, PageLayout::Nhd, PageLayout::OnePool, PageLayout::Offset];
+const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
+const SELECTORS: [Selector; 2] = [Selector::Radix, Selector::Bitonic];
+
+fn policy(keep_ratio: f64, selector: Selector, order: Order) -> Policy {
+    Policy { selector, order, ..Policy::new(Budget::keep_ratio(keep_ratio)) }
+}
+
+/// 3 sequences of 2 heads, 20 pages at most.
+fn case(page_size: u32, layout: PageLayout, order: Order) -> Case {
+    let mut case = Case::new(shape(3, 2, 20 * page_size, 64, Dtype::F16), policy(0.5, Selector::Auto, order));
+    case.lengths = vec![15 * page_size + 3, 0, 11 * page_size];
+    case.appended = vec![4 * page_size, 1, 0];
+    case.paged = Some(Paged::new(page_size, layout));
+    case
+}
+
+fn paged(case: &mut Case) -> &mut Paged {
+    case.paged.as_mut().expect("a paged case")
+}
+
+#[test]
+fn every_layout_selector_and_order() {
+    for layout in LAYOUTS {
+        for selector in SELECTORS {
+            for order in ORDERS {
+                for subgroups in [Switch::Auto, Switch::Off, Switch::On] {
+                    let mut case = case(16, layout, order);
+                    case.policy.selector = selector;
+                    case.options = Options::with_subgroups(subgroups);
+                    run(&case);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn page_sizes_and_dtypes() {
+    for page_size in [8, 16, 24, 32, 64, 128, 256] {
+        for (dtype, order) in [(Dtype::F32, Order::Fill), (Dtype::Bf16, Order::Positional), (Dtype::F16, Order::Fill)] {
+            let mut case = case(page_size, PageLayout::Hnd, order);
+            case.shape.keys.dtype = dtype;
+            case.shape.values.head_dim = 80;
+            run(&case);
+        }
+    }
+}
+
+/// Every path by which long rows are selected and moved, more entries than a workgroup, ids beyond one look of the check.
+#[test]
+fn long_rows() {
+    for selector in SELECTORS {
+        for order in ORDERS {
+            let mut case = Case::new(shape(2, 1, 40_000, 16, Dtype::F16), policy(0.5, selector, order));
+            case.lengths = vec![40_000, 17_001];
+            case.paged = Some(Paged::new(8, PageLayout::Hnd));
+            run(&case);
+        }
+    }
+    let mut case = Case::new(shape(3, 1, 200_000, 16, Dtype::F16), policy(0.3, Selector::Auto, Order::Fill));
+    case.lengths = vec![9000, 200_000, 1];
+    case.paged = Some(Paged::new(8, PageLayout::Hnd));
+    run(&case);
+}
+
+#[test]
+fn layers_and_what_else_a_policy_says() {
+    for order in ORDERS {
+        let mut case = case(16, PageLayout::Nhd, order);
+        case.shape.num_layers = 4;
+        case.policy.skip_layers = vec![1];
+        (case.policy.sinks, case.policy.recent) = (3, 40);
+        run(&case);
+        case.policy.cached_norms = true;
+        run(&case);
+        case.active = vec![true, true, false];
+        run(&case);
+        case.policy.budgets = vec![BudgetOverride { layers: 0..4, heads: 1..2, budget: Budget::keep_ratio(0.8) }];
+        run(&case);
+    }
+    let mut case = case(16, PageLayout::Hnd, Order::Fill);
+    case.policy.pool = Some(Pool { min_tokens: 4 });
+    case.policy.segments = true;
+    case.segments =
+        vec![vec![Segment::pinned(30..90)], Vec::new(), vec![Segment { positions: 20..160, min_tokens: 99 }]];
+    run(&case);
+}
+
+/// Scores that look at keys and values in other ways find them in their pages too.
+#[test]
+fn other_scores() {
+    for score in [Score::KeyDiff, Score::Centroid, Score::ValueKeyRatio] {
+        for (layout, order) in LAYOUTS.into_iter().zip(ORDERS.into_iter().cycle()) {
+            for subgroups in [Switch::Auto, Switch::Off, Switch::On] {
+                let mut case = case(16, layout, order);
+                case.policy.score = score;
+                case.options = Options::with_subgroups(subgroups);
+                paged(&mut case).first_writable = vec![2, 0, 1];
+                run(&case);
+            }
+        }
+    }
+}
+
+/// Pages before the first writable one lie in the tables of all sequences.
+#[test]
+fn shared_prefixes_stay() {
+    for order in ORDERS {
+        for selector in SELECTORS {
+            for first_writable in [[3, 3, 3], [0, 2, 5], [14, 1, 11], [20, 20, 20]] {
+                for keep_ratio in [0.0, 0.5, 1.0] {
+                    let mut case = case(16, PageLayout::OnePool, order);
+                    case.policy = policy(keep_ratio, selector, order);
+                    case.lengths = vec![243, 180, 176];
+                    case.appended = vec![40, 9, 0];
+                    paged(&mut case).first_writable = first_writable.to_vec();
+                    run(&case);
+                }
+            }
+        }
+    }
+}
+
+/// A contiguous cache can have a prefix as well, in tokens.
+#[test]
+fn prefixes_of_contiguous_caches_stay() {
+    for order in ORDERS {
+        let gpu = gpu();
+        let mut case = Case::new(shape(2, 2, 300, 64, Dtype::F16), policy(0.4, Selector::Auto, order));
+        case.policy.recent = 9;
+        let fixture = Fixture::new(gpu, &case);
+        fixture.state.set_first_writable(&gpu.queue, &[77, 250]).expect("a prefix each");
+        let kept = pollster::block_on(fixture.bound.compress(&gpu.device, &gpu.queue, 300)).expect("a compression");
+        for (row, positions) in kept.layers[0].positions.iter().enumerate() {
+            let (prefix, budget) = if row < 2 { (77, 120) } else { (250, 259) };
+            assert_eq!(positions.len(), budget, "row {row}");
+            assert!(positions[..prefix].iter().copied().eq(0..prefix as u32), "row {row} moved its prefix");
+        }
+    }
+}
+
+/// A fault makes its sequence, and a writer of the same page, be left as it is; the others are compressed.
+#[test]
+fn faulty_tables_touch_nothing() {
+    let sound = case(16, PageLayout::Hnd, Order::Fill);
+    let pages = sound.paged.as_ref().expect("pages").shape(&sound.shape).num_pages;
+    let table = |case: &Case, sequence: usize, entry: usize| {
+        let fixture = Fixture::new(gpu(), case);
+        let words: Vec<u32> = bytemuck::cast_slice(fixture.host[0].buffers.last().expect("a table")).to_vec();
+        words[sequence * 20 + entry]
+    };
+    let (first, other) = (table(&sound, 0, 2), table(&sound, 2, 4));
+    let unused = table(&sound, 2, 19);
+    let faults: [(&str, Vec<(u32, u32, u32)>, [bool; 3]); 11] = [
+        ("none", vec![], [false; 3]),
+        ("an id beyond the pool", vec![(0, 3, pages)], [true, false, false]),
+        ("the largest id", vec![(2, 10, u32::MAX)], [false, false, true]),
+        ("the last entry in use", vec![(0, 15, pages + 7)], [true, false, false]),
+        ("an entry not in use", vec![(0, 16, u32::MAX), (2, 11, first), (1, 0, pages)], [false; 3]),
+        ("twice side by side", vec![(0, 3, first)], [true, false, false]),
+        ("twice far apart", vec![(0, 15, first)], [true, false, false]),
+        ("of another sequence", vec![(0, 3, other)], [true, false, true]),
+        ("of another's entries not in use", vec![(0, 3, unused)], [false; 3]),
+        ("in both sequences", vec![(0, 0, u32::MAX), (2, 0, pages)], [true, false, true]),
+        ("all entries the same", (0..20).map(|e| (2, e, first)).collect(), [true, false, true]),
+    ];
+    for order in ORDERS {
+        for layout in LAYOUTS {
+            for (name, faults, bad) in &faults {
+                let mut case = case(16, layout, order);
+                case.appended.clear();
+                paged(&mut case).faults = faults.clone();
+                let mut fixture = Fixture::new(gpu(), &case);
+                assert_eq!(HostLayer::bad_sequences(&[&fixture.host[0]], &case), bad, "{name}");
+                fixture.compress_and_compare(gpu(), &case, name);
+                // The status bit, and what the caller's shaders can read of each sequence.
+                let kept = pollster::block_on(fixture.state.read(&gpu().device, &gpu().queue)).expect("a read-back");
+                assert_eq!(kept.layers[0].status.contains(Status::BAD_PAGE), bad.contains(&true), "{name}");
+                let skipped = kept_words(&fixture, fixture.state.offsets().skipped, 3);
+                assert_eq!(skipped, bad.map(|b| if b { 2 } else { 0 }), "{name}");
+            }
+        }
+    }
+}
+
+fn kept_words(fixture: &Fixture, first: u32, count: usize) -> Vec<u32> {
+    let bytes = crate::support::download(gpu(), fixture.state.meta());
+    bytemuck::cast_slice::<u8, u32>(&bytes)[first as usize..][..count].to_vec()
+}
+
+/// A page that one sequence may write and another only reads is not written; two readers do not mind each other.
+#[test]
+fn readers_keep_writers_away() {
+    let mut case = case(16, PageLayout::Hnd, Order::Fill);
+    case.appended.clear();
+    case.lengths = vec![243, 243, 243];
+    paged(&mut case).first_writable = vec![3, 3, 2];
+    // Entry 2 is read by the first two and written by the third.
+    let shared = {
+        let fixture = Fixture::new(gpu(), &case);
+        let words: Vec<u32> = bytemuck::cast_slice(fixture.host[0].buffers.last().expect("a table")).to_vec();
+        words[2]
+    };
+    paged(&mut case).faults = vec![(2, 2, shared)];
+    let mut fixture = Fixture::new(gpu(), &case);
+    assert_eq!(HostLayer::bad_sequences(&[&fixture.host[0]], &case), [false, false, true]);
+    fixture.compress_and_compare(gpu(), &case, "a writer among readers");
+}
+
+/// Page 0 holds nobody's tokens: its bytes are compared as all others are.
+#[test]
+fn the_sentinel_is_not_followed() {
+    for order in ORDERS {
+        let mut case = case(16, PageLayout::OnePool, order);
+        paged(&mut case).has_sentinel = true;
+        run(&case);
+        case.appended.clear();
+        paged(&mut case).faults = vec![(2, 10, 0)];
+        let mut fixture = Fixture::new(gpu(), &case);
+        assert_eq!(HostLayer::bad_sequences(&[&fixture.host[0]], &case), [false, false, true]);
+        fixture.compress_and_compare(gpu(), &case, "the sentinel in a table");
+    }
+}
+
+/// Stages apart, and records whose check has no compaction after it, find the marks as they should be.
+#[test]
+fn stages_apart() {
+    use keynorm::Stages;
+    for order in ORDERS {
+        let mut case = case(16, PageLayout::Hnd, order);
+        case.appended.clear();
+        let mut fixture = Fixture::new(gpu(), &case);
+        let max_len = fixture.max_len();
+        for stages in [Stages::SCORE, Stages::SCORE, Stages::SELECT, Stages::COMPACT] {
+            submit(gpu(), |pass| fixture.bound.record_stages(pass, max_len, stages).expect("a record"));
+        }
+        fixture.compress_host(&case);
+        fixture.compare(gpu(), &case, "apart");
+    }
+}
+
+/// The same tokens in pages and side by side: the same sets, the same rows.
+#[test]
+fn paged_and_contiguous_caches_agree() {
+    for order in ORDERS {
+        for (layout, data) in LAYOUTS.into_iter().zip([Data::Random, Data::Ties, Data::Special, Data::Random]) {
+            let gpu = gpu();
+            let mut in_pages = case(16, layout, order);
+            in_pages.data = data;
+            let contiguous = Case { paged: None, ..in_pages.clone() };
+            let mut fixtures = [Fixture::new(gpu, &contiguous), Fixture::new(gpu, &in_pages)];
+            let shape = &in_pages.shape;
+            // Tokens of the pages, written over those of the contiguous cache.
+            for row in 0..shape.rows_per_layer() {
+                for is_keys in [true, false] {
+                    let spec = if is_keys { &shape.keys } else { &shape.values };
+                    let [to, from] = &mut fixtures;
+                    let place = |l: &HostLayer| if is_keys { l.keys } else { l.values };
+                    let rows = from.host[0].gather(&place(&from.host[0]), spec, shape, row);
+                    let place = place(&to.host[0]);
+                    to.host[0].scatter(place, spec, shape, row, &rows);
+                }
+            }
+            fixtures[0].upload_all(gpu);
+            let kept = fixtures.each_mut().map(|f| {
+                let max_len = f.max_len();
+                pollster::block_on(f.bound.compress(&gpu.device, &gpu.queue, max_len)).expect("a compression")
+            });
+            assert_eq!(kept[0], kept[1], "{layout:?}, {order:?}");
+            let rows = fixtures.each_mut().map(|f| {
+                f.download_all(gpu);
+                let layer = &mut f.host[0];
+                for (row, positions) in layer.rows.iter_mut().zip(&kept[0].layers[0].positions) {
+                    row.len = positions.len() as u32;
+                }
+                let layer = &f.host[0];
+                let all = 0..shape.rows_per_layer();
+                all.map(|row| {
+                    [
+                        layer.gather(&layer.keys, &shape.keys, shape, row),
+                        layer.gather(&layer.values, &shape.values, shape, row),
+                    ]
+                })
+                .collect::<Vec<_>>()
+            });
+            assert!(rows[0] == rows[1], "rows differ: {layout:?}, {order:?}");
+            assert!(rows[0][0][0].len() > 1000, "rows are empty");
+        }
+    }
+}
