@@ -5,19 +5,22 @@
 //!   Reference: src/reference/key_diff.rs, exact.
 //! Bindings: shared/score_rows.wgsl, and
 //!   1 keys read_write u32 words of f32|f16|bf16, addressed by shared/address_*.wgsl
-//!   7 sums read_write vec4<f32> [row, sums_stride]: a sum of keys for each SUM_TILE tokens, then that of the row
+//!   7 sums read_write vec4<f32> [row, sums_stride]: a sum of keys for each SUM_TILE tokens, then that of the row, then the
+//!     number of tiles; with CACHED they are in the state
 //!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
 //! Entry points: sum_keys · dispatch (ceil(max_len / SUM_TILE), num_rows, 1) · needs none | subgroups
 //!   add_tiles · dispatch (ceil(head_dim / 16), num_rows, 1) · none
 //!   score · dispatch (ceil(max_len / TILE), num_rows, 1) · needs none | subgroups
 //! Overrides: WG_SIZE = 256; LANES = 16, a power of two in 2..=32; CHUNKS = 16, in 2..=128; TILE = 256, a multiple of
-//!   WG_SIZE / LANES * 4; SUM_TILE = 256, likewise; HISTOGRAM = false; CENTROID = false; PAGE_SIZE = 16
+//!   WG_SIZE / LANES * 4; SUM_TILE = 256, likewise; HISTOGRAM = false; CENTROID = false; CACHED = false; PAGE_SIZE = 16
 //! Workgroup bytes: 8192 with HISTOGRAM, + 20 * WG_SIZE in the workgroup variant
 //! Algorithm: sum_keys: LANES invocations share a token as in key_norm. They find its squared norm, leave the inverse of
 //!   the norm in `order_keys`, and add the key times that inverse to sums that they keep in registers, the chunks being
 //!   there still; then the workgroup adds its groups of lanes. add_tiles adds the tiles of a row. score takes the product
 //!   of each key with the sum, scaled by both inverse norms: the cosine c. Its order key is made of the bits of 1 - c,
 //!   which spread well where keys are alike. It walks tiles and rows from the end, where keys may be cached still.
+//!   With CACHED only tokens without a score are read: they are added to the sum of all that the row has seen, dropped ones
+//!   too, and scored once against it; the bits of 1 - c stay in the state.
 //!   With CENTROID keys are added as they are, and score takes the squared distance to their mean.
 //! Invariants: a key with a NaN or whose squared norm overflows adds nothing and comes last in every direction; one whose
 //!   squared norm is below 2^-126 counts as zero: it adds nothing and its cosine is 0. The order of additions is part of
@@ -29,10 +32,12 @@ override LANES: u32 = 16u;
 override CHUNKS: u32 = 16u;
 override SUM_TILE: u32 = 256u;
 override CENTROID: bool = false;
+override CACHED: bool = false;
 
 @group(0) @binding(7) var<storage, read_write> sums: array<vec4<f32>>;
 
 const BAD: u32 = 0xffffffffu;
+const NAN_SCORE: u32 = 0x7fc00000u;
 const MIN_NORMAL_BITS: u32 = 0x00800000u;
 const TINY_BITS: u32 = 0x21800000u; // 2^-60
 const SEGMENTS: u32 = 64u;
@@ -62,6 +67,19 @@ fn head_quads() -> u32 {
 
 fn sums_base(local_row: u32) -> u32 {
     return local_row * params.sums_stride;
+}
+
+// The first token that the dispatch scores.
+fn first_slot(r: Row, row: u32) -> u32 {
+    if CACHED {
+        return min(state_meta[params.state.scored_base + params.layer * params.state.rows_per_layer + row], r.len);
+    }
+    return 0u;
+}
+
+// Where the inverse norm of a token, and then its score, is kept.
+fn score_ix(local_row: u32, r: Row, slot: u32) -> u32 {
+    return select(local_row * params.order_stride, r.positions_base, CACHED) + slot;
 }
 
 // To 13 significant bits.
@@ -155,8 +173,16 @@ fn add_squared_quad(m: vec4<f32>, sum: f32) -> f32 {
     return (((sum + s.x) + s.y) + s.z) + s.w;
 }
 
+// Tiles that sum_keys has covered.
+fn num_summed(local_row: u32) -> u32 {
+    return u32(sums[sums_base(local_row) + params.sums_offset + head_quads()].x);
+}
+
 // Adds up the groups of lanes of a tile, group by group, a vector of each invocation at a time.
-fn store_tile(wg: vec3<u32>, index: u32, sum: Quads) {
+fn store_tile(wg: vec3<u32>, num_tiles: u32, index: u32, sum: Quads) {
+    if wg.x == 0u && index == 0u {
+        sums[sums_base(wg.y) + params.sums_offset + head_quads()] = vec4<f32>(f32(num_tiles));
+    }
     for (var i = 0u; i < (CHUNKS + LANES - 1u) / LANES * CHUNK_QUADS; i++) {
         wg_sums[index] = quad_of(sum, i);
         workgroupBarrier();
@@ -175,12 +201,16 @@ fn store_tile(wg: vec3<u32>, index: u32, sum: Quads) {
 
 @compute @workgroup_size(WG_SIZE)
 fn add_tiles(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let r = scored_row(params.first_row + wg.y);
+    let row = params.first_row + wg.y;
+    let r = scored_row(row);
+    let first = first_slot(r, row);
     let per_segment = WG_SIZE / SEGMENTS;
     let quad = wg.x * per_segment + index % per_segment;
+    // No more tiles than have been summed.
+    let num_tiles = num_summed(wg.y);
     var total = vec4<f32>(0.0);
     if quad < head_quads() {
-        for (var tile = index / per_segment; tile * SUM_TILE < r.len; tile += SEGMENTS) {
+        for (var tile = index / per_segment; tile < num_tiles && first + tile * SUM_TILE < r.len; tile += SEGMENTS) {
             total += sums[sums_base(wg.y) + tile * head_quads() + quad];
         }
     }
@@ -191,14 +221,21 @@ fn add_tiles(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_ind
             wg_sums[index] += wg_sums[index + d];
         }
     }
-    if index < per_segment && quad < head_quads() {
-        sums[sums_base(wg.y) + params.sums_offset + quad] = wg_sums[index];
+    // An empty row, or one of an inactive sequence, keeps what it has.
+    if index < per_segment && quad < head_quads() && r.len > 0u {
+        let ix = sums_base(wg.y) + params.sums_offset + quad;
+        var sum = wg_sums[index];
+        if first > 0u {
+            sum += sums[ix];
+        }
+        sums[ix] = sum;
     }
 }
 
 // Writes the order key of a token whose product or squared distance is `sum`; its inverse norm is where its key goes.
 fn write_score(local_row: u32, r: Row, slot: u32, sum: f32, inverse_mean: f32) {
-    let stored = order_keys[local_row * params.order_stride + slot];
+    let ix = score_ix(local_row, r, slot);
+    let stored = order_keys[ix];
     let bad = stored == BAD;
     var score = sum;
     if !CENTROID {
@@ -207,5 +244,9 @@ fn write_score(local_row: u32, r: Row, slot: u32, sum: f32, inverse_mean: f32) {
         score = min(max(1.0 - cosine, 0.0), 2.0);
     }
     let bits = min(bitcast<u32>(score) & 0x7fffffffu, INFINITY_BITS);
-    write_key(local_row, slot, order_key(r, slot, bits, bad));
+    if CACHED {
+        order_keys[ix] = select(bits, NAN_SCORE, bad);
+    } else {
+        write_key(local_row, slot, order_key(r, slot, bits, bad));
+    }
 }

@@ -1,6 +1,7 @@
 //! Layers whose rows exceed a binding: scored and moved by bands of tokens.
 
 use crate::bind::{params_binding, range_binding, slice_chunks};
+use crate::criterion::Score;
 use crate::draft::{
     Builder, CheckedLayer, INFOS_A_SLOT, ParamsBlock, RowRange, ScoredSlots, access_of, tensor_layout, word,
 };
@@ -8,7 +9,7 @@ use crate::kernel::{Access, Checks, LayoutKind, Module};
 use crate::pages::Views;
 use crate::params::BandParams;
 use crate::plan::{ScoreTiles, WORKGROUP};
-use crate::policy::{Order, Score};
+use crate::policy::Order;
 use crate::score::Scored;
 use crate::shape::{Lattice, TensorSpec};
 use crate::windows::{Band, LayerWindows, RowGroup};

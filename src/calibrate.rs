@@ -1,8 +1,9 @@
 //! Policies that are fitted to a model: which score, window and budget each layer gets, from the attention it loses.
 
+use crate::criterion::Score;
 use crate::diagnose::AttentionLoss;
 use crate::error::ArgumentError;
-use crate::policy::{Budget, BudgetOverride, Policy, Score};
+use crate::policy::{Budget, BudgetOverride, Policy};
 
 /// What one layer is compressed by.
 #[derive(Debug, Clone, Copy, PartialEq)]

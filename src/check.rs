@@ -1,9 +1,9 @@
 //! What a binding is given, against the plan: views, state and workspace.
 
+use crate::criterion::Score;
 use crate::draft::{Builder, CheckedLayer};
 use crate::error::{ArgumentError, BuildError};
 use crate::pages::{Views, check_pages, check_table, pool_shape, pool_windows};
-use crate::policy::Score;
 use crate::shape::{Dtype, Lattice, TensorSpec, range_lattice};
 use crate::state::check_count;
 use crate::view::check_tensor;
@@ -40,7 +40,7 @@ impl Builder<'_> {
         check_count("views", views.layers.len(), shape.num_layers as usize)?;
         let num_scores = if self.plan.policy.takes_scores() { shape.num_layers as usize } else { 0 };
         check_count("scores", views.scores.len(), num_scores)?;
-        if self.state.shape != *shape || (self.plan.policy.cached_norms && self.state.key_norms().is_none()) {
+        if self.state.shape != *shape || !self.state.serves(&self.plan.policy) {
             return Err(ArgumentError::WrongPlan { argument: "state" }.into());
         }
         if self.workspace.layout != self.plan.scratch {
@@ -52,6 +52,7 @@ impl Builder<'_> {
             (self.state.positions(), "state.positions"),
             (self.state.status(), "state.status"),
             (self.state.norms_or_dummy(), "state.key_norms"),
+            (self.state.key_sums_or_dummy(), "state.key_sums"),
             (self.workspace.order_keys(), "workspace.order_keys"),
         ] {
             placed.0.push((buffer, range_lattice(argument, 0, buffer.size())));

@@ -51,7 +51,8 @@ pub fn norm_variation(spec: &TensorSpec, keys: &[u8]) -> f64 {
 
 impl CacheState {
     /// As [`norm_variation`], of every head by the norms that a policy with cached norms keeps on the GPU: no key is read.
-    /// One list a layer, one entry a row; slots without a norm are passed over. `None` for a state without norms.
+    /// One list a layer, one entry a row; slots without a norm are passed over. `None` for a state without norms,
+    /// or with scores in their place.
     ///
     /// # Errors
     /// [`ReadError::Poll`] and [`ReadError::Map`] where the device fails.
@@ -60,7 +61,7 @@ impl CacheState {
         device: &wgpu::Device,
         queue: &wgpu::Queue,
     ) -> Result<Option<Vec<Vec<f64>>>, ReadError> {
-        let Some(norms) = self.key_norms() else { return Ok(None) };
+        let Some(norms) = self.key_norms().filter(|_| self.key_sums().is_none()) else { return Ok(None) };
         let meta = read_words(device, queue, self.meta()).await?;
         let norms = read_words(device, queue, norms).await?;
         let (shape, offsets) = (&self.shape, self.offsets());

@@ -1,11 +1,12 @@
 //! The parameters of every dispatch of a binding, drafted from checked views. No GPU objects but the parameter buffer.
 
 use crate::bound::{MAX_RANGES, PARAMS_STRIDE, POOL_PASSES, WALK_LEN, sort_steps};
+use crate::criterion::Score;
 use crate::kernel::{Access, Checks};
 use crate::pages::PageShape;
 use crate::params::{AppendParams, CompactParams, KeyNormParams, OrderParams, StateLayout, TensorLayout, TopKParams};
 use crate::plan::{PlanInner, ROW_TOKENS};
-use crate::policy::{Direction, Order, Score};
+use crate::policy::{Direction, Order};
 use crate::score::{digit_window, params_of_score};
 use crate::shape::Lattice;
 use crate::state::{CacheState, NUM_APPEND_SLOTS, append_slot_words};
@@ -153,7 +154,7 @@ impl Builder<'_> {
             let place = ScoredSlots { keys, slots: 0..u32::MAX, table_base, table_stride };
             let norm = self.norm_params(&rows, place);
             let policy = &self.plan.policy;
-            let mut push = |tensor| params.push(&params_of_score(&norm, tensor, policy, &self.plan.scratch));
+            let mut push = |tensor| params.push(&params_of_score(&norm, tensor, self.plan));
             let score_params = match policy.score_in_use() {
                 Score::KeyNorm => params.push(&norm),
                 Score::External(_) => push(given.unwrap_or(keys)),
@@ -316,7 +317,12 @@ impl Builder<'_> {
         if !policy.cached_norms {
             return 0;
         }
-        let (direction, seed) = direction_words(policy.direction);
+        let (direction, seed) = match (policy.score_in_use(), policy.direction) {
+            // The state keeps 1 - cosine, which is high where the score is low.
+            (Score::KeyDiff, Direction::Lowest) => direction_words(Direction::Highest),
+            (Score::KeyDiff, _) => direction_words(Direction::Lowest),
+            (_, direction) => direction_words(direction),
+        };
         params.push(&OrderParams {
             state: p.state,
             first_row: p.first_row,

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use crate::bound::Bound;
+use crate::criterion::Score;
 use crate::device::Capabilities;
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Checks, Kernels, Module};
 use crate::pages::{PageShape, PagedKvView, Views};
-use crate::policy::{Budget, BudgetRule, Order, Policy, Score, Selector};
+use crate::policy::{Budget, BudgetRule, Order, Policy, Selector};
+use crate::reference::key_diff::sum_tile;
 use crate::score::{score_tile, sums_layout};
 use crate::shape::KvShape;
 use crate::state::CacheState;
@@ -97,7 +99,7 @@ impl Plan {
         let rules = rows.map(|(layer, head)| policy.rule_of(layer, head)).collect::<Result<_, _>>()?;
         let num_rows = layers.len() as u64 * u64::from(shape.rows_per_layer());
         let scratch = scratch_layout(shape, policy, num_rows, &kernels.capabilities);
-        let tiles = score_tiles(shape);
+        let tiles = score_tiles(shape, policy);
         check_grid(shape, &tiles, kernels.capabilities.max_workgroups)?;
         let inner = PlanInner {
             kernels: Arc::clone(kernels),
@@ -157,8 +159,7 @@ impl Plan {
     /// As [`Plan::create_workspace`].
     pub fn create_state(&self) -> Result<CacheState, BuildError> {
         let mut checks = Checks::default();
-        let state =
-            CacheState::new(&self.inner.kernels, &self.inner.shape, self.inner.policy.cached_norms, &mut checks)?;
+        let state = CacheState::new(&self.inner.kernels, &self.inner.shape, &self.inner.policy, &mut checks)?;
         checks.finish()?;
         Ok(state)
     }
@@ -369,7 +370,7 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
         },
         tile_counts_base,
         sorted_stride: if sorts_outside { shape.capacity.next_power_of_two() } else { 0 },
-        sums_rows: shape.rows_per_layer().into(),
+        sums_rows: if policy.caches_sums() { 0 } else { shape.rows_per_layer().into() },
         sums_stride,
         sums_offset,
         copies_stride: if positional && policy.cached_norms { order_stride } else { 0 },
@@ -392,7 +393,12 @@ fn check_grid(shape: &KvShape, tiles: &ScoreTiles, available: u32) -> Result<(),
     Ok(())
 }
 
-fn score_tiles(shape: &KvShape) -> ScoreTiles {
+fn score_tiles(shape: &KvShape, policy: &Policy) -> ScoreTiles {
+    if policy.caches_sums() {
+        // Whole tiles of the sums, so that what is summed and what is scored are the same tokens.
+        let tile = sum_tile(&shape.keys);
+        return ScoreTiles { plain: tile, fused: tile };
+    }
     ScoreTiles { plain: score_tile(&shape.keys, 128), fused: score_tile(&shape.keys, 512) }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::criterion::Score;
 use crate::error::ArgumentError;
 use crate::shape::KvShape;
 
@@ -131,7 +132,7 @@ impl BudgetRule {
     const NONE: Self = Self { mode: 0, ratio: 0, tokens: 0, key_limit: 0, min_len: 0 };
 
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number from 0 to 2^40")]
-    fn ratio(keep_ratio: f64, rounding: Rounding) -> Self {
+    pub fn ratio(keep_ratio: f64, rounding: Rounding) -> Self {
         let scaled = keep_ratio * RATIO_ONE;
         match rounding {
             Rounding::Ceil => Self { mode: 0, ratio: scaled.floor() as u64, ..Self::NONE },
@@ -155,43 +156,6 @@ impl BudgetRule {
     pub fn tokens(&self, len: u32, num_protected: u32, num_within: u32) -> u32 {
         len.min(self.asked(len, num_within).max(num_protected).max(1))
     }
-}
-
-/// By what tokens are compared. [`Direction`] says which end of it is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub enum Score {
-    /// L2 norm of the key: the paper's method (Devoto et al., arXiv 2406.11430). Reads the keys once.
-    #[default]
-    KeyNorm,
-    /// Cosine of the key with the mean of the row's normalised keys (KeyDiff, Park et al., arXiv 2504.15364): the lowest,
-    /// least like the others, are kept. Reads the keys twice. Better than the norm wherever it was measured; see
-    /// [`Policy::keydiff`]. Semantically the same as [`reference::key_diff::cosines`](crate::reference::key_diff::cosines).
-    KeyDiff,
-    /// Squared distance of the key to the row's mean key (the score of ManifoldKV, which keeps the highest). Reads the keys
-    /// twice. Semantically the same as [`reference::key_diff::distances`](crate::reference::key_diff::distances).
-    Centroid,
-    /// Ratio of the value's L2 norm to the key's (the token importance of PagedEviction, arXiv 2509.04377, which keeps the
-    /// highest). Reads keys and values once. Semantically the same as
-    /// [`reference::value_key_ratio`](crate::reference::value_key_ratio).
-    ValueKeyRatio,
-    /// The caller's scores, given to [`Plan::bind_with_scores`](crate::Plan::bind_with_scores): of attention, for instance.
-    /// Neither keys nor values are read. Semantically the same as [`reference::external`](crate::reference::external).
-    External(ExternalScore),
-}
-
-/// What a caller's scores are: one 32-bit word a token. NaN scores come last in every direction and set
-/// [`Status::NON_FINITE_KEY`](crate::Status::NON_FINITE_KEY).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub enum ExternalScore {
-    /// f32. Selection is fastest for scores from 2⁻³² to 2³², as sums of attention are; the others are as exact.
-    #[default]
-    F32,
-    /// u32 order keys, up to 0xFFFF_FFFE: 0 for a token that must stay, whatever the direction.
-    OrderKeys,
 }
 
 /// Which keys are kept first.
@@ -270,6 +234,12 @@ pub struct Policy {
     pub segments: bool,
     /// Keep each key's norm in the cache state and move it with its row, so that a later compression reads no keys but
     /// new ones.
+    ///
+    /// With [`Score::KeyDiff`] it is scores that are kept, and the sum of each row's normalised keys: a key is compared
+    /// once, when it is new, with the mean of all keys that its row has seen until then, those dropped since included. One
+    /// prefill gives what KeyDiff gives without this; afterwards old scores are not revised as the mean moves on. A row
+    /// whose scores start anew (`scored` is 0) starts its sum anew. Semantically the same as
+    /// [`reference::key_diff::Running`](crate::reference::key_diff::Running).
     pub cached_norms: bool,
 }
 
@@ -322,42 +292,6 @@ impl Policy {
         Self { min_len: cap, cached_norms: true, ..Self::safe(0.98) }
     }
 
-    /// [`Score::KeyDiff`] with the first 4 tokens protected and a recent window of at most 64 tokens and at most a quarter
-    /// of the budget; layers 0 and 1 left whole. With a keep ratio the quarter is taken of `keep_ratio * len`.
-    ///
-    /// On SmolLM2-135M it kept all of 12 passkeys at keep ratios 0.5, 0.25 and 0.1, where the lowest norm with a window
-    /// kept 12, 10 and 0, at the same or a better perplexity. A fixed window of 64 takes the passkey at 0.1.
-    #[must_use]
-    pub fn keydiff(budget: Budget) -> Self {
-        let (recent, recent_share) = match budget {
-            Budget::KeepRatio { keep_ratio, .. } => (64, Some(keep_ratio / 4.0)),
-            Budget::KeepTokens(tokens) => (64.min(tokens / 4), None),
-            Budget::MaxNorm(_) => (64, None), // which no score but the norm takes
-        };
-        let sinks = if let Budget::KeepTokens(tokens) = budget { 4.min(tokens - recent) } else { 4 };
-        Self { score: Score::KeyDiff, sinks, recent, recent_share, skip_layers: vec![0, 1], ..Self::new(budget) }
-    }
-
-    /// Tokens of the recent window of a row of `len` tokens; the GPU computes the same.
-    #[must_use]
-    pub fn recent_of(&self, len: u32) -> u32 {
-        self.recent_share.map_or(self.recent, |share| share_rule(share).asked(len, 0).min(self.recent))
-    }
-
-    /// The share as the shaders hold it: times 2⁴⁰; all ones where there is none.
-    pub(crate) fn share_bits(&self) -> u64 {
-        self.recent_share.map_or(u64::MAX, |share| share_rule(share).ratio)
-    }
-
-    /// The score whose kernel runs: at random the norm's, which tells NaN keys.
-    pub(crate) fn score_in_use(&self) -> Score {
-        if matches!(self.direction, Direction::Random { .. }) { Score::KeyNorm } else { self.score }
-    }
-
-    pub(crate) fn takes_scores(&self) -> bool {
-        matches!(self.score_in_use(), Score::External(_))
-    }
-
     /// Checks what does not depend on lengths.
     ///
     /// # Errors
@@ -390,16 +324,6 @@ impl Policy {
             }
         }
         Ok(())
-    }
-
-    fn check_score(&self) -> Result<(), ArgumentError> {
-        let unsupported = |what| Err(ArgumentError::Unsupported { what });
-        match self.score {
-            Score::KeyNorm => Ok(()),
-            _ if self.cached_norms => unsupported("cached_norms with a score other than KeyNorm"),
-            _ if self.pool.is_some() => unsupported("a pool with a score other than KeyNorm"),
-            _ => Ok(()),
-        }
     }
 
     fn check_budget(&self, budget: Budget) -> Result<(), ArgumentError> {
@@ -438,8 +362,4 @@ impl Policy {
     pub fn compressed_layers(&self, num_layers: u32) -> Vec<u32> {
         (0..num_layers).filter(|l| !self.skip_layers.contains(l)).collect()
     }
-}
-
-fn share_rule(share: f64) -> BudgetRule {
-    BudgetRule::ratio(share, Rounding::Floor)
 }

@@ -2,15 +2,15 @@
 
 use crate::bind::{params_binding, range_binding, row_binding, words_binding};
 use crate::bound::PARAMS_STRIDE;
+use crate::criterion::{ExternalScore, Score};
 use crate::draft::{Builder, LayerDraft, RowRange};
 use crate::kernel::{Access, Checks, LayoutKind, Module};
 use crate::pages::Views;
 use crate::params::{KeyNormParams, ScoreParams, TensorLayout};
-use crate::plan::WORKGROUP;
-use crate::policy::{Direction, ExternalScore, Policy, Score};
+use crate::plan::{PlanInner, WORKGROUP};
+use crate::policy::{Direction, Policy};
 use crate::reference::key_diff::sum_tile;
 use crate::shape::{Dtype, KvShape, TensorSpec};
-use crate::workspace::ScratchLayout;
 
 /// Bits of 2.0, the largest 1 - cosine.
 const TWO_BITS: u32 = 0x4000_0000;
@@ -110,7 +110,13 @@ impl Builder<'_> {
             Score::KeyNorm => self.score_group(scored(keys), params, None, checks),
             Score::KeyDiff | Score::Centroid => {
                 let stride = self.plan.scratch.sums_stride;
-                let sums = row_binding(&self.workspace.sums, w.first_row.into(), w.num_rows, stride);
+                let sums = if self.plan.policy.caches_sums() {
+                    let first_of_layer = u64::from(draft.rows.layer) * u64::from(shape.rows_per_layer());
+                    let first_row = first_of_layer + u64::from(w.first_row);
+                    row_binding(self.state.key_sums_or_dummy(), first_row, w.num_rows, stride)
+                } else {
+                    row_binding(&self.workspace.sums, w.first_row.into(), w.num_rows, stride)
+                };
                 let mut add = |entry, grid| {
                     let pipeline = self.kernels().pipeline(module, entry, &constants, checks);
                     before.push(Before { pipeline, group: None, grid });
@@ -214,6 +220,7 @@ impl Builder<'_> {
             Score::KeyDiff | Score::Centroid => {
                 constants.push(("SUM_TILE", sum_tile(spec).into()));
                 constants.push(("CENTROID", f64::from(u8::from(score == Score::Centroid))));
+                constants.push(("CACHED", f64::from(u8::from(self.plan.policy.cached_norms))));
                 Module::KeyDiff { dtype, vec4, reduction, paged }
             }
             Score::External(kind) => {
@@ -242,18 +249,14 @@ pub(crate) fn sums_layout(shape: &KvShape, policy: &Policy) -> (u32, u32) {
         Score::KeyNorm | Score::ValueKeyRatio | Score::External(_) => (0, 0),
         Score::KeyDiff | Score::Centroid => {
             let offset = shape.capacity.div_ceil(sum_tile(&shape.keys)) * shape.keys.head_dim;
-            ((offset + shape.keys.head_dim).next_multiple_of(64), offset)
+            ((offset + shape.keys.head_dim + QUAD).next_multiple_of(64), offset)
         }
     }
 }
 
 /// The parameters of the norm, in the form of the other scores and with the tensor that they read.
-pub(crate) fn params_of_score(
-    norm: &KeyNormParams,
-    tensor: TensorLayout,
-    policy: &Policy,
-    scratch: &ScratchLayout,
-) -> ScoreParams {
+pub(crate) fn params_of_score(norm: &KeyNormParams, tensor: TensorLayout, plan: &PlanInner) -> ScoreParams {
+    let PlanInner { policy, scratch, .. } = plan;
     ScoreParams {
         state: norm.state,
         num_rows: norm.num_rows,
@@ -306,6 +309,8 @@ pub(crate) fn digit_window(policy: &Policy) -> (u32, u32) {
     };
     match (policy.score_in_use(), policy.direction) {
         (_, Direction::Random { .. }) => (20, 0),
+        // What the state keeps is 1 - cosine, subtracted from infinity like a norm.
+        (Score::KeyDiff, Direction::Lowest) if policy.cached_norms => (15, (INFINITY_BITS - TWO_BITS) >> 15),
         (Score::KeyDiff, Direction::Lowest) => (15, 0),
         (Score::KeyDiff, _) => (15, (TWO_BITS >> 15) - 2048),
         (Score::External(ExternalScore::F32), Direction::Lowest) => (18, rank((127 - 32) << 23) >> 18),

@@ -2,6 +2,8 @@
 
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Checks, Kernels};
+use crate::policy::Policy;
+use crate::score::sums_layout;
 use crate::shape::KvShape;
 
 /// Sticky bits of a layer's status word. They are set by the GPU and cleared by the caller.
@@ -111,6 +113,9 @@ pub struct CacheState {
     append_counts: wgpu::Buffer,
     key_norms: wgpu::Buffer,
     has_norms: bool,
+    key_sums: wgpu::Buffer,
+    /// Words between rows of the sums, and from a row's first to its whole sum.
+    sums_place: Option<(u32, u32)>,
 }
 
 /// Records of [`Bound::record_append`](crate::Bound::record_append) that can be in flight with counts of their own.
@@ -120,9 +125,10 @@ impl CacheState {
     pub(crate) fn new(
         kernels: &Kernels,
         shape: &KvShape,
-        has_norms: bool,
+        policy: &Policy,
         checks: &mut Checks,
     ) -> Result<Self, BuildError> {
+        let (has_norms, has_sums) = (policy.cached_norms, policy.caches_sums());
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let rows = u64::from(shape.num_layers) * u64::from(shape.rows_per_layer());
         // The counters are bound whole, the positions in windows.
@@ -147,6 +153,11 @@ impl CacheState {
             status: buffer("keynorm.state.status", shape.num_layers.into())?,
             key_norms: buffer("keynorm.state.key_norms", if has_norms { rows * u64::from(shape.capacity) } else { 1 })?,
             has_norms,
+            key_sums: buffer(
+                "keynorm.state.key_sums",
+                if has_sums { rows * u64::from(sums_layout(shape, policy).0) } else { 1 },
+            )?,
+            sums_place: has_sums.then(|| sums_layout(shape, policy)),
             append_counts: buffer(
                 "keynorm.state.append_counts",
                 u64::from(append_slot_words(shape)) * u64::from(NUM_APPEND_SLOTS),
@@ -167,7 +178,31 @@ impl CacheState {
         &self.positions
     }
 
-    /// Squared L2 norms of the keys by slot: f32 `[num_layers, batch_size * num_kv_heads, capacity]`, valid below
+    /// Sums of the rows' normalised keys, f32 `[head_dim]` each at [`CacheState::key_sums_place`], among those of tiles. `None`
+    /// without [`Policy::cached_norms`](crate::Policy::cached_norms) and [`Score::KeyDiff`](crate::Score::KeyDiff).
+    /// Usage `STORAGE | COPY_SRC | COPY_DST`.
+    #[must_use]
+    pub const fn key_sums(&self) -> Option<&wgpu::Buffer> {
+        if self.sums_place.is_some() { Some(&self.key_sums) } else { None }
+    }
+
+    /// Where [`CacheState::key_sums`] holds the sum of row 0 of layer 0, and how far the next row's is from there, in words.
+    #[must_use]
+    pub fn key_sums_place(&self) -> Option<(u32, u32)> {
+        self.sums_place.map(|(stride, offset)| (offset, stride))
+    }
+
+    /// The sums, or what is bound in their place.
+    pub(crate) const fn key_sums_or_dummy(&self) -> &wgpu::Buffer {
+        &self.key_sums
+    }
+
+    /// Whether it keeps what a policy's plan reads of it.
+    pub(crate) fn serves(&self, policy: &Policy) -> bool {
+        !policy.cached_norms || (self.has_norms && self.sums_place.is_some() == policy.caches_sums())
+    }
+
+    /// Squared L2 norms of the keys by slot (with `KeyDiff`, 1 - cosine in place of a norm): f32 `[num_layers, batch_size * num_kv_heads, capacity]`, valid below
     /// `scored`, NaN for a key with a NaN element; the bits 0xFFFF_FFFF stand for a norm that is not known. `None`
     /// without [`Policy::cached_norms`](crate::Policy::cached_norms). Usage `STORAGE | COPY_SRC | COPY_DST`.
     #[must_use]

@@ -217,6 +217,26 @@ proptest! {
         prop_assert!(error < 2.0_f64.powi(-22), "{error}");
     }
 
+    /// Scored at once, keys have KeyDiff's cosines; in two parts the first have those of the first part alone.
+    #[test]
+    fn running_cosines((head_dim, tokens) in tokens(700), dtype in dtype(), cut in 0.0..=1.0) {
+        let spec = TensorSpec::new(dtype, head_dim);
+        let keys: Vec<u8> = tokens.iter().flat_map(|t| encode(dtype, t)).collect();
+        let mut at_once = key_diff::Running::default();
+        at_once.update(&spec, &keys);
+        prop_assert_eq!(&at_once.cosines, &key_diff::cosines(&spec, &keys));
+        let cut = (tokens.len() as f64 * cut) as usize;
+        let mut in_two = key_diff::Running::default();
+        let first = &keys[..cut * spec.row_bytes() as usize];
+        in_two.update(&spec, first);
+        prop_assert_eq!(&in_two.cosines, &key_diff::cosines(&spec, first));
+        in_two.update(&spec, &keys);
+        prop_assert_eq!(&in_two.cosines[..cut], &key_diff::cosines(&spec, first)[..]);
+        for (sum, whole) in in_two.sum.iter().zip(&at_once.sum) {
+            prop_assert!((sum - whole).abs() <= 1e-4 * tokens.len() as f32, "{} for {}", sum, whole);
+        }
+    }
+
     #[test]
     fn inverse_square_roots(bits in 0x0080_0000_u32..0x7f80_0000) {
         let x = f32::from_bits(bits);

@@ -18,16 +18,18 @@ fn add_lanes() -> f32 {
 @compute @workgroup_size(WG_SIZE)
 fn sum_keys(
     @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) num: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
     let row = params.first_row + wg.y;
     let r = scored_row(row);
     let place = place_of_row(row);
-    let tile_base = wg.x * SUM_TILE;
+    let tile_base = first_slot(r, row) + wg.x * SUM_TILE;
     for (var t = index; t < SUM_TILE; t += WG_SIZE) {
         wg_weights[t] = 0.0;
-        if tile_base + t < r.len {
-            wg_weights[t] = weigh_token(wg.y, place, tile_base + t);
+        let slot = tile_base + t;
+        if slot < r.len {
+            wg_weights[t] = weigh_token(score_ix(wg.y, r, slot), token_base(params.keys, place, slot));
         }
     }
     workgroupBarrier();
@@ -46,12 +48,11 @@ fn sum_keys(
             }
         }
     }
-    store_tile(wg, index, sum);
+    store_tile(wg, num.x, index, sum);
 }
 
 // Leaves a token's inverse norm and returns its weight in the sum.
-fn weigh_token(local_row: u32, place: Place, slot: u32) -> f32 {
-    let base = token_base(params.keys, place, slot);
+fn weigh_token(ix: u32, base: u32) -> f32 {
     for (var lane = 0u; lane < LANES; lane++) {
         var sum = 0.0;
         for (var c = lane; c < CHUNKS; c += LANES) {
@@ -61,7 +62,7 @@ fn weigh_token(local_row: u32, place: Place, slot: u32) -> f32 {
     }
     let square = vec4<f32>(add_lanes());
     let inverses = inverse_norms(square);
-    order_keys[local_row * params.order_stride + slot] = inverse_bits(inverses.x, square.x);
+    order_keys[ix] = inverse_bits(inverses.x, square.x);
     return weights_of(inverses, square).x;
 }
 
@@ -95,7 +96,8 @@ fn score(
     let place = place_of_row(row);
     find_mean(wg.y, index, r.len);
     start_histogram(index);
-    for (var slot = wg.x * TILE + index; slot < min(r.len, (wg.x + 1u) * TILE); slot += WG_SIZE) {
+    let first = first_slot(r, row) + wg.x * TILE;
+    for (var slot = first + index; slot < min(r.len, first + TILE); slot += WG_SIZE) {
         let base = token_base(params.keys, place, slot);
         for (var lane = 0u; lane < LANES; lane++) {
             var sum = 0.0;

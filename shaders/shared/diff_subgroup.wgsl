@@ -7,9 +7,10 @@ fn reduce_all(sums4: vec4<f32>, index: u32) -> vec4<f32> {
 @compute @workgroup_size(WG_SIZE)
 fn sum_keys(
     @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) num: vec3<u32>,
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_size) subgroup_len: u32,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
-    sum_tile(wg, subgroup * subgroup_len + lane);
+    sum_tile(wg, num.x, subgroup * subgroup_len + lane);
 }

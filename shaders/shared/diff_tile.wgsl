@@ -44,15 +44,16 @@ fn add_rest(b0: u32, b1: u32, b2: u32, b3: u32, lane: u32, first: vec4<f32>) -> 
     return squares;
 }
 
-fn sum_tile(wg: vec3<u32>, index: u32) {
+fn sum_tile(wg: vec3<u32>, num_tiles: u32, index: u32) {
     let row = params.first_row + wg.y;
     let r = scored_row(row);
     let place = place_of_row(row);
     let lane = index % LANES;
     let last = max(r.len, 1u) - 1u;
+    let tile_base = first_slot(r, row) + wg.x * SUM_TILE;
     var sum = no_quads();
     for (var offset = 0u; offset < SUM_TILE; offset += WG_SIZE / LANES * 4u) {
-        let slot = wg.x * SUM_TILE + offset + index / LANES * 4u;
+        let slot = tile_base + offset + index / LANES * 4u;
         let bases = token_bases(params.keys, place, slot, last);
         var c0 = vec4<u32>(0u);
         var c1 = vec4<u32>(0u);
@@ -82,13 +83,13 @@ fn sum_tile(wg: vec3<u32>, index: u32) {
             sum = add_token(bases.w, lane, c3, select(weights.w, 0.0, slot + 3u >= r.len), sum);
             for (var j = lane; j < 4u; j += LANES) {
                 if slot + j < r.len {
-                    order_keys[wg.y * params.order_stride + slot + j] =
+                    order_keys[score_ix(wg.y, r, slot + j)] =
                         inverse_bits(component(inverses, j), component(squares, j));
                 }
             }
         }
     }
-    store_tile(wg, index, sum);
+    store_tile(wg, num_tiles, index, sum);
 }
 
 // The invocation's part of the row's sum.
@@ -144,8 +145,11 @@ fn score_tile(wg: vec3<u32>, index: u32) {
     let local_row = params.num_rows - 1u - wg.y;
     let row = params.first_row + local_row;
     let r = scored_row(row);
-    let num_tiles = (r.len + TILE - 1u) / TILE;
-    let tile_base = select(r.len, (num_tiles - 1u - wg.x) * TILE, wg.x < num_tiles);
+    let first = first_slot(r, row);
+    let needed = (r.len - first + TILE - 1u) / TILE;
+    // Tiles of both passes are alike where scores are kept, and none is scored that has not been summed.
+    let num_tiles = select(needed, min(needed, num_summed(local_row)), CACHED);
+    let tile_base = select(r.len, first + (num_tiles - 1u - wg.x) * TILE, wg.x < num_tiles);
     let place = place_of_row(row);
     let lane = index % LANES;
     let last = max(r.len, 1u) - 1u;

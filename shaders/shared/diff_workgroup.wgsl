@@ -15,7 +15,8 @@ fn reduce_all(sums4: vec4<f32>, index: u32) -> vec4<f32> {
 @compute @workgroup_size(WG_SIZE)
 fn sum_keys(
     @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) num: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
-    sum_tile(wg, index);
+    sum_tile(wg, num.x, index);
 }

@@ -2,7 +2,7 @@
 //   0 params uniform Params
 //   2 state_meta read u32, by StateLayout
 //   3 positions read u32 [row, capacity] original position
-//   4 order_keys read_write u32 [row, order_stride]
+//   4 order_keys read_write u32 [row, order_stride]; with CACHED the scores in the state, f32 bits [row, capacity]
 //   5 histogram read_write atomic u32 [row, histogram_stride] counts of first digits
 //   6 status read_write atomic u32 [layer] sticky bits
 
@@ -59,11 +59,6 @@ fn scored_row(row: u32) -> Row {
 
 fn place_of_row(row: u32) -> Place {
     return place_of(params.keys, row, params.state.num_kv_heads);
-}
-
-// The first token that the dispatch scores.
-fn first_slot(r: Row, row: u32) -> u32 {
-    return 0u;
 }
 
 // One past the last.

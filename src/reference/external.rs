@@ -2,7 +2,8 @@
 
 use super::compact::CacheRow;
 use super::key_norm::{NAN_ORDER_KEY, Scored};
-use crate::policy::{Direction, ExternalScore, Policy};
+use crate::criterion::ExternalScore;
+use crate::policy::{Direction, Policy};
 
 /// Rank of -infinity's bits turned over: the lowest of all scores.
 const LOWEST: u32 = 0x007f_ffff;

@@ -6,7 +6,8 @@
 
 use super::compact::CacheRow;
 use super::key_norm::{INFINITY_BITS, NAN_ORDER_KEY, Scored, add_lanes, elements, squared_norm};
-use crate::policy::{Direction, Policy, Score};
+use crate::criterion::Score;
+use crate::policy::{Direction, Policy};
 use crate::shape::TensorSpec;
 
 /// Invocations of a workgroup: part of the definition, since they share a tile's tokens.
@@ -111,7 +112,12 @@ fn lane_sum(spec: &TensorSpec, elements: &[f32], mean: &[f32], term: impl Fn(f32
 #[must_use]
 pub fn cosines(spec: &TensorSpec, keys: &[u8]) -> Vec<Option<f32>> {
     let keys = read_keys(spec, keys);
-    let mut mean: Vec<f32> = sum_keys(spec, &keys, rounded).into_iter().map(rounded).collect();
+    cosines_with(spec, &keys, &sum_keys(spec, &keys, rounded))
+}
+
+/// Cosines of keys with a sum of keys.
+fn cosines_with(spec: &TensorSpec, keys: &[Key], sum: &[f32]) -> Vec<Option<f32>> {
+    let mut mean: Vec<f32> = sum.iter().copied().map(rounded).collect();
     mean.iter_mut().filter(|m| m.abs() < TINY).for_each(|m| *m = 0.0);
     let inverse_mean = inverse_norm(lane_sum(spec, &mean, &mean, |sum, m, _| sum + materialised(m * m)));
     let cosine = |key: &Key| {
@@ -119,6 +125,52 @@ pub fn cosines(spec: &TensorSpec, keys: &[u8]) -> Vec<Option<f32>> {
         key.inverse.map(|inverse| materialised((product * inverse) * inverse_mean))
     };
     keys.iter().map(cosine).collect()
+}
+
+/// What a state keeps of a row with [`Policy::cached_norms`]: the sum of the normalised keys that it has seen, and the score
+/// of each slot, found once.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Running {
+    /// Sum of the normalised keys seen so far; empty before the first.
+    pub sum: Vec<f32>,
+    /// Cosine of each slot's key with the mean when it was new.
+    pub cosines: Vec<Option<f32>>,
+}
+
+impl Running {
+    /// Adds the keys of a row that have no score yet, and scores them. `keys`: all of the row's, densely packed.
+    pub fn update(&mut self, spec: &TensorSpec, keys: &[u8]) {
+        let new = read_keys(spec, &keys[self.cosines.len() * spec.row_bytes() as usize..]);
+        if new.is_empty() {
+            return;
+        }
+        let sum = sum_keys(spec, &new, rounded);
+        self.sum = if self.cosines.is_empty() { sum } else { sum.iter().zip(&self.sum).map(|(s, o)| s + o).collect() };
+        self.cosines.extend(cosines_with(spec, &new, &self.sum));
+    }
+
+    /// Order keys of the row.
+    #[must_use]
+    pub fn order_keys(&self, policy: &Policy, row: &CacheRow) -> Scored {
+        let order_key = |(slot, cosine): (u32, &Option<f32>)| match cosine {
+            _ if row.is_protected(policy, slot) => 0,
+            // Of 1 - cosine as of a norm, highest for lowest.
+            Some(cosine) => {
+                let bits = (1.0 - cosine).clamp(0.0, 2.0).to_bits();
+                if policy.direction == Direction::Highest { bits + 1 } else { INFINITY_BITS - bits + 1 }
+            }
+            None => NAN_ORDER_KEY,
+        };
+        Scored {
+            non_finite: self.cosines.iter().any(Option::is_none),
+            order_keys: (0..).zip(&self.cosines).map(order_key).collect(),
+        }
+    }
+
+    /// Scores move with their rows; the sum stays.
+    pub fn finish(&mut self, selection: &super::top_k::Selection) {
+        self.cosines = selection.sources.iter().map(|&source| self.cosines[source as usize]).collect();
+    }
 }
 
 /// Squared distance of each key of one row to the mean of the row's keys, `None` for a key with a NaN or whose squared norm

@@ -14,8 +14,9 @@ pub mod rotate;
 pub mod top_k;
 pub mod value_key_ratio;
 
+use crate::criterion::Score;
 use crate::error::ArgumentError;
-use crate::policy::{Policy, Score};
+use crate::policy::Policy;
 use crate::shape::TensorSpec;
 pub use compact::CacheRow;
 use key_norm::Scored;

@@ -6,6 +6,7 @@ use keynorm::{
 };
 
 use crate::external::run_external;
+use crate::running::run_running;
 use crate::support::{BUILT, Case, Data, Fixture, Layout, gpu, run, shape, submit};
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
@@ -216,4 +217,38 @@ fn window_by_share_from_cached_norms() {
     case.lengths = vec![900, 120];
     case.appended = vec![100, 300];
     run(&case);
+}
+
+/// Scores and sums kept in the state: by every way to add, over skipped layers and windows, in every order.
+#[test]
+fn kept_scores_of_keydiff() {
+    let gpu = gpu();
+    for (selector, order) in [(Selector::Radix, Order::Fill), (Selector::Bitonic, Order::Positional)] {
+        for (dtype, head_dim) in [(Dtype::F16, 64), (Dtype::F32, 80), (Dtype::Bf16, 264)] {
+            for (subgroups, direction) in
+                [(Switch::Auto, Direction::Lowest), (Switch::Off, Direction::Highest), (Switch::On, Direction::Lowest)]
+            {
+                let policy = Policy { cached_norms: true, selector, order, direction, ..policy(Score::KeyDiff, 0.4) };
+                let mut case = Case::new(shape(3, 2, 1400, head_dim, dtype), policy);
+                case.options = Options::with_subgroups(subgroups);
+                case.shape.num_layers = 3;
+                case.policy.skip_layers = vec![1];
+                (case.policy.sinks, case.policy.recent) = (2, 17);
+                case.data = Data::Special;
+                (case.lengths, case.active) = (vec![800, 30, 300], vec![true, true, false]);
+                case.appended = vec![500, 600, 0];
+                run_running(gpu, &case, &BUILT);
+            }
+        }
+    }
+    let mut case =
+        Case::new(shape(2, 1, 20_000, 16, Dtype::F16), Policy { cached_norms: true, ..policy(Score::KeyDiff, 0.5) });
+    (case.lengths, case.appended) = (vec![17_500, 9_000], vec![2_000, 1]);
+    run_running(gpu, &case, &BUILT);
+    // A preset for a decode loop.
+    let preset = Policy { cached_norms: true, min_len: 100, ..Policy::keydiff(Budget::keep_ratio(0.5)) };
+    let mut case = Case::new(shape(1, 2, 300, 64, Dtype::F16), preset);
+    case.policy.skip_layers.clear();
+    (case.lengths, case.appended) = (vec![99], vec![150]);
+    run_running(gpu, &case, &BUILT);
 }

@@ -7,6 +7,7 @@ use keynorm::{
 
 use crate::external::run_external;
 use crate::rotation::run_rotated;
+use crate::running::run_running;
 use crate::support::{Built, Case, Data, Fixture, Gpu, HostLayer, Layout, PageLayout, Paged, Rng, shape, submit};
 
 #[derive(Clone)]
@@ -191,6 +192,18 @@ fn ratios(dtype: Dtype, direction: Direction) -> Case {
     let mut case = two_passes(Score::ValueKeyRatio, dtype, 80);
     case.shape.values = TensorSpec::new(if dtype == Dtype::F16 { Dtype::F32 } else { Dtype::F16 }, 48);
     case.policy.direction = direction;
+    case
+}
+
+/// Scores and sums that the state keeps; several tiles are new.
+fn kept_scores(subgroups: Switch, direction: Direction) -> Case {
+    let mut case = Case::new(shape(2, 2, 1400, 64, Dtype::F16), policy(0.4, Selector::Radix, Order::Fill));
+    case.shape.num_layers = 3;
+    case.policy.skip_layers = vec![1];
+    (case.policy.score, case.policy.cached_norms, case.policy.direction) = (Score::KeyDiff, true, direction);
+    case.options = Options::with_subgroups(subgroups);
+    case.data = Data::Special;
+    (case.lengths, case.appended) = (vec![800, 30], vec![500, 600]);
     case
 }
 
@@ -398,6 +411,11 @@ pub fn quick() -> Vec<Quick> {
             add("two passes, long", case, false);
         }
     }
+    for (subgroups, direction) in
+        [(Switch::Auto, Direction::Lowest), (Switch::Off, Direction::Highest), (Switch::On, Direction::Lowest)]
+    {
+        add("kept scores", kept_scores(subgroups, direction), false);
+    }
     for (dtype, direction) in [(Dtype::F16, Direction::Highest), (Dtype::Bf16, Direction::Lowest)] {
         add("ratios", ratios(dtype, direction), false);
         for kind in [ExternalScore::F32, ExternalScore::OrderKeys] {
@@ -467,6 +485,9 @@ pub fn run(gpu: &Gpu, quick: &Quick, built: &Built) {
     let case = &quick.case;
     if let Score::External(kind) = case.policy.score {
         return run_external(gpu, case, kind, built);
+    }
+    if case.policy.score == Score::KeyDiff && case.policy.cached_norms {
+        return run_running(gpu, case, built);
     }
     if let Some(rope) = &quick.rope {
         return run_rotated(gpu, case, rope, built);

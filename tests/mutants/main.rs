@@ -15,6 +15,8 @@ mod support;
 mod external;
 #[path = "../gpu/rotation.rs"]
 mod rotation;
+#[path = "../gpu/running.rs"]
+mod running;
 
 mod cases;
 mod list;

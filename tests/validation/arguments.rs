@@ -95,8 +95,8 @@ const PLANS: &[(&str, EditPlan, &str)] = &[
     ),
     (
         "cached norms of another score",
-        |_, p| (p.score, p.cached_norms) = (Score::KeyDiff, true),
-        r#"Unsupported { what: "cached_norms with a score other than KeyNorm" }"#,
+        |_, p| (p.score, p.cached_norms) = (Score::Centroid, true),
+        r#"Unsupported { what: "cached_norms with a score other than KeyNorm and KeyDiff" }"#,
     ),
     (
         "pool of another score",

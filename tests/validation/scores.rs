@@ -15,6 +15,35 @@ fn every_score_records() {
         let plan = noop.compressor().plan(&shape(), &Policy { score, ..policy() }).expect("a sound plan");
         assert_usable(&noop, &plan);
     }
+    let kept = Policy { score: Score::KeyDiff, cached_norms: true, ..policy() };
+    assert_usable(&noop, &noop.compressor().plan(&shape(), &kept).expect("a sound plan"));
+}
+
+/// A state keeps norms, or the scores and sums of KeyDiff; either serves a plan that reads neither.
+#[test]
+fn states_of_other_scores() {
+    let noop = noop();
+    let plan = |score, cached_norms| {
+        noop.compressor().plan(&shape(), &Policy { score, cached_norms, ..policy() }).expect("a sound plan")
+    };
+    let [norms, scores, plain] = [(Score::KeyNorm, true), (Score::KeyDiff, true), (Score::KeyDiff, false)]
+        .map(|(score, cached)| plan(score, cached));
+    for (state_of, bound, serves) in [
+        (&norms, &scores, false),
+        (&scores, &norms, false),
+        (&plain, &scores, false),
+        (&norms, &plain, true),
+        (&scores, &plain, true),
+    ] {
+        let draft = Draft { state: state_of.create_state().expect("a state"), ..Draft::new(&noop, bound) };
+        match draft.bind(bound) {
+            Ok(_) => assert!(serves, "a state that keeps something else is accepted"),
+            refused => {
+                assert!(!serves, "a state that serves is refused");
+                assert_error("state", refused, r#"Argument(WrongPlan { argument: "state" })"#);
+            }
+        }
+    }
 }
 
 #[test]
