@@ -460,6 +460,14 @@ pub fn quick() -> Vec<Quick> {
     ] {
         add("paged", paged(layout, order), layout == PageLayout::OnePool);
     }
+    for subgroups in [Switch::Off, Switch::On] {
+        for cached_norms in [false, true] {
+            let mut case = paged(PageLayout::Hnd, Order::Fill);
+            case.options = Options::with_subgroups(subgroups);
+            case.policy.cached_norms = cached_norms;
+            add("paged", case, false);
+        }
+    }
     let all_one = |page| (2..20).map(|entry| (1, entry, page)).collect();
     for faults in
         [vec![], vec![(0, 18, 0)], vec![(1, 3, 105)], vec![(3, 1, 106)], all_one(50), vec![(0, 18, 1000), (0, 19, 7)]]
