@@ -12,7 +12,7 @@
 //!   walk · dispatch (key slices + value slices, num_rows, 1) · none
 //!   range · dispatch (any, num_rows, 2) · none: walks on by its grid
 //! Overrides: WG_SIZE = 256; KEY_CHUNKS, VALUE_CHUNKS = 16, in 2..=128; KEY_LANES, VALUE_LANES = 16, a power of two in
-//!   1..=32; SLICE_CHUNKS = 4, a power of two; PAGE_SIZE = 16
+//!   1..=32; SLICE_CHUNKS = 4, a power of two; PAGE_SIZE = 16; KEY_WORDS, VALUE_WORDS = 33
 //! Workgroup bytes: 8
 //! Algorithm: fill: the j-th kept slot at or beyond the budget goes to the j-th hole below it; sources and destinations
 //!   are disjoint, so the order of workgroups does not matter. Positional: `walk`, a workgroup to a column slice of a row,

@@ -9,7 +9,7 @@
 //! Entry points: move_pair · dispatch (any, num_rows, 1) · none: walks on by its grid
 //!   walk_band · dispatch (ceil(CHUNKS / SLICE_CHUNKS), num_rows, 1) · none
 //! Overrides: WG_SIZE = 256; CHUNKS = 16, in 2..=128; LANES = 16, a power of two in 1..=32; SLICE_CHUNKS = 4, a power of
-//!   two
+//!   two; KEY_WORDS = 33
 //! Workgroup bytes: 8
 //! Algorithm: sources and destinations both ascend, so the moves from one band to another are neighbours in the
 //!   row's list: two binary searches find them. move_pair moves them at once. Positional moves within a band go

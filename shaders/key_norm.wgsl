@@ -3,7 +3,7 @@
 //!   https://arxiv.org/abs/2406.11430, section 2. Reference: src/reference/key_norm.rs, exact.
 //! Bindings:
 //!   0 params uniform Params
-//!   1 keys read_write u32 words of f32|f16|bf16, addressed by shared/address_*.wgsl
+//!   1 keys read_write u32 words of f32|f16|bf16|q8_0|q4_0|int8, addressed by shared/address_*.wgsl
 //!   2 state_meta read u32, by StateLayout
 //!   3 positions read u32 [row, capacity] original position
 //!   4 order_keys read_write u32 [row, order_stride]; with CACHED the squared norms, f32 bits [row, capacity]
@@ -12,8 +12,8 @@
 //!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
 //! Entry points: score · dispatch (ceil(max_len / TILE), num_rows, 1), max_len that of a band where a row exceeds a
 //!   binding · needs none | subgroups; with CACHED of the tokens that have no norm yet
-//! Overrides: WG_SIZE = 256; LANES = 16, a power of two in 2..=32; CHUNKS = 16, in 2..=128; TILE = 64, a multiple
-//!   of WG_SIZE / LANES * 4; HISTOGRAM = false; CACHED = false; PAGE_SIZE = 16
+//! Overrides: WG_SIZE = 256; LANES = 16, a power of two in 2..=32; CHUNKS = 16, in 1..=128; TILE = 64, a multiple
+//!   of WG_SIZE / LANES * 4; HISTOGRAM = false; CACHED = false; PAGE_SIZE = 16; KEY_WORDS = 33
 //! Workgroup bytes: 8192 with HISTOGRAM, + 20 * WG_SIZE in the workgroup variant
 //! Algorithm: LANES invocations share a token (shared/score_tile.wgsl); invocation j sums the squares of its 16-byte
 //!   chunks j, j + LANES, … from left to right, then a butterfly at distances LANES / 2 … 1 adds the lanes. Four tokens
@@ -46,7 +46,7 @@ struct Params {
     end_slot: u32,
     table_base: u32,        // words: of a paged cache, sequence 0's row of the table
     table_stride: u32,      // words
-    pad0: u32,
+    zero: u32,              // 0, which compilers do not know
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -44,7 +44,7 @@ impl<'a> TensorView<'a> {
     /// # Errors
     /// The layouts that no kernel here serves, since rows are moved whole, as 32-bit words:
     /// [`ArgumentError::InterleavedTokens`] (vLLM's keys), [`ArgumentError::Transposed`] (vLLM's values, llama.cpp's
-    /// without flash attention), [`ArgumentError::HeadDimStride`]; [`ArgumentError::Axes`] and
+    /// without flash attention), [`ArgumentError::HeadDimStride`]; quantised rows, whose strides are in bytes; [`ArgumentError::Axes`] and
     /// [`ArgumentError::AxisLength`] for what is no tensor of `spec`.
     ///
     /// # Example
@@ -71,6 +71,9 @@ impl<'a> TensorView<'a> {
         spec: &TensorSpec,
         axes: &[Axis],
     ) -> Result<Self, ArgumentError> {
+        if spec.dtype.is_quantised() {
+            return Err(ArgumentError::Unsupported { what: "quantised rows in TensorView::from_axes" });
+        }
         let token = single(argument, axes, AxisKind::Token)?;
         check_dims(argument, spec, axes, token)?;
         let stride = |axis: Option<Axis>| axis.map_or(0, |a| a.stride);

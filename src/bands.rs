@@ -231,13 +231,16 @@ impl Builder<'_> {
         let lanes = if capabilities.serial { 1 } else { spec.lanes() };
         let workgroup = if walks { capabilities.row_workgroup } else { WORKGROUP };
         let slice = slice_chunks(&self.plan.shape, workgroup);
-        let module = Module::CompactBands { vec4: draft.access == Access::Vec4, pair: draft.source != draft.target };
-        let constants = [
+        let tail = spec.has_tail();
+        let module =
+            Module::CompactBands { vec4: draft.access == Access::Vec4, tail, pair: draft.source != draft.target };
+        let mut constants = vec![
             ("WG_SIZE", f64::from(workgroup)),
             ("CHUNKS", f64::from(spec.chunks())),
             ("LANES", f64::from(lanes)),
             ("SLICE_CHUNKS", f64::from(slice)),
         ];
+        constants.extend(tail.then(|| ("KEY_WORDS", f64::from(spec.row_bytes() / 4))));
         let entry = if walks { "walk_band" } else { "move_pair" };
         let pipeline = self.kernels().pipeline(module, entry, &constants, checks);
         if walks {

@@ -134,9 +134,13 @@ impl Builder<'_> {
         // On a CPU an invocation moves whole rows.
         let lanes = |spec: &TensorSpec| if self.kernels().capabilities.serial { 1 } else { spec.lanes() };
         let (key_lanes, value_lanes) = (lanes(keys), lanes(values));
+        // Bound with keys that end within a chunk, values do not go by the keys' file.
+        let is_joined = draft.values_access == Access::Joined;
+        let tails = (keys.has_tail(), values.has_tail() || (is_joined && keys.has_tail()));
         let module = Module::Compact {
             keys_vec4: draft.keys_access == Access::Vec4,
             values_vec4: (draft.values_access != Access::Joined).then_some(draft.values_access == Access::Vec4),
+            tails,
             paged: self.pages.is_some(),
         };
         let mut pipeline = |entry, workgroup: u32| {
@@ -149,6 +153,8 @@ impl Builder<'_> {
                 ("SLICE_CHUNKS", f64::from(slice)),
             ];
             constants.extend(self.page_size());
+            let words = [("KEY_WORDS", keys, tails.0), ("VALUE_WORDS", values, tails.1)].into_iter();
+            constants.extend(words.filter(|w| w.2).map(|(name, spec, _)| (name, f64::from(spec.row_bytes() / 4))));
             self.kernels().pipeline(module, entry, &constants, checks)
         };
         let unit = WORKGROUP / key_lanes.max(value_lanes) * 4;

@@ -218,7 +218,7 @@ impl Builder<'_> {
             end_slot: place.slots.end,
             table_base: place.table_base,
             table_stride: place.table_stride,
-            pad0: 0,
+            zero: 0,
         }
     }
 

@@ -21,6 +21,29 @@ pub enum ArgumentError {
         /// Given elements.
         got: u32,
     },
+    /// A head dimension that ends within a quantised block.
+    #[error("{argument} is {got} elements, expected a multiple of {block_len}, since as many share a block")]
+    PartialBlock {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Given elements.
+        got: u32,
+        /// Elements of a block.
+        block_len: u32,
+    },
+    /// Quantised rows that share words.
+    #[error(
+        "rows of {argument} take {row_bytes} bytes, no multiple of 4, so that neighbours share a 32-bit word, by which rows \
+         are moved; pad head_dim to {padded} elements (a block of zeros leaves norms and attention as they are)"
+    )]
+    RowBytes {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Bytes of a row.
+        row_bytes: u32,
+        /// Elements of the next length that serves.
+        padded: u32,
+    },
     /// A count above its limit.
     #[error("{argument} is {got}, expected at most {limit}")]
     TooLarge {
@@ -273,10 +296,10 @@ pub enum ArgumentError {
         /// Limit of the device, bytes.
         limit: u64,
     },
-    /// One row that is larger than a storage binding of the device, with a score that must see it whole.
+    /// One row that is larger than a storage binding of the device, where it must be bound whole.
     #[error(
-        "one row of {argument} spans {row_bytes} bytes, more than max_storage_buffer_binding_size = {limit}; only the key \
-         norm is scored by parts of a row: use it, a layout whose rows are contiguous, or a shorter capacity"
+        "one row of {argument} spans {row_bytes} bytes, more than max_storage_buffer_binding_size = {limit}, and of all \
+         scores only the key norm goes by bands of a row: use it, a layout whose rows are contiguous, or a shorter capacity"
     )]
     RowExceedsBinding {
         /// Name of the argument.

@@ -110,6 +110,8 @@ pub enum Module {
         keys_vec4: bool,
         /// Likewise for values; `None` when they are bound with the keys.
         values_vec4: Option<bool>,
+        /// Rows of keys, of values, end within a 16-byte chunk.
+        tails: (bool, bool),
         /// Tokens are found by a page table, else by strides.
         paged: bool,
     },
@@ -119,6 +121,8 @@ pub enum Module {
     CompactBands {
         /// 16-byte accesses, else 4-byte ones.
         vec4: bool,
+        /// Rows end within a 16-byte chunk.
+        tail: bool,
         /// From one band to another, else within one.
         pair: bool,
     },
@@ -152,9 +156,31 @@ impl Module {
         }
         for keys_vec4 in [true, false] {
             for values_vec4 in [Some(true), Some(false), None] {
-                all.extend([false, true].map(|paged| Self::Compact { keys_vec4, values_vec4, paged }));
+                for paged in [false, true] {
+                    all.push(Self::Compact { keys_vec4, values_vec4, tails: (false, false), paged });
+                    // Rows with a tail are moved by words; of values that are bound with such keys, neither goes by chunks.
+                    for tails in [(false, true), (true, false), (true, true)] {
+                        let by_chunks = (tails.0 || values_vec4.is_none()) && keys_vec4;
+                        let values_by_chunks = tails.1 && values_vec4 == Some(true);
+                        let keys_alone = values_vec4.is_none() && tails == (true, false);
+                        if !by_chunks && !values_by_chunks && !keys_alone {
+                            all.push(Self::Compact { keys_vec4, values_vec4, tails, paged });
+                        }
+                    }
+                }
             }
-            all.extend([true, false].map(|pair| Self::CompactBands { vec4: keys_vec4, pair }));
+            for pair in [true, false] {
+                all.push(Self::CompactBands { vec4: keys_vec4, tail: false, pair });
+            }
+        }
+        all.extend([true, false].map(|pair| Self::CompactBands { vec4: false, tail: true, pair }));
+        for dtype in [Dtype::Q8_0, Dtype::Q4_0, Dtype::I8Scaled] {
+            for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
+                for paged in [false, true] {
+                    all.push(Self::KeyNorm { dtype, vec4: false, reduction, paged });
+                    all.push(Self::ValueKeyRatio { dtype, vec4: false, reduction, paged });
+                }
+            }
         }
         all
     }
@@ -185,7 +211,6 @@ impl Module {
     /// WGSL text: the kernel's file first, so that line numbers in messages are its own.
     #[must_use]
     pub fn source(&self) -> String {
-        let keys = |vec4| if vec4 { shader!("shared/keys_vec4.wgsl") } else { shader!("shared/keys_word.wgsl") };
         let address = |paged| {
             if paged { shader!("shared/address_paged.wgsl") } else { shader!("shared/address_strided.wgsl") }
         };
@@ -210,8 +235,7 @@ impl Module {
                 order_key,
                 state,
                 address(paged),
-                keys(vec4),
-                elements(dtype),
+                elements(dtype, vec4).as_str(),
                 norm_tile(reduction),
                 reduce(reduction),
             ]
@@ -223,8 +247,7 @@ impl Module {
                 recent,
                 state,
                 address(paged),
-                keys(vec4),
-                elements(dtype),
+                elements(dtype, vec4).as_str(),
                 unpacked(dtype),
                 shader!("shared/inverse_sqrt.wgsl"),
                 match reduction {
@@ -247,8 +270,7 @@ impl Module {
                 recent,
                 state,
                 address(paged),
-                keys(vec4),
-                elements(dtype),
+                elements(dtype, vec4).as_str(),
                 shader!("shared/inverse_sqrt.wgsl"),
                 norm_tile(reduction),
                 reduce(reduction),
@@ -269,6 +291,7 @@ impl Module {
                     Dtype::F32 => shader!("shared/pair_f32.wgsl"),
                     Dtype::F16 => shader!("shared/pair_f16.wgsl"),
                     Dtype::Bf16 => shader!("shared/pair_bf16.wgsl"),
+                    Dtype::Q8_0 | Dtype::Q4_0 | Dtype::I8Scaled => "", // refused
                 },
                 state,
                 shader!("shared/longest_row.wgsl"),
@@ -279,26 +302,30 @@ impl Module {
             Self::State => [shader!("state.wgsl"), params, info, layout].concat(),
             Self::Append => [shader!("append.wgsl"), layout].concat(),
             Self::Pages => [shader!("pages.wgsl"), layout].concat(),
-            Self::Compact { keys_vec4, values_vec4, paged } => [
+            Self::Compact { keys_vec4, values_vec4, tails, paged } => [
                 shader!("compact.wgsl"),
                 info,
                 address(paged),
-                keys(keys_vec4),
-                match values_vec4 {
-                    Some(true) => shader!("shared/values_vec4.wgsl"),
-                    Some(false) => shader!("shared/values_word.wgsl"),
-                    None => shader!("shared/values_joined.wgsl"),
+                if tails.0 { shader!("shared/keys_tail.wgsl") } else { keys(keys_vec4) },
+                match (values_vec4, tails.1) {
+                    (None, true) => shader!("shared/values_joined_tail.wgsl"),
+                    (None, false) => shader!("shared/values_joined.wgsl"),
+                    (Some(_), true) => shader!("shared/values_tail.wgsl"),
+                    (Some(true), false) => shader!("shared/values_vec4.wgsl"),
+                    (Some(false), false) => shader!("shared/values_word.wgsl"),
                 },
             ]
             .concat(),
-            Self::CompactBands { vec4, pair } => [
+            Self::CompactBands { vec4, tail, pair } => [
                 shader!("compact_bands.wgsl"),
                 info,
                 address(false),
-                match (pair, vec4) {
-                    (false, _) => keys(vec4),
-                    (true, true) => shader!("shared/keys_pair_vec4.wgsl"),
-                    (true, false) => shader!("shared/keys_pair_word.wgsl"),
+                match (pair, vec4, tail) {
+                    (false, _, true) => shader!("shared/keys_tail.wgsl"),
+                    (false, _, false) => keys(vec4),
+                    (true, _, true) => shader!("shared/keys_pair_tail.wgsl"),
+                    (true, true, false) => shader!("shared/keys_pair_vec4.wgsl"),
+                    (true, false, false) => shader!("shared/keys_pair_word.wgsl"),
                 },
             ]
             .concat(),
@@ -326,11 +353,20 @@ impl Module {
     }
 }
 
-fn elements(dtype: Dtype) -> &'static str {
+fn keys(vec4: bool) -> &'static str {
+    if vec4 { shader!("shared/keys_vec4.wgsl") } else { shader!("shared/keys_word.wgsl") }
+}
+
+/// Access to keys and their squares.
+fn elements(dtype: Dtype, vec4: bool) -> String {
+    let blocks = |file: &str| [file, shader!("shared/blocks.wgsl")].concat();
     match dtype {
-        Dtype::F32 => shader!("shared/element_f32.wgsl"),
-        Dtype::F16 => shader!("shared/element_f16.wgsl"),
-        Dtype::Bf16 => shader!("shared/element_bf16.wgsl"),
+        Dtype::F32 => [keys(vec4), shader!("shared/element_f32.wgsl")].concat(),
+        Dtype::F16 => [keys(vec4), shader!("shared/element_f16.wgsl")].concat(),
+        Dtype::Bf16 => [keys(vec4), shader!("shared/element_bf16.wgsl")].concat(),
+        Dtype::Q8_0 => blocks(shader!("shared/blocks_q8_0.wgsl")),
+        Dtype::Q4_0 => blocks(shader!("shared/blocks_q4_0.wgsl")),
+        Dtype::I8Scaled => blocks(shader!("shared/blocks_i8.wgsl")),
     }
 }
 
@@ -339,6 +375,8 @@ fn unpacked(dtype: Dtype) -> &'static str {
         Dtype::F32 => shader!("shared/unpack_f32.wgsl"),
         Dtype::F16 => shader!("shared/unpack_f16.wgsl"),
         Dtype::Bf16 => shader!("shared/unpack_bf16.wgsl"),
+        // Plans refuse the scores that take elements one by one.
+        Dtype::Q8_0 | Dtype::Q4_0 | Dtype::I8Scaled => "",
     }
 }
 

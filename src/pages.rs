@@ -61,7 +61,7 @@ impl<'a> PagedKvView<'a> {
         let view = |buffer, spec: &TensorSpec| TensorView {
             buffer,
             offset_bytes: 0,
-            strides: Strides::hnd(shape.num_kv_heads, pages.page_size, spec.head_dim),
+            strides: Strides::hnd(shape.num_kv_heads, pages.page_size, spec.row_units()),
         };
         Self { keys: view(keys, &shape.keys), values: view(values, &shape.values), table }
     }
@@ -78,7 +78,7 @@ impl<'a> PagedKvView<'a> {
         let view = |buffer, spec: &TensorSpec| TensorView {
             buffer,
             offset_bytes: 0,
-            strides: Strides::nhd(shape.num_kv_heads, pages.page_size, spec.head_dim),
+            strides: Strides::nhd(shape.num_kv_heads, pages.page_size, spec.row_units()),
         };
         Self { keys: view(keys, &shape.keys), values: view(values, &shape.values), table }
     }
@@ -87,7 +87,7 @@ impl<'a> PagedKvView<'a> {
     /// values have one dtype and head_dim.
     #[must_use]
     pub fn one_pool(shape: &KvShape, pages: &PageShape, pool: &'a wgpu::Buffer, table: PageTable<'a>) -> Self {
-        let one = Strides::hnd(shape.num_kv_heads, pages.page_size, shape.keys.head_dim);
+        let one = Strides::hnd(shape.num_kv_heads, pages.page_size, shape.keys.row_units());
         let strides = Strides { batch: 2 * one.batch, ..one };
         let values_offset = one.batch * u64::from(shape.keys.dtype.size_bytes());
         let view = |offset_bytes| TensorView { buffer: pool, offset_bytes, strides };

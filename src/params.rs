@@ -89,7 +89,7 @@ pub struct KeyNormParams {
     pub end_slot: u32,
     pub table_base: u32,
     pub table_stride: u32,
-    pub pad0: u32,
+    pub zero: u32,
 }
 
 /// Mirror of `Params` in shared/score_rows.wgsl.
@@ -115,7 +115,7 @@ pub struct ScoreParams {
     pub digit_base: u32,
     pub table_base: u32,
     pub table_stride: u32,
-    pub pad0: u32,
+    pub zero: u32,
     pub pad1: u32,
     pub pad2: u32,
 }

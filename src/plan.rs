@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use crate::bound::Bound;
 use crate::device::Capabilities;
-use crate::error::BuildError;
+use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Checks, Kernels, Module};
 use crate::pages::{PageShape, PagedKvView, Views};
-use crate::policy::{Budget, BudgetRule, Order, Policy, Selector};
+use crate::policy::{Budget, BudgetRule, Order, Policy, Score, Selector};
 use crate::score::{score_tile, sums_layout};
 use crate::shape::KvShape;
 use crate::state::CacheState;
@@ -87,6 +87,11 @@ impl Plan {
     ) -> Result<Self, BuildError> {
         shape.check()?;
         policy.check(shape)?;
+        if shape.keys.dtype.is_quantised() && matches!(policy.score_in_use(), Score::KeyDiff | Score::Centroid) {
+            return Err(
+                ArgumentError::Unsupported { what: "quantised keys with Score::KeyDiff or Score::Centroid" }.into()
+            );
+        }
         let layers = policy.compressed_layers(shape.num_layers);
         let rows = layers.iter().flat_map(|&layer| (0..shape.num_kv_heads).map(move |head| (layer, head)));
         let rules = rows.map(|(layer, head)| policy.rule_of(layer, head)).collect::<Result<_, _>>()?;

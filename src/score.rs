@@ -9,7 +9,7 @@ use crate::params::{KeyNormParams, ScoreParams, TensorLayout};
 use crate::plan::WORKGROUP;
 use crate::policy::{Direction, ExternalScore, Policy, Score};
 use crate::reference::key_diff::sum_tile;
-use crate::shape::{KvShape, TensorSpec};
+use crate::shape::{Dtype, KvShape, TensorSpec};
 use crate::workspace::ScratchLayout;
 
 /// Bits of 2.0, the largest 1 - cosine.
@@ -200,10 +200,11 @@ impl Builder<'_> {
     /// The module of a score, and its constants but for tile and histogram.
     pub(crate) fn score_module(&self, score: Score, spec: &TensorSpec, access: Access) -> (Module, Constants) {
         let (dtype, vec4) = (spec.dtype, access == Access::Vec4);
-        let reduction = self.kernels().capabilities.reduction(spec.lanes());
+        let reduction = self.kernels().capabilities.reduction(spec.norm_lanes());
         let paged = self.pages.is_some();
         let workgroup = ("WG_SIZE", f64::from(WORKGROUP));
-        let mut constants = vec![workgroup, ("LANES", f64::from(spec.lanes())), ("CHUNKS", f64::from(spec.chunks()))];
+        let mut constants =
+            vec![workgroup, ("LANES", f64::from(spec.norm_lanes())), ("CHUNKS", f64::from(spec.norm_chunks()))];
         let module = match score {
             Score::KeyNorm => {
                 constants.push(("CACHED", f64::from(u8::from(self.plan.policy.cached_norms))));
@@ -221,6 +222,9 @@ impl Builder<'_> {
                 Module::External
             }
         };
+        if dtype == Dtype::I8Scaled && !matches!(score, Score::External(_)) {
+            constants.push(("KEY_WORDS", f64::from(spec.row_bytes() / 4)));
+        }
         constants.extend(self.page_size());
         (module, constants)
     }
@@ -228,7 +232,7 @@ impl Builder<'_> {
 
 /// Tokens a workgroup of the norm scores, about as many as wanted.
 pub(crate) fn score_tile(spec: &TensorSpec, wanted: u32) -> u32 {
-    let round = WORKGROUP / spec.lanes() * 4;
+    let round = WORKGROUP / spec.norm_lanes() * 4;
     round * wanted.div_ceil(round)
 }
 
@@ -270,7 +274,7 @@ pub(crate) fn params_of_score(
         digit_base: norm.digit_base,
         table_base: norm.table_base,
         table_stride: norm.table_stride,
-        pad0: 0,
+        zero: 0,
         pad1: 0,
         pad2: 0,
     }

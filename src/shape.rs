@@ -11,6 +11,16 @@ pub const MAX_HEAD_DIM: u32 = 512;
 const MAX_ROWS: u64 = 65_535 * 256;
 
 /// Element type of keys or values. No device feature is needed for any of them.
+///
+/// # Example
+/// ```
+/// use keynorm::{Dtype, Strides, TensorSpec};
+/// // Keys of llama.cpp as q8_0: [token, head, dim], a row of four blocks.
+/// let spec = TensorSpec::new(Dtype::Q8_0, 128);
+/// assert_eq!(spec.row_bytes(), 136);
+/// let strides = Strides::nhd(8, 4096, spec.row_units());
+/// assert_eq!(strides.token, 8 * 136); // bytes, since the rows are quantised
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// IEEE 754 binary32.
@@ -19,15 +29,42 @@ pub enum Dtype {
     F16,
     /// bfloat16, two to a 32-bit word. Magnitudes below 2⁻⁶³ count as zero in the norm; they are moved unchanged.
     Bf16,
+    /// ggml's `q8_0`: blocks of 32 elements in 34 bytes, an f16 scale and 32 signed bytes. Strides are in bytes. Rows are
+    /// moved unchanged, never requantised.
+    Q8_0,
+    /// ggml's `q4_0`: blocks of 32 elements in 18 bytes, an f16 scale and 32 nibbles that count from −8. Strides are in
+    /// bytes.
+    Q4_0,
+    /// An f32 scale for each row, then a signed byte an element, as in ONNX Runtime's WebGPU cache: `4 + head_dim` bytes.
+    /// Strides are in bytes. Scales in a tensor of their own are not served. Scales below 2⁻⁶³ count as zero in the norm.
+    I8Scaled,
 }
 
+/// Elements of a block of quantised rows.
+pub(crate) const BLOCK_LEN: u32 = 32;
+
 impl Dtype {
-    /// Bytes of an element.
+    /// Bytes of what strides count: an element, of quantised rows a byte.
     #[must_use]
     pub const fn size_bytes(self) -> u32 {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+            Self::Q8_0 | Self::Q4_0 | Self::I8Scaled => 1,
+        }
+    }
+
+    /// Elements have integers and a scale that several share.
+    #[must_use]
+    pub const fn is_quantised(self) -> bool {
+        matches!(self, Self::Q8_0 | Self::Q4_0 | Self::I8Scaled)
+    }
+
+    /// Elements that a row's length is a multiple of, because they share a block.
+    const fn block_len(self) -> u32 {
+        match self {
+            Self::Q8_0 | Self::Q4_0 => BLOCK_LEN,
+            _ => 1,
         }
     }
 }
@@ -51,21 +88,68 @@ impl TensorSpec {
     /// Bytes of one token's row.
     #[must_use]
     pub const fn row_bytes(&self) -> u32 {
-        self.head_dim * self.dtype.size_bytes()
+        match self.dtype {
+            Dtype::F32 | Dtype::F16 | Dtype::Bf16 => self.head_dim * self.dtype.size_bytes(),
+            Dtype::Q8_0 => self.head_dim / BLOCK_LEN * 34,
+            Dtype::Q4_0 => self.head_dim / BLOCK_LEN * 18,
+            Dtype::I8Scaled => self.head_dim + 4,
+        }
     }
 
-    /// 16-byte chunks of one token's row.
+    /// One token's row in what strides count: elements, of quantised rows bytes. Takes the place of `head_dim` in
+    /// [`Strides::hnd`] and [`Strides::nhd`].
+    #[must_use]
+    pub const fn row_units(&self) -> u32 {
+        self.row_bytes() / self.dtype.size_bytes()
+    }
+
+    /// 16-byte chunks of one token's row; the last may be a part.
     #[must_use]
     pub const fn chunks(&self) -> u32 {
-        self.row_bytes() / 16
+        self.row_bytes().div_ceil(16)
     }
 
-    /// Lanes that share a token: the next power of two of its chunks, at most 32. Part of the definition of the norm.
+    /// Lanes that move a token: the next power of two of its chunks, at most 32.
     #[must_use]
     pub const fn lanes(&self) -> u32 {
-        let lanes = self.chunks().next_power_of_two();
-        if lanes > 32 { 32 } else { lanes }
+        lanes_of(self.chunks())
     }
+
+    /// What a lane sums at a time in the norm: 16-byte chunks, of quantised rows blocks of 32 elements.
+    #[must_use]
+    pub const fn norm_chunks(&self) -> u32 {
+        if self.dtype.is_quantised() { self.head_dim.div_ceil(BLOCK_LEN) } else { self.chunks() }
+    }
+
+    /// Lanes that share a token in the norm: the next power of two of [`TensorSpec::norm_chunks`], from 2 to 32. Part of
+    /// the definition of the norm.
+    #[must_use]
+    pub const fn norm_lanes(&self) -> u32 {
+        let lanes = lanes_of(self.norm_chunks());
+        if lanes < 2 { 2 } else { lanes }
+    }
+
+    /// Whether a row ends within a chunk.
+    pub(crate) const fn has_tail(&self) -> bool {
+        !self.row_bytes().is_multiple_of(16)
+    }
+
+    fn check_row(&self, argument: &'static str) -> Result<(), ArgumentError> {
+        let block_len = self.dtype.block_len();
+        if !self.head_dim.is_multiple_of(block_len) {
+            return Err(ArgumentError::PartialBlock { argument, got: self.head_dim, block_len });
+        }
+        if !self.row_bytes().is_multiple_of(4) {
+            let padded = (self.head_dim / block_len + 1) * block_len;
+            return Err(ArgumentError::RowBytes { argument, row_bytes: self.row_bytes(), padded });
+        }
+        Ok(())
+    }
+}
+
+const fn lanes_of(chunks: u32) -> u32 {
+    let lanes = chunks.next_power_of_two();
+    if lanes > 32 { 32 } else { lanes }
 }
 
 /// Geometry of the caches that one plan serves. A *row* is one (sequence, KV head) of one layer.
@@ -114,6 +198,8 @@ impl KvShape {
                 return Err(ArgumentError::HeadDim { argument, got });
             }
         }
+        self.keys.check_row("keys.head_dim")?;
+        self.values.check_row("values.head_dim")?;
         let too_large = |argument, got: u64, limit: u64| {
             if got > limit { Err(ArgumentError::TooLarge { argument, got, limit }) } else { Ok(()) }
         };
@@ -126,7 +212,7 @@ impl KvShape {
     }
 }
 
-/// Distances between neighbours, in elements. The elements of one token's row are contiguous.
+/// Distances between neighbours, in elements; of quantised rows in bytes. The elements of one token's row are contiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Strides {
     /// From one sequence to the next; of a paged cache from one page to the next.
@@ -164,6 +250,8 @@ pub(crate) struct Lattice {
     pub head_stride: u64,
     pub token_stride: u64,
     pub row_bytes: u64,
+    /// Rows are not made of whole 16-byte chunks, or not read by them.
+    pub by_words: bool,
     pub batch_size: u32,
     pub num_kv_heads: u32,
     pub capacity: u32,
@@ -189,6 +277,7 @@ impl Lattice {
             head_stride: bytes(strides.head)?,
             token_stride: bytes(strides.token)?,
             row_bytes: spec.row_bytes().into(),
+            by_words: spec.dtype.is_quantised(),
             batch_size: shape.batch_size,
             num_kv_heads: shape.num_kv_heads,
             capacity: shape.capacity,
@@ -259,7 +348,8 @@ impl Lattice {
     /// Whether every address is a multiple of 16 bytes, so that 16-byte accesses serve.
     pub fn is_vec4(&self) -> bool {
         let stride_ok = |count: u32, stride: u64| count == 1 || stride.is_multiple_of(16);
-        self.offset.is_multiple_of(16)
+        !self.by_words
+            && self.offset.is_multiple_of(16)
             && stride_ok(self.batch_size, self.batch_stride)
             && stride_ok(self.num_kv_heads, self.head_stride)
             && stride_ok(self.capacity, self.token_stride)
@@ -301,6 +391,7 @@ pub(crate) fn range_lattice(argument: &'static str, offset: u64, bytes: u64) -> 
         head_stride: 0,
         token_stride: 0,
         row_bytes: bytes,
+        by_words: false,
         batch_size: 1,
         num_kv_heads: 1,
         capacity: 1,

@@ -30,7 +30,7 @@ impl<'a> KvView<'a> {
         let view = |buffer, spec: &TensorSpec| TensorView {
             buffer,
             offset_bytes: 0,
-            strides: Strides::hnd(shape.num_kv_heads, shape.capacity, spec.head_dim),
+            strides: Strides::hnd(shape.num_kv_heads, shape.capacity, spec.row_units()),
         };
         Self { keys: view(keys, &shape.keys), values: view(values, &shape.values) }
     }
@@ -41,7 +41,7 @@ impl<'a> KvView<'a> {
         let view = |buffer, spec: &TensorSpec| TensorView {
             buffer,
             offset_bytes: 0,
-            strides: Strides::nhd(shape.num_kv_heads, shape.capacity, spec.head_dim),
+            strides: Strides::nhd(shape.num_kv_heads, shape.capacity, spec.row_units()),
         };
         Self { keys: view(keys, &shape.keys), values: view(values, &shape.values) }
     }

@@ -56,6 +56,7 @@ fn file_dtype(dtype: Dtype) -> FileDtype {
         Dtype::F32 => FileDtype::F32,
         Dtype::F16 => FileDtype::F16,
         Dtype::Bf16 => FileDtype::BF16,
+        other => panic!("no file holds {other:?}"),
     }
 }
 
@@ -83,6 +84,7 @@ fn random(dtype: Dtype, shape: [usize; 4], seed: &mut u64) -> Tensor {
             Dtype::F32 => bytes.extend(value.to_le_bytes()),
             Dtype::F16 => bytes.extend(half::f16::from_f32(value).to_le_bytes()),
             Dtype::Bf16 => bytes.extend(half::bf16::from_f32(value).to_le_bytes()),
+            other => panic!("no file holds {other:?}"),
         }
     }
     Tensor(file_dtype(dtype), shape.to_vec(), bytes)

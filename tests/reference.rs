@@ -41,6 +41,7 @@ fn encode(dtype: Dtype, values: &[f32]) -> Vec<u8> {
         Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
         Dtype::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        other => panic!("{other:?} has no elements of its own"),
     }
 }
 
@@ -50,6 +51,7 @@ fn doubles(dtype: Dtype, key: &[u8]) -> Vec<f64> {
         Dtype::F32 => key.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes")).into()).collect(),
         Dtype::F16 => halves.map(|h| f16::from_bits(h).to_f64()).collect(),
         Dtype::Bf16 => halves.map(|h| bf16::from_bits(h).to_f64()).collect(),
+        other => panic!("{other:?} has no elements of its own"),
     }
 }
 
@@ -71,6 +73,60 @@ fn key_of(norm: u16) -> Vec<u8> {
     let mut values = [0.0; 16];
     values[usize::from(norm) % 16] = f32::from(norm);
     encode(Dtype::F16, &values)
+}
+
+/// The elements of a quantised row, by the definition of its format.
+fn dequantised(dtype: Dtype, row: &[u8]) -> Vec<f64> {
+    let half = |b: &[u8]| f16::from_le_bytes([b[0], b[1]]).to_f64();
+    let bytes = |scale: f64, b: &[u8]| b.iter().map(|&q| scale * f64::from(q.cast_signed())).collect::<Vec<_>>();
+    match dtype {
+        Dtype::Q8_0 => row.chunks(34).flat_map(|b| bytes(half(b), &b[2..])).collect(),
+        Dtype::Q4_0 => {
+            let nibbles = |b: &[u8]| {
+                let scale = half(b);
+                let (low, high) = (b[2..].iter().map(|q| q & 15), b[2..].iter().map(|q| q >> 4));
+                low.chain(high).map(|q| scale * (f64::from(q) - 8.0)).collect::<Vec<_>>()
+            };
+            row.chunks(18).flat_map(nibbles).collect()
+        }
+        Dtype::I8Scaled => bytes(f32::from_le_bytes(row[..4].try_into().expect("4 bytes")).into(), &row[4..]),
+        other => panic!("{other:?} is not quantised"),
+    }
+}
+
+/// Each block's sum is exact, so that a norm has one rounding a product and an addition.
+#[test]
+fn norms_of_quantised_rows_are_those_of_their_elements() {
+    let mut state = 1_u64;
+    let mut byte = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    for (dtype, head_dim) in [(Dtype::Q8_0, 128), (Dtype::Q4_0, 64), (Dtype::I8Scaled, 40), (Dtype::Q8_0, 512)] {
+        let spec = TensorSpec::new(dtype, head_dim);
+        for _ in 0..100 {
+            let mut row: Vec<u8> = (0..spec.row_bytes()).map(|_| byte()).collect();
+            let scale = 0.001 + f32::from(byte()) / 1000.0;
+            let stride = match dtype {
+                Dtype::Q8_0 => 34,
+                Dtype::Q4_0 => 18,
+                _ => row.len(),
+            };
+            for block in row.chunks_mut(stride) {
+                let bytes = if dtype == Dtype::I8Scaled {
+                    scale.to_le_bytes().to_vec()
+                } else {
+                    f16::from_f32(scale).to_le_bytes().to_vec()
+                };
+                block[..bytes.len()].copy_from_slice(&bytes);
+            }
+            let elements = dequantised(dtype, &row);
+            assert_eq!(elements.len(), head_dim as usize, "{dtype:?}");
+            let exact: f64 = elements.iter().map(|x| x * x).sum();
+            let norm = f64::from(key_norm::squared_norm(&spec, &row).expect("no NaN"));
+            assert!((norm - exact).abs() <= exact * 8.0 * 2.0_f64.powi(-24), "{dtype:?}: {norm} for {exact}");
+        }
+    }
 }
 
 proptest! {
@@ -144,7 +200,7 @@ proptest! {
                 let expected = [exact[a] * cosine - exact[b] * sine, exact[b] * cosine + exact[a] * sine];
                 let length = exact[a].hypot(exact[b]);
                 for (got, expected) in [turned[a], turned[b]].into_iter().zip(expected) {
-                    let digits = match dtype { Dtype::F32 => 24, Dtype::F16 => 11, Dtype::Bf16 => 8 };
+                    let digits = match dtype { Dtype::F32 => 24, Dtype::F16 => 11, _ => 8 };
                     let rounding = expected.abs() * 2.0_f64.powi(-digits) + 2.0_f64.powi(-25);
                     let bound = length * 2.0_f64.powi(-21) + if before == after { 0.0 } else { rounding };
                     prop_assert!((got - expected).abs() <= bound, "{got} for {expected}");

@@ -78,7 +78,7 @@ const fn mantissa_bits(dtype: Dtype) -> u32 {
     match dtype {
         Dtype::F16 => 11,
         Dtype::Bf16 => 8,
-        Dtype::F32 => 24,
+        _ => 24,
     }
 }
 

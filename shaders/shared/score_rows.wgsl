@@ -26,7 +26,7 @@ struct Params {
     digit_base: u32,
     table_base: u32,        // words: of a paged cache, sequence 0's row of the table
     table_stride: u32,      // words
-    pad0: u32,
+    zero: u32,              // 0, which compilers do not know
     pad1: u32,
     pad2: u32,
 }

@@ -22,21 +22,33 @@ pub struct Scored {
 
 /// Squared L2 norm of one key, `None` where an element is NaN.
 ///
-/// The order of additions is part of the definition: with L = [`TensorSpec::lanes`], lane j adds the squares of the
+/// The order of additions is part of the definition: with L = [`TensorSpec::norm_lanes`], lane j adds the squares of the
 /// 16-byte chunks j, j + L, … element by element from left to right; then lanes are added at distances L/2 … 1.
 ///
+/// Of quantised rows lane j adds, for its blocks of 32 elements in turn, the sum of the squared integers, which is exact,
+/// times the squared scale, both products rounded to f32.
+///
 /// # Ties and NaN
-/// NaN is tested on the bits of the input. Overflow gives +Inf.
+/// NaN is tested on the bits of the input; a scale that is not finite makes its key count as NaN. Overflow gives +Inf.
 #[must_use]
 pub fn squared_norm(spec: &TensorSpec, key: &[u8]) -> Option<f32> {
-    let lanes = spec.lanes() as usize;
+    let lanes = spec.norm_lanes() as usize;
     let mut sums = vec![0.0_f32; lanes];
     let mut nan = false;
-    for (chunk_ix, chunk) in key.chunks_exact(16).enumerate() {
-        let sum = &mut sums[chunk_ix % lanes];
-        for element in elements(spec.dtype, chunk) {
-            nan |= element.is_nan();
-            *sum += element * element;
+    if spec.dtype.is_quantised() {
+        for (block_ix, (sum_of_squares, scale)) in blocks(spec.dtype, key).into_iter().enumerate() {
+            nan |= !scale.is_finite();
+            // A block of zeros adds nothing, whatever its scale.
+            let product = if sum_of_squares == 0 { 0.0 } else { sum_of_squares as f32 * (scale * scale) };
+            sums[block_ix % lanes] += product;
+        }
+    } else {
+        for (chunk_ix, chunk) in key.chunks_exact(16).enumerate() {
+            let sum = &mut sums[chunk_ix % lanes];
+            for element in elements(spec.dtype, chunk) {
+                nan |= element.is_nan();
+                *sum += element * element;
+            }
         }
     }
     let sum = add_lanes(&mut sums);
@@ -55,12 +67,31 @@ pub(crate) fn add_lanes(sums: &mut [f32]) -> f32 {
     sums[0]
 }
 
+/// The blocks of a quantised row: the sum of the squared quants, which is exact in f32 too, and the scale.
+fn blocks(dtype: Dtype, key: &[u8]) -> Vec<(u32, f32)> {
+    let squares_of_bytes = |bytes: &[u8]| bytes.iter().map(|&b| u32::from(b.cast_signed().unsigned_abs()).pow(2)).sum();
+    let half = |block: &[u8]| f16::from_le_bytes([block[0], block[1]]).to_f32();
+    match dtype {
+        Dtype::Q8_0 => key.chunks_exact(34).map(|block| (squares_of_bytes(&block[2..]), half(block))).collect(),
+        Dtype::Q4_0 => {
+            let nibbles = |b: &u8| (u32::from(b & 15).abs_diff(8)).pow(2) + (u32::from(b >> 4).abs_diff(8)).pow(2);
+            key.chunks_exact(18).map(|block| (block[2..].iter().map(nibbles).sum(), half(block))).collect()
+        }
+        _ => {
+            let scale = f32::from_le_bytes([key[0], key[1], key[2], key[3]]);
+            let scale = if scale.to_bits() & 0x7fff_ffff < 0x2000_0000 { 0.0 } else { scale };
+            key[4..].chunks(32).map(|block| (squares_of_bytes(block), scale)).collect()
+        }
+    }
+}
+
 /// Elements of a chunk as the norm sees them: bf16 magnitudes below 2⁻⁶³ are zero, so that every square is exact.
 pub(crate) fn elements(dtype: Dtype, chunk: &[u8]) -> Vec<f32> {
     let halves = || chunk.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     match dtype {
         Dtype::F32 => chunk.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
         Dtype::F16 => halves().map(|h| f16::from_bits(h).to_f32()).collect(),
+        Dtype::Q8_0 | Dtype::Q4_0 | Dtype::I8Scaled => Vec::new(), // they have blocks
         Dtype::Bf16 => halves().map(|h| if h & 0x7fff < 0x2000 { 0.0 } else { bf16::from_bits(h).to_f32() }).collect(),
     }
 }

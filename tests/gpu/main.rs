@@ -12,6 +12,7 @@ mod long;
 mod norms;
 mod paged;
 mod properties;
+mod quantised;
 mod real_cache;
 mod rotate;
 mod rotation;

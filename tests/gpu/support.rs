@@ -217,7 +217,7 @@ impl Paged {
             PageLayout::Offset => Layout::Offset { words: 1, pad_elements: 2 },
             PageLayout::OnePool => {
                 let bytes = u64::from(shape.keys.dtype.size_bytes());
-                let one = Strides::hnd(shape.num_kv_heads, self.page_size, shape.keys.head_dim);
+                let one = Strides::hnd(shape.num_kv_heads, self.page_size, shape.keys.row_units());
                 let strides = Strides { batch: 2 * one.batch, ..one };
                 let place = |offset_bytes| Place { buffer: 0, offset_bytes, strides };
                 let size = u64::from(pool.batch_size) * strides.batch * bytes + 512;
@@ -282,11 +282,62 @@ fn encode(dtype: Dtype, value: f32, out: &mut Vec<u8>) {
         Dtype::F32 => out.extend(value.to_le_bytes()),
         Dtype::F16 => out.extend(half::f16::from_f32(value).to_le_bytes()),
         Dtype::Bf16 => out.extend(half::bf16::from_f32(value).to_le_bytes()),
+        other => panic!("{other:?} has no elements of its own"),
     }
+}
+
+/// One token's row of blocks.
+fn make_blocks(spec: &TensorSpec, data: Data, rng: &mut Rng) -> Vec<u8> {
+    let special = if data == Data::Special { rng.below(12) } else { 99 };
+    let (scale_bytes, block_bytes) = match spec.dtype {
+        Dtype::Q8_0 => (2, 34),
+        Dtype::Q4_0 => (2, 18),
+        _ => (4, spec.row_bytes() as usize),
+    };
+    let mut row = Vec::new();
+    for block in 0..spec.row_bytes() as usize / block_bytes {
+        let scale = match (data, special, block) {
+            (Data::AllEqual | Data::Ties, ..) => 0.5,
+            (Data::Scaled { power }, ..) => 2.0_f32.powi(power) * 0.01,
+            (_, 0, 0) => f32::NAN,
+            (_, 1, 1) | (_, 2, 0) => f32::INFINITY,
+            (_, 3, _) => 0.0,
+            (_, 4, _) => 6.0e-8,
+            (_, 5, _) => -0.03,
+            (_, 6, _) => 1e-25,
+            (_, 7, _) => 6.0e4 * if scale_bytes == 4 { 1e30 } else { 1.0 },
+            // At the smallest that counts, and just below.
+            (_, 8, _) => 2.0_f32.powi(-63),
+            (_, 9, _) => 2.0_f32.powi(-63) * 0.99,
+            _ => (0.2 + rng.below(1000) as f32 / 500.0) / 100.0,
+        };
+        encode(if scale_bytes == 4 { Dtype::F32 } else { Dtype::F16 }, scale, &mut row);
+        for i in scale_bytes..block_bytes {
+            let zero = if spec.dtype == Dtype::Q4_0 { 0x88 } else { 0 };
+            row.push(match (data, special) {
+                (Data::Sparse, _) if i > scale_bytes + 3 => zero,
+                (Data::AllEqual, _) => 0x5a,
+                (Data::Ties, _) => zero + rng.below(2) as u8 * u8::from(i == scale_bytes),
+                (_, 7 | 10) if block == 0 => zero,
+                (_, 11) => {
+                    if spec.dtype == Dtype::Q4_0 {
+                        0
+                    } else {
+                        0x80
+                    }
+                }
+                _ => rng.next() as u8,
+            });
+        }
+    }
+    row
 }
 
 /// One token's row.
 pub fn make_row(spec: &TensorSpec, data: Data, rng: &mut Rng) -> Vec<u8> {
+    if spec.dtype.is_quantised() {
+        return make_blocks(spec, data, rng);
+    }
     let mut row = Vec::new();
     let scale = 0.2 + rng.below(1000) as f32 / 500.0;
     let special = if data == Data::Special { rng.below(12) } else { 99 };
@@ -294,7 +345,7 @@ pub fn make_row(spec: &TensorSpec, data: Data, rng: &mut Rng) -> Vec<u8> {
     let tiny = 2.0_f32.powi(match spec.dtype {
         Dtype::F32 => -60,
         Dtype::F16 => -24,
-        Dtype::Bf16 => -63,
+        _ => -63,
     });
     for i in 0..if data == Data::Sparse { 4 } else { spec.head_dim } {
         let value = match (data, special) {
@@ -324,7 +375,7 @@ pub fn make_row(spec: &TensorSpec, data: Data, rng: &mut Rng) -> Vec<u8> {
         let bits = match spec.dtype {
             Dtype::F32 => 0x7f80_0001_u32.to_le_bytes(),
             Dtype::F16 => 0x7c01_0000_u32.to_le_bytes(),
-            Dtype::Bf16 => 0x7f81_0000_u32.to_le_bytes(),
+            _ => 0x7f81_0000_u32.to_le_bytes(),
         };
         row[8..12].copy_from_slice(&bits);
     }
@@ -347,7 +398,7 @@ pub fn places(layout: Layout, shape: &KvShape) -> (Place, Place, Vec<u64>) {
         (u64::from(shape.batch_size) - 1) * strides.batch
             + (u64::from(h) - 1) * strides.head
             + (u64::from(c) - 1) * strides.token
-            + u64::from(spec.head_dim)
+            + u64::from(spec.row_units())
     };
     let bytes = |spec: &TensorSpec, strides: &Strides| elements(spec, strides) * u64::from(spec.dtype.size_bytes());
     let own = |spec: &TensorSpec, strides: Strides, buffer, offset_bytes| {
@@ -356,11 +407,11 @@ pub fn places(layout: Layout, shape: &KvShape) -> (Place, Place, Vec<u64>) {
     match layout {
         Layout::Hnd | Layout::Nhd | Layout::TokenMajor => {
             let strides = |spec: &TensorSpec| {
-                let head = u64::from(spec.head_dim);
+                let head = u64::from(spec.row_units());
                 let batch = head * u64::from(h);
                 match layout {
-                    Layout::Hnd => Strides::hnd(h, c, spec.head_dim),
-                    Layout::Nhd => Strides::nhd(h, c, spec.head_dim),
+                    Layout::Hnd => Strides::hnd(h, c, spec.row_units()),
+                    Layout::Nhd => Strides::nhd(h, c, spec.row_units()),
                     _ => Strides { batch, head, token: batch * u64::from(shape.batch_size) },
                 }
             };
@@ -370,7 +421,7 @@ pub fn places(layout: Layout, shape: &KvShape) -> (Place, Place, Vec<u64>) {
         }
         Layout::Offset { words, pad_elements } => {
             let strides = |spec: &TensorSpec| {
-                let token = u64::from(spec.head_dim) + pad_elements;
+                let token = u64::from(spec.row_units()) + pad_elements;
                 let head = token * u64::from(c) + 3 * pad_elements;
                 Strides { batch: head * u64::from(h) + 5 * pad_elements, head, token }
             };
@@ -380,7 +431,7 @@ pub fn places(layout: Layout, shape: &KvShape) -> (Place, Place, Vec<u64>) {
         }
         Layout::Interleaved { words } => {
             assert_eq!(shape.keys.dtype, shape.values.dtype, "interleaved tensors share a dtype here");
-            let token = u64::from(shape.keys.head_dim + shape.values.head_dim);
+            let token = u64::from(shape.keys.row_units() + shape.values.row_units());
             let head = token * u64::from(c);
             let strides = Strides { batch: head * u64::from(h), head, token };
             let (k, _) = own(&shape.keys, strides, 0, words * 4);
@@ -389,7 +440,7 @@ pub fn places(layout: Layout, shape: &KvShape) -> (Place, Place, Vec<u64>) {
             (k, v, vec![size])
         }
         Layout::Touching => {
-            let strides = |spec: &TensorSpec| Strides::hnd(h, c, spec.head_dim);
+            let strides = |spec: &TensorSpec| Strides::hnd(h, c, spec.row_units());
             let (k, _) = own(&shape.keys, strides(&shape.keys), 0, 64);
             let offset = 64 + bytes(&shape.keys, &strides(&shape.keys));
             let (v, size) = own(&shape.values, strides(&shape.values), 0, offset);

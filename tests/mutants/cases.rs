@@ -276,6 +276,24 @@ fn segments(data: Data) -> Case {
     case
 }
 
+/// Quantised rows whose ends lie within a chunk, in one buffer or two, in bands too.
+fn quantised(dtype: Dtype, order: Order, layout: Layout) -> Case {
+    let mut case = two_rounds(Selector::Radix, order);
+    case.data = Data::Special;
+    case.shape.keys = TensorSpec::new(dtype, 64);
+    case.shape.values = if layout == Layout::Nhd { TensorSpec::new(Dtype::I8Scaled, 104) } else { case.shape.keys };
+    case.layout = layout;
+    (case.policy.sinks, case.policy.recent) = (0, 0);
+    case
+}
+
+fn quantised_bands(order: Order) -> Case {
+    let mut case = bands(Selector::Radix, order, Layout::Hnd);
+    case.shape.keys = TensorSpec::new(Dtype::Q8_0, 64);
+    case.shape.values = TensorSpec::new(Dtype::I8Scaled, 72);
+    case
+}
+
 /// Pages, some shared: words or vectors, one pool or two, two layers with one table.
 fn paged(layout: PageLayout, order: Order) -> Case {
     let mut case = two_rounds(Selector::Radix, order);
@@ -431,6 +449,12 @@ pub fn quick() -> Vec<Quick> {
         add("faulty tables", faulty_tables(faults), false);
     }
     add("reader and writer", reader_and_writer(), false);
+    for dtype in [Dtype::Q8_0, Dtype::Q4_0, Dtype::I8Scaled] {
+        add("quantised", quantised(dtype, Order::Fill, Layout::Nhd), false);
+        add("quantised", quantised(dtype, Order::Positional, Layout::Interleaved { words: 3 }), false);
+    }
+    add("quantised bands", quantised_bands(Order::Fill), false);
+    add("quantised bands", quantised_bands(Order::Positional), false);
     add("many pages", many_pages(vec![]), false);
     add("the last page twice", many_pages(vec![(0, 1, 65_536), (0, 5, 65_536)]), false);
     add("band with one move", band_with_one_move(), false);

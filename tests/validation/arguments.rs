@@ -46,6 +46,26 @@ const PLANS: &[(&str, EditPlan, &str)] = &[
         |s, _| (s.batch_size, s.num_kv_heads, s.capacity) = (1 << 9, 1 << 3, 1 << 20),
         r#"TooLarge { argument: "num_layers * batch_size * num_kv_heads * capacity", got: 4294967296, limit: 4294967295 }"#,
     ),
+    (
+        "part of a block",
+        |s, _| s.keys = TensorSpec::new(Dtype::Q8_0, 80),
+        r#"PartialBlock { argument: "keys.head_dim", got: 80, block_len: 32 }"#,
+    ),
+    (
+        "q8_0 rows that share a word",
+        |s, _| s.values = TensorSpec::new(Dtype::Q8_0, 96),
+        r#"RowBytes { argument: "values.head_dim", row_bytes: 102, padded: 128 }"#,
+    ),
+    (
+        "q4_0 rows that share a word",
+        |s, _| s.keys = TensorSpec::new(Dtype::Q4_0, 32),
+        r#"RowBytes { argument: "keys.head_dim", row_bytes: 18, padded: 64 }"#,
+    ),
+    (
+        "keydiff of quantised keys",
+        |s, p| (s.keys, p.score) = (TensorSpec::new(Dtype::Q8_0, 64), Score::KeyDiff),
+        r#"Unsupported { what: "quantised keys with Score::KeyDiff or Score::Centroid" }"#,
+    ),
     ("ratio NaN", |_, p| *p = Policy::paper(f64::NAN), "KeepRatio { got: NaN }"),
     ("ratio below 0", |_, p| *p = Policy::paper(-0.1), "KeepRatio { got: -0.1 }"),
     (

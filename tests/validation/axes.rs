@@ -87,6 +87,15 @@ fn layouts_that_are_refused() {
 }
 
 #[test]
+fn axes_of_quantised_rows() {
+    let noop = noop();
+    let buffer = noop.storage(64);
+    let view = TensorView::from_axes("keys", &buffer, 0, &TensorSpec::new(Dtype::Q8_0, 64), &axes(&[(Dim, 64, 1)]));
+    let refused = r#"Unsupported { what: "quantised rows in TensorView::from_axes" }"#;
+    assert_error("q8_0", view.map(|v| v.strides), refused);
+}
+
+#[test]
 fn layouts_that_are_served() {
     let noop = noop();
     let spec = TensorSpec::new(Dtype::F16, 64);

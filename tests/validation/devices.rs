@@ -133,6 +133,11 @@ fn rows_beyond_a_binding() {
     assert!(is_banded(&wide, &|_| ()));
     let nhd = |draft: &mut Draft| draft.layers[0].0.strides = Strides::nhd(3, 512, 64);
     assert!(is_banded(&exact, &nhd));
+    // Quantised rows go by words: 68 bytes a token.
+    let q8_0 = TensorSpec::new(Dtype::Q8_0, 64);
+    let quantised = KvShape { capacity: 960, keys: q8_0, values: q8_0, ..exact };
+    assert!(!is_banded(&quantised, &|_| ()));
+    assert!(is_banded(&KvShape { capacity: 964, ..quantised }, &|_| ()));
     // Ranges that intersect are bound once, so here it is their union that is too long.
     let joined = |distance: u64| {
         let noop = &noop;

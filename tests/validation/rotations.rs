@@ -52,6 +52,8 @@ fn rotations() {
         assert_error(name, bind(&[keys], &rope), &format!("Argument({expected})"));
     }
     let rope = Rope::new(64, 10_000.0);
+    let quantised = keynorm::TensorSpec::new(keynorm::Dtype::Q8_0, 64);
+    assert_error("quantised", rope.check(&quantised), r#"Unsupported { what: "a rotation of quantised keys" }"#);
     let bound = bind(&[keys], &rope).expect("a sound rotation");
     assert_clean(&noop, |pass| bound.record(pass, 10).expect("a sound record"));
     assert_clean(&noop, |pass| {

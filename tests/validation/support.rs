@@ -79,7 +79,7 @@ pub struct Tensor {
 
 impl Tensor {
     pub fn hnd(buffer: wgpu::Buffer, shape: &KvShape, spec: &TensorSpec) -> Self {
-        Self { buffer, offset_bytes: 0, strides: Strides::hnd(shape.num_kv_heads, shape.capacity, spec.head_dim) }
+        Self { buffer, offset_bytes: 0, strides: Strides::hnd(shape.num_kv_heads, shape.capacity, spec.row_units()) }
     }
 
     pub fn view(&self) -> TensorView<'_> {

@@ -1,0 +1,16 @@
+// A scale for each row: a word of f32, then a signed byte an element. Blocks are 32 elements, the last may be shorter.
+// Scales below 2^-63 count as zero, so that their squares are not subnormal.
+@group(0) @binding(1) var<storage, read_write> keys: array<u32>;
+
+override KEY_WORDS: u32 = 33u;
+
+fn load_key_chunk(base: u32, block_ix: u32) -> vec4<u32> {
+    let scale = keys[base];
+    let counted = select(scale, 0u, (scale & 0x7fffffffu) < 0x20000000u);
+    let first = 1u + block_ix * 8u;
+    var sum = 0u;
+    for (var w = first; w < min(first + 8u, KEY_WORDS); w++) {
+        sum += squares_of_bytes(keys[base + w]);
+    }
+    return vec4<u32>(sum, counted, 0u, 0u);
+}
