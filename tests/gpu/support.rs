@@ -8,7 +8,7 @@ use keynorm::reference::pages::{self, SequenceTable};
 use keynorm::reference::{self, CacheRow, RowTokens, budget, compact, top_k};
 use keynorm::{
     Bound, CacheState, Compressor, Dtype, KvShape, KvView, Options, PageShape, PageTable, PagedKvView, Plan, Policy,
-    Segment, SequencePages, Status, Strides, Switch, TensorSpec, TensorView, Workspace,
+    Score, Segment, SequencePages, Status, Strides, Switch, TensorSpec, TensorView, Workspace,
 };
 
 /// A device and its queue, shared by the tests of the process.
@@ -492,7 +492,12 @@ impl HostLayer {
     pub fn write_tokens(&mut self, case: &Case, row: u32, slots: std::ops::Range<u32>, rng: &mut Rng) {
         let shape = &case.shape;
         for slot in slots {
-            let values = if case.data == Data::Sparse { Data::Sparse } else { Data::Random };
+            // Values matter as bits alone, but to the score that looks at them.
+            let values = match case.data {
+                Data::Sparse => Data::Sparse,
+                Data::Special if case.policy.score == Score::ValueKeyRatio => Data::Special,
+                _ => Data::Random,
+            };
             for (place, spec, data) in [(self.keys, &shape.keys, case.data), (self.values, &shape.values, values)] {
                 let bytes = make_row(spec, data, rng);
                 let Some(offset) = self.offset(&place, spec, shape, row, slot) else { continue };

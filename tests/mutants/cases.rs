@@ -422,6 +422,18 @@ pub fn quick() -> Vec<Quick> {
             add("external", external(kind, direction, 300), false);
         }
         add("external, long", external(ExternalScore::F32, direction, 9000), false);
+        for kind in [ExternalScore::F32, ExternalScore::OrderKeys] {
+            // One token, unless more than one has the lowest score there is; and a threshold among zeros of either sign.
+            for keep_ratio in [0.0, if direction == Direction::Lowest { 0.15 } else { 0.78 }] {
+                let mut case = external(kind, direction, 300);
+                (case.policy.sinks, case.policy.recent) = (0, 0);
+                case.policy.budget = Budget::keep_ratio(keep_ratio);
+                add("external, few", case, false);
+            }
+        }
+        let mut raised = external(ExternalScore::F32, direction, 9000);
+        raised.policy.budget = Budget::keep_ratio(0.0);
+        add("external, raised", raised, false);
     }
     for (selector, order) in pairs {
         add("cached", cached(selector, order), false);
@@ -435,6 +447,12 @@ pub fn quick() -> Vec<Quick> {
         add("pooled and raised", pooled(data, 1, 200), false);
         add("segments", segments(data), false);
     }
+    let mut tied = segments(Data::Ties);
+    tied.shape.capacity = 900;
+    tied.lengths = vec![800, 40];
+    tied.appended = vec![];
+    tied.segments = vec![vec![Segment { positions: 0..800, min_tokens: 400 }]];
+    add("segments of many ties", tied, false);
     let mut near = near(0, 2500, Order::Fill);
     near.policy.pool = Some(Pool { min_tokens: 1 });
     near.shape.num_kv_heads = 2;
@@ -465,6 +483,8 @@ pub fn quick() -> Vec<Quick> {
             let mut case = paged(PageLayout::Hnd, Order::Fill);
             case.options = Options::with_subgroups(subgroups);
             case.policy.cached_norms = cached_norms;
+            // New tokens begin at a slot from which four in a row meet the ends of pages.
+            case.policy.budget = Budget::keep_ratio(0.41);
             add("paged", case, false);
         }
     }
