@@ -25,8 +25,8 @@ pub struct Titles<'a> {
     pub y: &'a str,
 }
 
-// Okabe and Ito's palette, distinct for every eye.
-const COLORS: [RGBColor; 8] = [
+// Okabe and Ito's palette, distinct for every eye, and a violet.
+const COLORS: [RGBColor; 9] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -35,6 +35,7 @@ const COLORS: [RGBColor; 8] = [
     RGBColor(230, 159, 0),
     RGBColor(86, 180, 233),
     RGBColor(0, 0, 0),
+    RGBColor(120, 40, 200),
 ];
 
 fn range(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
