@@ -223,6 +223,8 @@ impl Module {
         let rows = [params, shader!("shared/top_k_rows.wgsl"), rule].concat();
         let rows = rows.as_str();
         let order_key = shader!("shared/order_key.wgsl");
+        let write_key = shader!("shared/write_key.wgsl");
+        let score_rows = concat!(shader!("shared/score_rows.wgsl"), shader!("shared/write_key.wgsl"));
         let info = shader!("shared/row_info.wgsl");
         let scan = shader!("shared/scan.wgsl");
         let emit = shader!("shared/top_k_emit.wgsl");
@@ -230,6 +232,7 @@ impl Module {
         match *self {
             Self::KeyNorm { dtype, vec4, reduction, paged } => [
                 shader!("key_norm.wgsl"),
+                write_key,
                 digits,
                 recent,
                 order_key,
@@ -242,7 +245,7 @@ impl Module {
             .concat(),
             Self::KeyDiff { dtype, vec4, reduction, paged } => [
                 shader!("key_diff.wgsl"),
-                shader!("shared/score_rows.wgsl"),
+                score_rows,
                 digits,
                 recent,
                 state,
@@ -265,7 +268,7 @@ impl Module {
             .concat(),
             Self::ValueKeyRatio { dtype, vec4, reduction, paged } => [
                 shader!("value_key_ratio.wgsl"),
-                shader!("shared/score_rows.wgsl"),
+                score_rows,
                 digits,
                 recent,
                 state,
@@ -276,10 +279,7 @@ impl Module {
                 reduce(reduction),
             ]
             .concat(),
-            Self::External => {
-                [shader!("external.wgsl"), shader!("shared/score_rows.wgsl"), digits, recent, state, address(false)]
-                    .concat()
-            }
+            Self::External => [shader!("external.wgsl"), score_rows, digits, recent, state, address(false)].concat(),
             Self::Radix => [shader!("radix.wgsl"), digits, rows, info, state, emit, scan].concat(),
             Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
             Self::Order => [shader!("order.wgsl"), order_key, recent, state].concat(),

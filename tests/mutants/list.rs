@@ -168,13 +168,13 @@ pub const EXCUSED: &[(&str, &str, usize, &str)] = &[
         "equivalent: an invocation's own value and those after it count zero",
     ),
     (
-        "shared/score_rows.wgsl",
+        "shared/write_key.wgsl",
         "for (var b = index; b <= NUM_BINS; b += WG_SIZE) {",
         0,
         "equivalent: a bin beyond the last is kept off by the bounds check",
     ),
     (
-        "shared/score_rows.wgsl",
+        "shared/write_key.wgsl",
         "if index == 0u && atomicLoad(&num_protected) >= 0u {",
         0,
         "equivalent: nothing is added where there is nothing",
