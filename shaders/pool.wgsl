@@ -39,6 +39,7 @@ struct PoolRow {
 @group(0) @binding(6) var<storage, read_write> pool_rows: array<PoolRow>;
 
 override WG_SIZE: u32 = 256u;
+override SCAN_GROUP: u32 = 16u;
 const NUM_DIGITS: u32 = 256u;
 const COUNTS_STRIDE: u32 = 320u;
 const PROTECTED_IX: u32 = 256u;

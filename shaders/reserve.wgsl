@@ -20,6 +20,7 @@
 @group(0) @binding(3) var<storage, read> positions: array<u32>;
 
 override WG_SIZE: u32 = 256u;
+override SCAN_GROUP: u32 = 16u;
 const MAX_SEGMENTS: u32 = 8u;
 const NUM_DIGITS: u32 = 256u;
 

@@ -35,7 +35,7 @@ impl Bound {
         let params = params.into_buffer(device, "keynorm.params", wgpu::BufferUsages::UNIFORM, checks);
         let rules = builder.rule_table(checks);
         let pages = builder.bound_pages(&table_drafts, &params, checks)?;
-        let layers = drafts.iter().map(|d| builder.layer_window(d, &params, views, checks)).collect();
+        let layers = drafts.iter().map(|d| builder.layer_window(d, &params, (&rules, views), checks)).collect();
         let banded = band_drafts.iter().map(|d| builder.banded_layer(d, &params, views, checks)).collect();
         let selects = select_drafts.iter().map(|d| builder.select_window(d, &params, &rules, checks)).collect();
         let append_group = builder.append_group(&params, checks);
@@ -87,7 +87,7 @@ impl Builder<'_> {
         &self,
         draft: &LayerDraft,
         params: &wgpu::Buffer,
-        views: &Views<'_>,
+        (rules, views): (&wgpu::Buffer, &Views<'_>),
         checks: &mut Checks,
     ) -> LayerWindow {
         let view = &views.layers[draft.rows.layer as usize];
@@ -110,6 +110,7 @@ impl Builder<'_> {
             compact_group,
             compact_params: draft.compact_params,
             moves: self.moves(draft, checks),
+            row: self.row_stage(draft, params, (rules, views), checks),
         }
     }
 
@@ -125,15 +126,29 @@ impl Builder<'_> {
         (lists, info_binding(&self.workspace.row_infos, first, count))
     }
 
+    /// Lanes that move a row of a tensor. On a CPU an invocation moves whole rows.
+    fn move_lanes(&self, spec: &TensorSpec) -> u32 {
+        if self.kernels().capabilities.serial { 1 } else { spec.lanes() }
+    }
+
+    /// The constants of the kernels that move rows.
+    pub(crate) fn moves_constants(&self) -> [(&'static str, u32); 4] {
+        let (keys, values) = (&self.plan.shape.keys, &self.plan.shape.values);
+        [
+            ("KEY_CHUNKS", keys.chunks()),
+            ("KEY_LANES", self.move_lanes(keys)),
+            ("VALUE_CHUNKS", values.chunks()),
+            ("VALUE_LANES", self.move_lanes(values)),
+        ]
+    }
+
     fn moves(&self, draft: &LayerDraft, checks: &mut Checks) -> Moves {
         let shape = &self.plan.shape;
         // Short rows have no work for a wide workgroup.
         let wide = if shape.capacity > 1024 { self.kernels().capabilities.row_workgroup } else { WORKGROUP };
         let slice = slice_chunks(shape, wide);
         let (keys, values) = (&shape.keys, &shape.values);
-        // On a CPU an invocation moves whole rows.
-        let lanes = |spec: &TensorSpec| if self.kernels().capabilities.serial { 1 } else { spec.lanes() };
-        let (key_lanes, value_lanes) = (lanes(keys), lanes(values));
+        let (key_lanes, value_lanes) = (self.move_lanes(keys), self.move_lanes(values));
         // Bound with keys that end within a chunk, values do not go by the keys' file.
         let is_joined = draft.values_access == Access::Joined;
         let tails = (keys.has_tail(), values.has_tail() || (is_joined && keys.has_tail()));
@@ -144,14 +159,8 @@ impl Builder<'_> {
             paged: self.pages.is_some(),
         };
         let mut pipeline = |entry, workgroup: u32| {
-            let mut constants = vec![
-                ("WG_SIZE", f64::from(workgroup)),
-                ("KEY_CHUNKS", f64::from(keys.chunks())),
-                ("KEY_LANES", f64::from(key_lanes)),
-                ("VALUE_CHUNKS", f64::from(values.chunks())),
-                ("VALUE_LANES", f64::from(value_lanes)),
-                ("SLICE_CHUNKS", f64::from(slice)),
-            ];
+            let mut constants = vec![("WG_SIZE", f64::from(workgroup)), ("SLICE_CHUNKS", f64::from(slice))];
+            constants.extend(self.moves_constants().map(|(name, value)| (name, f64::from(value))));
             constants.extend(self.page_size());
             let words = [("KEY_WORDS", keys, tails.0), ("VALUE_WORDS", values, tails.1)].into_iter();
             constants.extend(words.filter(|w| w.2).map(|(name, spec, _)| (name, f64::from(spec.row_bytes() / 4))));

@@ -7,6 +7,7 @@ use crate::error::ArgumentError;
 use crate::pages::FreedPages;
 use crate::plan::{PlanInner, ROW_TOKENS, SELECT_TILE, WORKGROUP};
 use crate::policy::{Order, Selector};
+use crate::row::RowStage;
 use crate::score::ScoreStage;
 use crate::state::{CacheState, MAX_SEGMENTS, check_slot};
 use crate::tables::{BoundPages, checks_tables};
@@ -64,6 +65,8 @@ pub(crate) struct LayerWindow {
     /// Offset of the parameters of `fill`, or of the walk that takes all; those of [`WALK_LEN`] and its ranges follow.
     pub compact_params: u32,
     pub moves: Moves,
+    /// Where one dispatch can take whole rows.
+    pub row: Option<RowStage>,
 }
 
 #[derive(Debug)]
@@ -172,6 +175,10 @@ impl Bound {
     ) -> Result<(), ArgumentError> {
         self.check_max("max_len", max_len)?;
         if max_len == 0 || self.selects.is_empty() {
+            return Ok(());
+        }
+        if self.takes_rows(max_len, stages) {
+            self.record_rows(pass);
             return Ok(());
         }
         let path = self.path(max_len);

@@ -100,6 +100,7 @@ pub(crate) struct Capabilities {
     pub offset_alignment: u64,
     /// Invocations of the workgroups that own a whole row.
     pub row_workgroup: u32,
+    pub workgroup_bytes: u32,
     /// Keys that a bitonic sort holds in workgroup memory.
     pub sort_len: u32,
     pub max_workgroups: u32,
@@ -156,6 +157,7 @@ impl Capabilities {
             max_buffer_bytes: limits.max_buffer_size,
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment).max(16),
             row_workgroup: if large { 1024 } else { 256 },
+            workgroup_bytes: limits.max_compute_workgroup_storage_size,
             sort_len: if limits.max_compute_workgroup_storage_size >= 24 * 1024 { 4096 } else { 2048 },
             serial: is_cpu && options.subgroups == Switch::Auto,
             max_workgroups: limits.max_compute_workgroups_per_dimension,

@@ -93,6 +93,8 @@ pub(crate) struct LayerDraft {
     /// Of the caller's scores.
     pub scores: BoundRange,
     pub compact_params: u32,
+    /// Where one dispatch can take whole rows.
+    pub row_params: Option<u32>,
 }
 
 pub(crate) struct SelectDraft {
@@ -174,7 +176,19 @@ impl Builder<'_> {
             }
             let table = layer.table.map(|t| BoundRange::aligned((t.offset, t.end()), self.limits()));
             let window = *window;
-            LayerDraft { rows, window, table, keys_access, values_access, score_params, scores, compact_params }
+            let tensors = [(keys, keys_access), (values, values_access)];
+            let row_params = self.push_row_params((layer.compressed, &rows), tensors, params);
+            LayerDraft {
+                rows,
+                window,
+                table,
+                keys_access,
+                values_access,
+                score_params,
+                scores,
+                compact_params,
+                row_params,
+            }
         };
         windows.iter().map(draft).collect()
     }
@@ -357,7 +371,7 @@ impl Builder<'_> {
     }
 }
 
-const fn direction_words(direction: Direction) -> (u32, u64) {
+pub(crate) const fn direction_words(direction: Direction) -> (u32, u64) {
     match direction {
         Direction::Lowest => (0, 0),
         Direction::Highest => (1, 0),

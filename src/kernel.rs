@@ -115,6 +115,13 @@ pub enum Module {
         /// Tokens are found by a page table, else by strides.
         paged: bool,
     },
+    /// A whole compression in one dispatch, a workgroup to a row.
+    Row {
+        /// Element type of the keys, which 16-byte accesses reach like the values.
+        dtype: Dtype,
+        /// How the lanes of a token are added.
+        reduction: Reduction,
+    },
     /// Page tables of a paged cache.
     Pages,
     /// Moves of one tensor's rows that exceed a binding.
@@ -147,6 +154,7 @@ impl Module {
         all.extend([Dtype::F32, Dtype::F16, Dtype::Bf16].map(|dtype| Self::Rotate { dtype }));
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
+                all.push(Self::Row { dtype, reduction });
                 for (vec4, paged) in [(true, false), (false, false), (true, true), (false, true)] {
                     all.push(Self::KeyNorm { dtype, vec4, reduction, paged });
                     all.push(Self::KeyDiff { dtype, vec4, reduction, paged });
@@ -203,6 +211,7 @@ impl Module {
             Self::State => "keynorm.state",
             Self::Append => "keynorm.append",
             Self::Compact { .. } => "keynorm.compact",
+            Self::Row { .. } => "keynorm.row",
             Self::Pages => "keynorm.pages",
             Self::CompactBands { .. } => "keynorm.compact_bands",
         }
@@ -220,7 +229,10 @@ impl Module {
         let params = shader!("shared/top_k_params.wgsl");
         let digits = shader!("shared/first_digit.wgsl");
         let rule = concat!(shader!("shared/row_rule.wgsl"), shader!("shared/wide.wgsl"));
-        let rows = [params, shader!("shared/top_k_rows.wgsl"), rule].concat();
+        let select_row = shader!("shared/select_row.wgsl");
+        let rows = [params, shader!("shared/top_k_rows.wgsl"), select_row, rule].concat();
+        let radix_row = shader!("shared/radix_row.wgsl");
+        let moves = concat!(shader!("shared/fill.wgsl"), shader!("shared/walk.wgsl"));
         let rows = rows.as_str();
         let order_key = shader!("shared/order_key.wgsl");
         let write_key = shader!("shared/write_key.wgsl");
@@ -239,8 +251,10 @@ impl Module {
                 state,
                 address(paged),
                 elements(dtype, vec4).as_str(),
-                norm_tile(reduction),
+                norm_tokens(reduction),
+                shader!("shared/score_tile.wgsl"),
                 reduce(reduction),
+                score_entry(reduction),
             ]
             .concat(),
             Self::KeyDiff { dtype, vec4, reduction, paged } => [
@@ -264,6 +278,7 @@ impl Module {
                 },
                 if reduction == Reduction::Serial { "" } else { shader!("shared/reduced.wgsl") },
                 reduce(reduction),
+                if reduction == Reduction::Serial { "" } else { score_entry(reduction) },
             ]
             .concat(),
             Self::ValueKeyRatio { dtype, vec4, reduction, paged } => [
@@ -275,12 +290,34 @@ impl Module {
                 address(paged),
                 elements(dtype, vec4).as_str(),
                 shader!("shared/inverse_sqrt.wgsl"),
-                norm_tile(reduction),
+                norm_tokens(reduction),
+                shader!("shared/score_tile.wgsl"),
                 reduce(reduction),
+                score_entry(reduction),
             ]
             .concat(),
             Self::External => [shader!("external.wgsl"), score_rows, digits, recent, state, address(false)].concat(),
-            Self::Radix => [shader!("radix.wgsl"), digits, rows, info, state, emit, scan].concat(),
+            Self::Row { dtype, reduction } => [
+                shader!("row.wgsl"),
+                select_row,
+                radix_row,
+                moves,
+                digits,
+                rule,
+                shader!("shared/recent.wgsl"),
+                order_key,
+                state,
+                address(false),
+                elements(dtype, true).as_str(),
+                shader!("shared/values_vec4.wgsl"),
+                emit,
+                scan,
+                norm_tokens(reduction),
+                reduce(reduction),
+                row_entry(reduction),
+            ]
+            .concat(),
+            Self::Radix => [shader!("radix.wgsl"), radix_row, digits, rows, info, state, emit, scan].concat(),
             Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
             Self::Order => [shader!("order.wgsl"), order_key, recent, state].concat(),
             Self::Reserve => [shader!("reserve.wgsl"), params, state, scan].concat(),
@@ -304,6 +341,7 @@ impl Module {
             Self::Pages => [shader!("pages.wgsl"), layout].concat(),
             Self::Compact { keys_vec4, values_vec4, tails, paged } => [
                 shader!("compact.wgsl"),
+                moves,
                 info,
                 address(paged),
                 if tails.0 { shader!("shared/keys_tail.wgsl") } else { keys(keys_vec4) },
@@ -337,6 +375,7 @@ impl Module {
             Self::KeyNorm { paged, .. } | Self::ValueKeyRatio { paged, .. } => LayoutKind::score(false, *paged),
             Self::KeyDiff { paged, .. } => LayoutKind::score(true, *paged),
             Self::External => LayoutKind::KeyNorm,
+            Self::Row { .. } => LayoutKind::Row,
             Self::Pages => LayoutKind::Pages,
             Self::Radix => LayoutKind::TopK,
             Self::Order => LayoutKind::Order,
@@ -380,20 +419,34 @@ fn unpacked(dtype: Dtype) -> &'static str {
     }
 }
 
-/// Norms of a tile of tokens.
-fn norm_tile(reduction: Reduction) -> &'static str {
+/// Norms of tokens, but for the sum over lanes where several take part.
+fn norm_tokens(reduction: Reduction) -> &'static str {
     match reduction {
         Reduction::Serial => shader!("shared/reduce_serial.wgsl"),
-        _ => concat!(shader!("shared/reduced.wgsl"), shader!("shared/score_tile.wgsl")),
+        _ => concat!(shader!("shared/reduced.wgsl"), shader!("shared/score_tokens.wgsl")),
     }
 }
 
-/// The sum over lanes and the entry point; the serial files hold their own.
+/// The sum over lanes.
 fn reduce(reduction: Reduction) -> &'static str {
     match reduction {
         Reduction::Subgroup => shader!("shared/reduce_subgroup.wgsl"),
         Reduction::Workgroup => shader!("shared/reduce_workgroup.wgsl"),
         Reduction::Serial => "",
+    }
+}
+
+fn score_entry(reduction: Reduction) -> &'static str {
+    match reduction {
+        Reduction::Subgroup => shader!("shared/score_subgroup.wgsl"),
+        _ => shader!("shared/score_workgroup.wgsl"),
+    }
+}
+
+fn row_entry(reduction: Reduction) -> &'static str {
+    match reduction {
+        Reduction::Subgroup => shader!("shared/row_subgroup.wgsl"),
+        _ => shader!("shared/row_workgroup.wgsl"),
     }
 }
 
@@ -418,10 +471,11 @@ pub(crate) enum LayoutKind {
     CompactPaged,
     CompactJoinedPaged,
     Pages,
+    Row,
 }
 
 impl LayoutKind {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 19] = [
         Self::KeyNorm,
         Self::KeyDiff,
         Self::TopK,
@@ -440,6 +494,7 @@ impl LayoutKind {
         Self::CompactPaged,
         Self::CompactJoinedPaged,
         Self::Pages,
+        Self::Row,
     ];
 
     pub fn score(has_sums: bool, is_paged: bool) -> Self {
@@ -485,13 +540,22 @@ impl LayoutKind {
             Self::CompactPaged => &[(1, false), (2, false), (3, true), (4, true), (8, false)],
             Self::CompactJoinedPaged => &[(1, false), (3, true), (4, true), (8, false)],
             Self::Pages => &[(1, false), (2, false), (3, false), (4, false), (5, false)],
+            Self::Row => {
+                &[(1, false), (2, false), (3, false), (4, false), (5, false), (6, false), (7, false), (8, true)]
+            }
         }
     }
 
     fn has_dynamic_params(self) -> bool {
         !matches!(
             self,
-            Self::KeyNorm | Self::KeyDiff | Self::KeyNormPaged | Self::KeyDiffPaged | Self::Rotate | Self::Renumber
+            Self::KeyNorm
+                | Self::KeyDiff
+                | Self::KeyNormPaged
+                | Self::KeyDiffPaged
+                | Self::Rotate
+                | Self::Renumber
+                | Self::Row
         )
     }
 }

@@ -22,6 +22,7 @@ mod policy;
 pub mod reference;
 mod rope;
 mod rotate;
+mod row;
 mod schedule;
 mod score;
 mod shape;

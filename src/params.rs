@@ -147,7 +147,7 @@ pub struct TopKParams {
     pub pool_min_tokens: u32,
 }
 
-/// Mirror of `RowRule` in shared/top_k_params.wgsl.
+/// Mirror of `RowRule` in shared/row_rule.wgsl.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct RowRule {
@@ -188,6 +188,35 @@ pub struct TensorLayout {
     pub head_stride: u32,
     pub token_stride: u32,
     pub base: u32,
+}
+
+/// Mirror of `Params` in row.wgsl.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct RowParams {
+    pub state: StateLayout,
+    pub keys: TensorLayout,
+    pub values: TensorLayout,
+    pub num_rows: u32,
+    pub first_row: u32,
+    pub layer: u32,
+    pub first_sequence: u32,
+    pub first_rule: u32,
+    pub order_stride: u32,
+    pub lists_stride: u32,
+    pub staged_offset: u32,
+    pub order: u32,
+    pub keys_held: u32,
+    pub digit_shift: u32,
+    pub digit_base: u32,
+    pub direction: u32,
+    pub seed_low: u32,
+    pub seed_high: u32,
+    pub sinks: u32,
+    pub recent: u32,
+    pub share_low: u32,
+    pub share_high: u32,
+    pub pad0: u32,
 }
 
 /// Mirror of `Params` in compact.wgsl.

@@ -402,18 +402,21 @@ fn score_tiles(shape: &KvShape, policy: &Policy) -> ScoreTiles {
     ScoreTiles { plain: score_tile(&shape.keys, 128), fused: score_tile(&shape.keys, 512) }
 }
 
+/// The scan takes two levels of about the root of the workgroup.
+pub(crate) fn scan_group(workgroup: u32) -> u32 {
+    if workgroup > 512 { 32 } else { 16 }
+}
+
 fn select_pipelines(kernels: &Kernels, policy: &Policy, tiles: &ScoreTiles, checks: &mut Checks) -> SelectPipelines {
-    let wide = f64::from(kernels.capabilities.row_workgroup);
-    let narrow = f64::from(WORKGROUP);
+    let row_workgroup = kernels.capabilities.row_workgroup;
+    let (wide, narrow) = (f64::from(row_workgroup), f64::from(WORKGROUP));
     let sort_len = f64::from(kernels.capabilities.sort_len);
-    // The scan takes two levels of about the root of the workgroup.
-    let scan_group = |workgroup: f64| if workgroup > 512.0 { 32.0 } else { 16.0 };
-    let mut radix = |entry, workgroup| {
-        let constants = [("WG_SIZE", workgroup), ("SCAN_GROUP", scan_group(workgroup))];
+    let mut radix = |entry, workgroup: u32| {
+        let constants = [("WG_SIZE", workgroup.into()), ("SCAN_GROUP", scan_group(workgroup).into())];
         kernels.pipeline(Module::Radix, entry, &constants, checks)
     };
-    let radix_rows = [narrow, wide.min(512.0), wide].map(|workgroup| radix("radix_row", workgroup));
-    let [count_digits, collect, emit] = ["count_digits", "collect", "emit"].map(|entry| radix(entry, narrow));
+    let radix_rows = [WORKGROUP, row_workgroup.min(2 * WORKGROUP), row_workgroup].map(|w| radix("radix_row", w));
+    let [count_digits, collect, emit] = ["count_digits", "collect", "emit"].map(|entry| radix(entry, WORKGROUP));
     let bitonic = (policy.selector == Selector::Bitonic).then(|| {
         let mut bitonic = |entry, workgroup| {
             kernels.pipeline(Module::Bitonic, entry, &[("WG_SIZE", workgroup), ("SORT_LEN", sort_len)], checks)
@@ -433,7 +436,7 @@ fn select_pipelines(kernels: &Kernels, policy: &Policy, tiles: &ScoreTiles, chec
                 constants.push(("CACHED", f64::from(u8::from(cached))));
                 constants.push(("SCORE_TILE", f64::from(tiles.plain)));
             }
-            Module::Reserve | Module::Pool => constants.push(("SCAN_GROUP", scan_group(narrow))),
+            Module::Reserve | Module::Pool => constants.push(("SCAN_GROUP", scan_group(WORKGROUP).into())),
             _ => (),
         }
         kernels.pipeline(module, entry, &constants, checks)

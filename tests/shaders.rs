@@ -315,6 +315,7 @@ fn mirrors() -> Vec<(String, u32)> {
         of::<params::RenumberParams>(),
         of::<params::TopKParams>(),
         of::<params::CompactParams>(),
+        of::<params::RowParams>(),
         of::<params::BandParams>(),
         of::<params::PageParams>(),
         of::<params::AppendParams>(),

@@ -3,17 +3,8 @@
 
 var<private> lane_sums: array<f32, 32>;
 
-@compute @workgroup_size(WG_SIZE)
-fn score(
-    @builtin(workgroup_id) wg: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    let row = params.first_row + wg.y;
-    let r = scored_row(row);
-    let place = place_of_row(row);
-    start_histogram(index);
-    let first = first_slot(r, row) + wg.x * TILE;
-    for (var slot = first + index; slot < min(end_of(r), first + TILE); slot += WG_SIZE) {
+fn score_tokens(wg: vec3<u32>, index: u32, r: Row, row: u32, place: Place, first: u32, span: u32, end: u32) {
+    for (var slot = first + index; slot < min(end, first + span); slot += WG_SIZE) {
         let base = token_base(params.keys, place, slot);
         var nan = 0u;
         for (var lane = 0u; lane < LANES; lane++) {
@@ -32,5 +23,4 @@ fn score(
         }
         write_score(wg, r, row, slot, lane_sums[0], nan != 0u);
     }
-    flush_histogram(wg, index);
 }

@@ -24,13 +24,3 @@ fn reduce(sums: vec4<f32>, nan: u32, index: u32) -> Reduced {
     f |= subgroupShuffleXor(f, 1u);
     return Reduced(s, f);
 }
-
-@compute @workgroup_size(WG_SIZE)
-fn score(
-    @builtin(workgroup_id) wg: vec3<u32>,
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(subgroup_size) subgroup_len: u32,
-    @builtin(subgroup_invocation_id) lane: u32,
-) {
-    score_tile(wg, subgroup * subgroup_len + lane);
-}

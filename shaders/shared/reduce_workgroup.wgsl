@@ -33,11 +33,3 @@ fn reduce(sums: vec4<f32>, nan: u32, index: u32) -> Reduced {
     }
     return Reduced(s, f);
 }
-
-@compute @workgroup_size(WG_SIZE)
-fn score(
-    @builtin(workgroup_id) wg: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
-) {
-    score_tile(wg, index);
-}

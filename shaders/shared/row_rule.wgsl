@@ -1,5 +1,17 @@
 // How many tokens a row's rule asks for.
 
+// The budget of the rows of one head of one layer.
+struct RowRule {
+    budget_mode: u32,       // 0 ratio rounded up, 1 ratio rounded down, 2 tokens, 3 keys up to a limit
+    ratio_low: u32,         // keep ratio * 2^40, low word
+    ratio_high: u32,        // keep ratio * 2^40, high word
+    tokens: u32,            // tokens kept a row
+    key_limit: u32,         // highest order key kept in mode 3
+    min_len: u32,           // rows of fewer tokens are left whole
+    pooled: u32,            // 1: the pool has decided
+    pad0: u32,
+}
+
 // Of RowInfo.pooled_budget.
 const POOL_RAISED: u32 = 0x80000000u;
 

@@ -1,8 +1,6 @@
 // Exclusive prefix sum over a workgroup, in two levels of SCAN_GROUP invocations. Without subgroups: a subgroup sum is
 // whole only where the subgroup has reconverged, which nothing promises after divergent code (seen wrong on an H100).
 
-override SCAN_GROUP: u32 = 16u;
-
 struct Scanned {
     before: u32, // sum of the values of lower invocations
     total: u32,  // sum of all

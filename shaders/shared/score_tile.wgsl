@@ -1,41 +1,9 @@
-// A tile of tokens, LANES invocations to a token and four tokens in flight an invocation; `reduce` adds the lanes.
+// A tile of tokens a workgroup.
 
 fn score_tile(wg: vec3<u32>, index: u32) {
     let row = params.first_row + wg.y;
     let r = scored_row(row);
-    let place = place_of_row(row);
-    let lane = index % LANES;
-    let tile_base = first_slot(r, row) + wg.x * TILE + index / LANES * 4u;
-    let end = end_of(r);
-    let last = max(end, 1u) - 1u;
     start_histogram(index);
-    for (var offset = 0u; offset < TILE; offset += WG_SIZE / LANES * 4u) {
-        let slot = tile_base + offset;
-        var sums = vec4<f32>(0.0);
-        var nan = 0u;
-        if slot < end {
-            let bases = token_bases(params.keys, place, slot, last);
-            for (var c = lane; c < CHUNKS; c += LANES) {
-                let c0 = load_key_chunk(bases.x, c);
-                let c1 = load_key_chunk(bases.y, c);
-                let c2 = load_key_chunk(bases.z, c);
-                let c3 = load_key_chunk(bases.w, c);
-                sums = vec4<f32>(
-                    add_squares(c0, sums.x),
-                    add_squares(c1, sums.y),
-                    add_squares(c2, sums.z),
-                    add_squares(c3, sums.w),
-                );
-                nan |= select(0u, 1u, nan_bits(c0) != 0u) | select(0u, 2u, nan_bits(c1) != 0u)
-                    | select(0u, 4u, nan_bits(c2) != 0u) | select(0u, 8u, nan_bits(c3) != 0u);
-            }
-        }
-        let reduced = reduce(sums, nan, index);
-        for (var j = lane; j < 4u; j += LANES) {
-            if slot + j < end {
-                write_score(wg, r, row, slot + j, component(reduced.sums, j), ((reduced.nan >> j) & 1u) != 0u);
-            }
-        }
-    }
+    score_tokens(wg, index, r, row, place_of_row(row), first_slot(r, row) + wg.x * TILE, TILE, end_of(r));
     flush_histogram(wg, index);
 }

@@ -5,13 +5,6 @@ struct Keys {
     high: vec4<u32>,
 }
 
-// Keys of slots 8 * eight …, whatever the row's length, so that the loads need not wait for it.
-fn load_raw(local_row: u32, eight: u32) -> Keys {
-    let base = local_row * (params.order_stride / 4u);
-    let quad = min(eight * 2u, params.order_stride / 4u - 2u);
-    return Keys(order_keys[base + quad], order_keys[base + quad + 1u]);
-}
-
 // Pads where the row has ended, and nowhere else.
 fn mask_keys(k: Keys, len: u32, eight: u32) -> Keys {
     let slot = eight * 8u;
@@ -87,7 +80,7 @@ fn emit_keys(local_row: u32, s: SelectRow, k: Keys, first_slot: u32, below: u32,
     let dropped = valid & ~kept;
     if params.order == POSITIONAL {
         if dropped != 0u && rank == first_slot {
-            row_infos[params.first_info + local_row].first_moved = first_slot + firstTrailingBit(dropped);
+            note_first_moved(local_row, first_slot + firstTrailingBit(dropped));
         }
         var place = list_base + rank;
         for (var left = kept; left != 0u; left &= left - 1u) {
@@ -100,7 +93,7 @@ fn emit_keys(local_row: u32, s: SelectRow, k: Keys, first_slot: u32, below: u32,
     }
     let rank_of_movers = rank + countOneBits(kept & front);
     if s.budget - min(first_slot, s.budget) < 8u && s.budget >= first_slot && s.budget < s.row.len {
-        row_infos[params.first_info + local_row].num_moved = s.budget - min(rank_of_movers, s.budget);
+        note_num_moved(local_row, s.budget - min(rank_of_movers, s.budget));
     }
     // Movers go to the end of the list, holes to its front. The bound keeps a row that exceeds the recorded max_len to
     // its own list.
@@ -123,31 +116,6 @@ fn emit_positions(index: u32, s: SelectRow, first_slot: u32) {
     for (var slot = max(s.row.compacted, first_slot) + index; slot < end; slot += WG_SIZE) {
         positions[s.row.positions_base + slot] = s.row.num_seen - (s.row.len - slot);
     }
-}
-
-// One invocation a row writes what the emission does not: all of RowInfo but the fields that a slot decides.
-fn write_row_info(local_row: u32, s: SelectRow) {
-    let ix = params.first_info + local_row;
-    row_infos[ix].len = s.row.len;
-    row_infos[ix].budget = s.budget;
-    row_infos[ix].threshold = s.threshold;
-    row_infos[ix].num_ties = s.num_ties;
-    row_infos[ix].compacted = s.row.compacted;
-    row_infos[ix].num_seen = s.row.num_seen;
-    row_infos[ix].active_row = select(0u, 1u, s.row.active_row);
-    if s.budget == s.row.len {
-        row_infos[ix].num_moved = 0u;
-        row_infos[ix].first_moved = s.budget;
-    }
-    var bits = 0u;
-    if s.row.over_capacity {
-        bits |= STATUS_LENGTH_OVER_CAPACITY;
-    }
-    let raised = asked_budget(s.rule, s.row.len, s.num_within) < min(s.row.len, max(s.num_protected, 1u));
-    if select(raised, (s.pooled_budget & POOL_RAISED) != 0u, s.rule.pooled == 1u) && s.row.active_row {
-        bits |= STATUS_BUDGET_RAISED;
-    }
-    row_infos[ix].status = bits;
 }
 
 // Emits the eight keys of each invocation, the workgroup's first slot being `first_slot`.

@@ -23,15 +23,3 @@ struct Params {
     pool_pass: u32,         // 0..4: digits of the medians; 4..8: digits of the pool's threshold
     pool_min_tokens: u32,   // tokens that every head keeps of its own
 }
-
-// The budget of the rows of one head of one layer.
-struct RowRule {
-    budget_mode: u32,       // 0 ratio rounded up, 1 ratio rounded down, 2 tokens, 3 keys up to a limit
-    ratio_low: u32,         // keep ratio * 2^40, low word
-    ratio_high: u32,        // keep ratio * 2^40, high word
-    tokens: u32,            // tokens kept a row
-    key_limit: u32,         // highest order key kept in mode 3
-    min_len: u32,           // rows of fewer tokens are left whole
-    pooled: u32,            // 1: the pool has decided
-    pad0: u32,
-}

@@ -18,23 +18,7 @@
 @group(0) @binding(7) var<storage, read> rules: array<RowRule>;
 
 override WG_SIZE: u32 = 256u;
-const PAD_KEY: u32 = 0xffffffffu;
-const POSITIONAL: u32 = 1u;
-
-// Fields as in RowInfo.
-struct SelectRow {
-    row: Row,
-    rule: RowRule,
-    budget: u32,
-    num_protected: u32,
-    num_within: u32,
-    pooled_budget: u32,
-    bin: u32,
-    bin_rank: u32,
-    bin_count: u32,
-    threshold: u32,
-    num_ties: u32,
-}
+override SCAN_GROUP: u32 = 16u;
 
 fn select_row_of(local_row: u32) -> SelectRow {
     let global_row = params.first_row + local_row;
@@ -49,14 +33,38 @@ fn select_row_of(local_row: u32) -> SelectRow {
     return s;
 }
 
-// What a row keeps of its keys: the pool's word, or that of its rule. An inactive row keeps everything.
-fn row_budget(s: SelectRow) -> u32 {
-    let pooled = s.pooled_budget & ~POOL_RAISED;
-    let asked = select(asked_budget(s.rule, s.row.len, s.num_within), pooled, s.rule.pooled == 1u);
-    let budget = min(s.row.len, max(asked, max(s.num_protected, 1u)));
-    return select(s.row.len, budget, s.row.active_row);
-}
-
 fn key_at(local_row: u32, slot: u32) -> u32 {
     return min(order_keys[local_row * (params.order_stride / 4u) + slot / 4u][slot % 4u], PAD_KEY - 1u);
+}
+
+// Keys of slots 8 * eight …, whatever the row's length, so that the loads need not wait for it.
+fn load_raw(local_row: u32, eight: u32) -> Keys {
+    let base = local_row * (params.order_stride / 4u);
+    let quad = min(eight * 2u, params.order_stride / 4u - 2u);
+    return Keys(order_keys[base + quad], order_keys[base + quad + 1u]);
+}
+
+// One invocation a row writes what the emission does not: all of RowInfo but the fields that a slot decides.
+fn write_row_info(local_row: u32, s: SelectRow) {
+    let ix = params.first_info + local_row;
+    row_infos[ix].len = s.row.len;
+    row_infos[ix].budget = s.budget;
+    row_infos[ix].threshold = s.threshold;
+    row_infos[ix].num_ties = s.num_ties;
+    row_infos[ix].compacted = s.row.compacted;
+    row_infos[ix].num_seen = s.row.num_seen;
+    row_infos[ix].active_row = select(0u, 1u, s.row.active_row);
+    if s.budget == s.row.len {
+        row_infos[ix].num_moved = 0u;
+        row_infos[ix].first_moved = s.budget;
+    }
+    row_infos[ix].status = status_bits(s);
+}
+
+fn note_first_moved(local_row: u32, rank: u32) {
+    row_infos[params.first_info + local_row].first_moved = rank;
+}
+
+fn note_num_moved(local_row: u32, count: u32) {
+    row_infos[params.first_info + local_row].num_moved = count;
 }

@@ -1,0 +1,6 @@
+// The entry point of a whole row: an invocation's number whatever its subgroups.
+
+@compute @workgroup_size(WG_SIZE)
+fn compress_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    compress(wg, index);
+}

@@ -1,0 +1,11 @@
+// The entry point of a score: an invocation's number by subgroup built-ins, as reduce_subgroup.wgsl asks.
+
+@compute @workgroup_size(WG_SIZE)
+fn score(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_size) subgroup_len: u32,
+    @builtin(subgroup_invocation_id) lane: u32,
+) {
+    score_tile(wg, subgroup * subgroup_len + lane);
+}

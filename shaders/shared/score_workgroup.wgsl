@@ -1,0 +1,9 @@
+// The entry point of a score: an invocation's number whatever its subgroups.
+
+@compute @workgroup_size(WG_SIZE)
+fn score(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
+    score_tile(wg, index);
+}

@@ -1,0 +1,155 @@
+//! A whole compression in one dispatch: where it can be had, where it pays, and what it is bound to.
+
+use crate::bind::{params_binding, range_binding, row_binding, words_binding};
+use crate::bound::{Bound, Stages};
+use crate::criterion::Score;
+use crate::draft::{Builder, LayerDraft, ParamsBlock, RowRange, direction_words, word};
+use crate::kernel::{Access, Checks, LayoutKind, Module, Reduction};
+use crate::pages::Views;
+use crate::params::{RowParams, TensorLayout};
+use crate::plan::{PlanInner, ROW_TOKENS, WORKGROUP, scan_group};
+use crate::policy::{Order, Selector};
+use crate::score::digit_window;
+
+/// Of one window of rows.
+#[derive(Debug)]
+pub(crate) struct RowStage {
+    pipeline: wgpu::ComputePipeline,
+    group: wgpu::BindGroup,
+}
+
+/// Workgroup memory of the kernel, bytes, and those that each invocation adds, alone and with the sums of lanes.
+const MEMORY: u32 = 8192 + 192;
+const MEMORY_EACH: [u32; 2] = [5, 25];
+
+impl PlanInner {
+    /// Invocations of the workgroup that takes a whole row; `None` where the plan asks for more than the kernel does, or
+    /// rows may be longer than it holds.
+    pub fn row_workgroup(&self) -> Option<u32> {
+        let (policy, shape) = (&self.policy, &self.shape);
+        let plain = policy.selector == Selector::Auto
+            && policy.score_in_use() == Score::KeyNorm
+            && !policy.cached_norms
+            && !policy.segments
+            && policy.pool.is_none()
+            && !shape.keys.dtype.is_quantised()
+            && !shape.keys.has_tail()
+            && !shape.values.has_tail();
+        if !plain {
+            return None;
+        }
+        let capabilities = &self.kernels.capabilities;
+        let each = MEMORY_EACH[usize::from(capabilities.reduction(shape.keys.norm_lanes()) == Reduction::Workgroup)];
+        let fits = |workgroup: u32| MEMORY + each * workgroup <= capabilities.workgroup_bytes;
+        let holds = |workgroup: u32| ROW_TOKENS * workgroup >= shape.capacity;
+        [WORKGROUP, 2 * WORKGROUP, 4 * WORKGROUP]
+            .into_iter()
+            .filter(|&workgroup| workgroup <= capabilities.row_workgroup && fits(workgroup))
+            .find(|&workgroup| holds(workgroup))
+    }
+}
+
+impl Bound {
+    /// Whether to take whole rows: all stages are wanted, and rows fill the card or are short.
+    pub(crate) fn takes_rows(&self, max_len: u32, stages: Stages) -> bool {
+        if ![Stages::SCORE, Stages::SELECT, Stages::COMPACT].iter().all(|&stage| stages.has(stage)) {
+            return false;
+        }
+        let pays = |num_rows: u32| num_rows >= FULL_ROWS || (max_len <= SHORT_ROW && self.layers.len() == 1);
+        self.banded.is_empty() && self.layers.iter().all(|w| w.row.is_some() && pays(w.num_rows))
+    }
+
+    pub(crate) fn record_rows(&self, pass: &mut wgpu::ComputePass<'_>) {
+        for (window, row) in self.layers.iter().filter_map(|w| w.row.as_ref().map(|row| (w, row))) {
+            pass.set_pipeline(&row.pipeline);
+            pass.set_bind_group(0, &row.group, &[]);
+            pass.dispatch_workgroups(1, window.num_rows, 1);
+        }
+    }
+}
+
+/// Rows of a layer from which on a workgroup to a row is faster than the chain of dispatches.
+const FULL_ROWS: u32 = 48;
+/// Tokens of a row up to which it is with any number of rows.
+const SHORT_ROW: u32 = 1024;
+
+impl Builder<'_> {
+    /// The offset of the parameters of whole rows; `None` where the kernel cannot take them.
+    pub(crate) fn push_row_params(
+        &self,
+        (compressed, rows): (u32, &RowRange),
+        [keys, values]: [(TensorLayout, Access); 2],
+        params: &mut ParamsBlock,
+    ) -> Option<u32> {
+        let (scratch, policy) = (&self.plan.scratch, &self.plan.policy);
+        let has_access = [keys.1, values.1] == [Access::Vec4; 2] && self.pages.is_none();
+        self.plan.row_workgroup().filter(|_| has_access)?;
+        let (direction, seed) = direction_words(policy.direction);
+        let (digit_shift, digit_base) = digit_window(policy);
+        let share = policy.share_bits();
+        Some(params.push(&RowParams {
+            state: self.state_layout(rows.first_position),
+            keys: keys.0,
+            values: values.0,
+            num_rows: rows.num_rows,
+            first_row: rows.first_row,
+            layer: rows.layer,
+            first_sequence: rows.first_row / self.plan.shape.num_kv_heads,
+            first_rule: compressed * self.plan.shape.num_kv_heads,
+            order_stride: scratch.order_stride,
+            lists_stride: scratch.lists_stride,
+            staged_offset: scratch.staged_offset,
+            order: u32::from(policy.order == Order::Positional),
+            keys_held: ROW_TOKENS,
+            digit_shift,
+            digit_base,
+            direction,
+            seed_low: word(seed),
+            seed_high: word(seed >> 32),
+            sinks: policy.sinks,
+            recent: policy.recent,
+            share_low: word(share),
+            share_high: word(share >> 32),
+            pad0: 0,
+        }))
+    }
+
+    pub(crate) fn row_stage(
+        &self,
+        draft: &LayerDraft,
+        params: &wgpu::Buffer,
+        (rules, views): (&wgpu::Buffer, &Views<'_>),
+        checks: &mut Checks,
+    ) -> Option<RowStage> {
+        let (offset, workgroup) = draft.row_params.zip(self.plan.row_workgroup())?;
+        let (shape, scratch, place) = (&self.plan.shape, &self.plan.scratch, &draft.rows);
+        let view = &views.layers[place.layer as usize];
+        let rows = |buffer, stride| row_binding(buffer, place.first_scratch_row, place.num_rows, stride);
+        let position_words = u64::from(place.num_rows) * u64::from(shape.capacity) + 64;
+        let bindings = [
+            params_binding::<RowParams>(params, offset),
+            range_binding(view.keys.buffer, draft.window.keys),
+            range_binding(view.values.buffer, draft.window.values),
+            self.state.meta().as_entire_binding(),
+            words_binding(self.state.positions(), place.first_position, position_words),
+            rows(&self.workspace.order_keys, scratch.order_stride),
+            rows(&self.workspace.lists, scratch.lists_stride),
+            self.state.status().as_entire_binding(),
+            rules.as_entire_binding(),
+        ];
+        let group = self.group(LayoutKind::Row, &bindings, checks);
+        let reduction = self.kernels().capabilities.reduction(shape.keys.norm_lanes());
+        let chunks = shape.keys.chunks().max(shape.values.chunks());
+        let mut constants = vec![
+            ("WG_SIZE", workgroup),
+            ("SCAN_GROUP", scan_group(workgroup)),
+            ("LANES", shape.keys.norm_lanes()),
+            ("CHUNKS", shape.keys.norm_chunks()),
+            ("SLICE_CHUNKS", chunks.next_power_of_two().min(16)),
+        ];
+        constants.extend(self.moves_constants());
+        let constants: Vec<_> = constants.into_iter().map(|(name, value)| (name, f64::from(value))).collect();
+        let module = Module::Row { dtype: shape.keys.dtype, reduction };
+        Some(RowStage { pipeline: self.kernels().pipeline(module, "compress_row", &constants, checks), group })
+    }
+}
