@@ -146,7 +146,7 @@ impl Builder<'_> {
         let shape = &self.plan.shape;
         // Short rows have no work for a wide workgroup.
         let wide = if shape.capacity > 1024 { self.kernels().capabilities.row_workgroup } else { WORKGROUP };
-        let slice = slice_chunks(shape, wide);
+        let slice = if self.kernels().capabilities.serial { MAX_SLICE } else { slice_chunks(shape, wide) };
         let (keys, values) = (&shape.keys, &shape.values);
         let (key_lanes, value_lanes) = (self.move_lanes(keys), self.move_lanes(values));
         // Bound with keys that end within a chunk, values do not go by the keys' file.
@@ -287,6 +287,9 @@ pub(crate) fn bind_group(
         })
     })
 }
+
+/// Widest column slice of a walk, 16-byte chunks.
+pub(crate) const MAX_SLICE: u32 = 16;
 
 /// Column slices of the walk, 16-byte chunks: as wide as leaves enough workgroups to fill the card.
 pub(crate) fn slice_chunks(shape: &KvShape, workgroup: u32) -> u32 {

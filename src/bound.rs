@@ -153,10 +153,12 @@ impl Bound {
     /// As [`Bound::record`].
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, max_len: u32) -> Result<(), ArgumentError> {
         self.check_max("max_len", max_len)?;
-        for (label, stages) in [
+        let apart = [
             ("keynorm.select", Stages::NORMS.and(Stages::SCORE).and(Stages::SELECT)),
             ("keynorm.compact", Stages::COMPACT),
-        ] {
+        ];
+        let whole = [("keynorm.row", Stages::ALL)];
+        for &(label, stages) in if self.takes_rows(Stages::ALL) { &whole[..] } else { &apart } {
             let descriptor = wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None };
             self.record_stages(&mut encoder.begin_compute_pass(&descriptor), max_len, stages)?;
         }
@@ -177,7 +179,7 @@ impl Bound {
         if max_len == 0 || self.selects.is_empty() {
             return Ok(());
         }
-        if self.takes_rows(max_len, stages) {
+        if self.takes_rows(stages) {
             self.record_rows(pass);
             return Ok(());
         }

@@ -1,6 +1,6 @@
 //! A whole compression in one dispatch: where it can be had, where it pays, and what it is bound to.
 
-use crate::bind::{params_binding, range_binding, row_binding, words_binding};
+use crate::bind::{MAX_SLICE, params_binding, range_binding, row_binding, words_binding};
 use crate::bound::{Bound, Stages};
 use crate::criterion::Score;
 use crate::draft::{Builder, LayerDraft, ParamsBlock, RowRange, direction_words, word};
@@ -16,6 +16,7 @@ use crate::score::digit_window;
 pub(crate) struct RowStage {
     pipeline: wgpu::ComputePipeline,
     group: wgpu::BindGroup,
+    pays: bool,
 }
 
 /// Workgroup memory of the kernel, bytes, and those that each invocation adds, alone and with the sums of lanes.
@@ -23,9 +24,9 @@ const MEMORY: u32 = 8192 + 192;
 const MEMORY_EACH: [u32; 2] = [5, 25];
 
 impl PlanInner {
-    /// Invocations of the workgroup that takes a whole row; `None` where the plan asks for more than the kernel does, or
-    /// rows may be longer than it holds.
-    pub fn row_workgroup(&self) -> Option<u32> {
+    /// Invocations of the workgroup that takes a whole row of so many; `None` where the plan asks for more than the kernel
+    /// does, or rows may be longer than it holds.
+    pub fn row_workgroup(&self, num_rows: u32) -> Option<u32> {
         let (policy, shape) = (&self.policy, &self.shape);
         let plain = policy.selector == Selector::Auto
             && policy.score_in_use() == Score::KeyNorm
@@ -42,21 +43,18 @@ impl PlanInner {
         let each = MEMORY_EACH[usize::from(capabilities.reduction(shape.keys.norm_lanes()) == Reduction::Workgroup)];
         let fits = |workgroup: u32| MEMORY + each * workgroup <= capabilities.workgroup_bytes;
         let holds = |workgroup: u32| ROW_TOKENS * workgroup >= shape.capacity;
-        [WORKGROUP, 2 * WORKGROUP, 4 * WORKGROUP]
+        let mut sizes = [WORKGROUP, 2 * WORKGROUP, 4 * WORKGROUP]
             .into_iter()
-            .filter(|&workgroup| workgroup <= capabilities.row_workgroup && fits(workgroup))
-            .find(|&workgroup| holds(workgroup))
+            .filter(|&workgroup| workgroup <= capabilities.row_workgroup && fits(workgroup) && holds(workgroup));
+        if num_rows <= FEW_ROWS && shape.capacity > LONG_ROW { sizes.next_back() } else { sizes.next() }
     }
 }
 
 impl Bound {
-    /// Whether to take whole rows: all stages are wanted, and rows fill the card or are short.
-    pub(crate) fn takes_rows(&self, max_len: u32, stages: Stages) -> bool {
-        if ![Stages::SCORE, Stages::SELECT, Stages::COMPACT].iter().all(|&stage| stages.has(stage)) {
-            return false;
-        }
-        let pays = |num_rows: u32| num_rows >= FULL_ROWS || (max_len <= SHORT_ROW && self.layers.len() == 1);
-        self.banded.is_empty() && self.layers.iter().all(|w| w.row.is_some() && pays(w.num_rows))
+    /// Whether to take whole rows: all stages are wanted, and every window has rows enough.
+    pub(crate) fn takes_rows(&self, stages: Stages) -> bool {
+        let stages = [Stages::SCORE, Stages::SELECT, Stages::COMPACT].iter().all(|&stage| stages.has(stage));
+        stages && self.banded.is_empty() && self.layers.iter().all(|w| w.row.as_ref().is_some_and(|r| r.pays))
     }
 
     pub(crate) fn record_rows(&self, pass: &mut wgpu::ComputePass<'_>) {
@@ -68,10 +66,13 @@ impl Bound {
     }
 }
 
-/// Rows of a layer from which on a workgroup to a row is faster than the chain of dispatches.
-const FULL_ROWS: u32 = 48;
-/// Tokens of a row up to which it is with any number of rows.
-const SHORT_ROW: u32 = 1024;
+/// Rows of a window from which on a workgroup to a row is faster than the chain of dispatches, by order; see
+/// `benches/record`. A positional walk of the chain gives a row several workgroups.
+const FULL_ROWS: [u32; 2] = [48, 96];
+/// Tokens above which a row has work for a large workgroup.
+const LONG_ROW: u32 = 1024;
+/// Rows up to which a workgroup has a multiprocessor for itself, and should be large.
+const FEW_ROWS: u32 = 128;
 
 impl Builder<'_> {
     /// The offset of the parameters of whole rows; `None` where the kernel cannot take them.
@@ -83,7 +84,7 @@ impl Builder<'_> {
     ) -> Option<u32> {
         let (scratch, policy) = (&self.plan.scratch, &self.plan.policy);
         let has_access = [keys.1, values.1] == [Access::Vec4; 2] && self.pages.is_none();
-        self.plan.row_workgroup().filter(|_| has_access)?;
+        self.plan.row_workgroup(rows.num_rows).filter(|_| has_access)?;
         let (direction, seed) = direction_words(policy.direction);
         let (digit_shift, digit_base) = digit_window(policy);
         let share = policy.share_bits();
@@ -121,7 +122,7 @@ impl Builder<'_> {
         (rules, views): (&wgpu::Buffer, &Views<'_>),
         checks: &mut Checks,
     ) -> Option<RowStage> {
-        let (offset, workgroup) = draft.row_params.zip(self.plan.row_workgroup())?;
+        let (offset, workgroup) = draft.row_params.zip(self.plan.row_workgroup(draft.rows.num_rows))?;
         let (shape, scratch, place) = (&self.plan.shape, &self.plan.scratch, &draft.rows);
         let view = &views.layers[place.layer as usize];
         let rows = |buffer, stride| row_binding(buffer, place.first_scratch_row, place.num_rows, stride);
@@ -145,11 +146,16 @@ impl Builder<'_> {
             ("SCAN_GROUP", scan_group(workgroup)),
             ("LANES", shape.keys.norm_lanes()),
             ("CHUNKS", shape.keys.norm_chunks()),
-            ("SLICE_CHUNKS", chunks.next_power_of_two().min(16)),
+            ("SLICE_CHUNKS", chunks.next_power_of_two().min(MAX_SLICE)),
         ];
         constants.extend(self.moves_constants());
         let constants: Vec<_> = constants.into_iter().map(|(name, value)| (name, f64::from(value))).collect();
         let module = Module::Row { dtype: shape.keys.dtype, reduction };
-        Some(RowStage { pipeline: self.kernels().pipeline(module, "compress_row", &constants, checks), group })
+        let least = FULL_ROWS[usize::from(self.plan.policy.order == Order::Positional)];
+        Some(RowStage {
+            pipeline: self.kernels().pipeline(module, "compress_row", &constants, checks),
+            group,
+            pays: self.kernels().capabilities.serial || place.num_rows >= least,
+        })
     }
 }

@@ -5,7 +5,7 @@ use keynorm::{Budget, BudgetOverride, Direction, Dtype, Order, Policy, Pool, Seg
 use crate::support::{Case, Data, Fixture, gpu, run, shape};
 
 fn variants() -> impl Iterator<Item = Policy> {
-    [Selector::Radix, Selector::Bitonic].into_iter().flat_map(|selector| {
+    [Selector::Auto, Selector::Radix, Selector::Bitonic].into_iter().flat_map(|selector| {
         [Order::Fill, Order::Positional].into_iter().flat_map(move |order| {
             [false, true].map(|cached_norms| Policy {
                 selector,

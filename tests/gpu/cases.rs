@@ -5,7 +5,7 @@ use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Selector, Switch
 use crate::support::{Case, Data, Layout, run, shape};
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
-const SELECTORS: [Selector; 2] = [Selector::Radix, Selector::Bitonic];
+const SELECTORS: [Selector; 3] = [Selector::Auto, Selector::Radix, Selector::Bitonic];
 const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
 
 fn policy(keep_ratio: f64, selector: Selector, order: Order) -> Policy {

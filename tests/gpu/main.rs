@@ -16,6 +16,7 @@ mod quantised;
 mod real_cache;
 mod rotate;
 mod rotation;
+mod rows;
 mod running;
 mod scores;
 mod sizes;

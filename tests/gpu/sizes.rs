@@ -9,7 +9,7 @@ fn policy(selector: Selector, order: Order) -> Policy {
 }
 
 fn variants() -> impl Iterator<Item = Policy> {
-    [Selector::Radix, Selector::Bitonic]
+    [Selector::Auto, Selector::Radix, Selector::Bitonic]
         .into_iter()
         .flat_map(|selector| [Order::Fill, Order::Positional].map(|order| policy(selector, order)))
 }

@@ -6,7 +6,7 @@ use keynorm::{Budget, Dtype, Order, Policy, Selector, Stages, Status};
 use crate::support::{BUILT, Case, Data, Fixture, bind, gpu, row_offset, run, shape, submit, upload};
 
 fn variants() -> impl Iterator<Item = Policy> {
-    [Selector::Radix, Selector::Bitonic].into_iter().flat_map(|selector| {
+    [Selector::Auto, Selector::Radix, Selector::Bitonic].into_iter().flat_map(|selector| {
         [Order::Fill, Order::Positional].map(|order| Policy { selector, order, ..Policy::new(Budget::keep_ratio(0.5)) })
     })
 }

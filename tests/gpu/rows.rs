@@ -1,0 +1,84 @@
+//! Whole rows in one dispatch: rows enough that GPUs take them so too, not CPUs alone.
+
+use keynorm::{Budget, BudgetOverride, Direction, Dtype, Options, Order, Policy, Switch};
+
+use crate::support::{Case, Data, Layout, run, shape};
+
+const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
+const SWITCHES: [Switch; 3] = [Switch::Auto, Switch::Off, Switch::On];
+
+/// 96 rows of 32 sequences, whose lengths are all different, with a second round.
+fn many(dtype: Dtype, order: Order, subgroups: Switch) -> Case {
+    let policy = Policy { order, ..Policy::new(Budget::keep_ratio(0.45)) };
+    let mut case = Case::new(shape(32, 3, 300, 64, dtype), policy);
+    case.options = Options::with_subgroups(subgroups);
+    case.shape.values.head_dim = 96;
+    case.lengths = (0..32).map(|b| 257 - 8 * b).collect();
+    case.appended = (0..32).map(|b| b * 9 % 44).collect();
+    case
+}
+
+#[test]
+fn every_dtype_order_and_reduction() {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        for order in ORDERS {
+            for subgroups in SWITCHES {
+                let mut case = many(dtype, order, subgroups);
+                (case.policy.sinks, case.policy.recent) = (4, 20);
+                run(&case);
+                case.data = Data::Special;
+                case.active = (0..32).map(|b| b % 5 != 2).collect();
+                run(&case);
+            }
+        }
+    }
+}
+
+#[test]
+fn data_kinds_directions_and_layouts() {
+    let directions = [Direction::Lowest, Direction::Highest, Direction::Random { seed: 0x1234_5678_9abc_def0 }];
+    for (data, direction) in [Data::Ties, Data::AllEqual, Data::Near { spread: 20 }].into_iter().zip(directions) {
+        for (order, layout) in ORDERS.into_iter().zip([Layout::Nhd, Layout::Offset { words: 36, pad_elements: 8 }]) {
+            let mut case = many(Dtype::F16, order, Switch::On);
+            (case.data, case.policy.direction, case.layout) = (data, direction, layout);
+            run(&case);
+        }
+    }
+}
+
+#[test]
+fn budgets_of_every_kind() {
+    for order in ORDERS {
+        let mut case = many(Dtype::Bf16, order, Switch::Off);
+        case.policy.min_len = 90;
+        for budget in [Budget::KeepTokens(1), Budget::KeepTokens(70), Budget::MaxNorm(7.5), Budget::keep_ratio(1.0)] {
+            case.policy.budget = budget;
+            run(&case);
+        }
+        let budget = Budget::keep_ratio(0.2);
+        case.policy.budgets = vec![BudgetOverride { layers: 1..2, heads: 1..3, budget }];
+        case.shape.num_layers = 3;
+        case.policy.skip_layers = vec![0];
+        run(&case);
+    }
+}
+
+/// Workgroups of 256, 512 and 1024, for a few rows and for many, and windows of rows.
+#[test]
+fn every_workgroup() {
+    for capacity in [1025, 2049, 4097] {
+        for order in ORDERS {
+            for (sequences, subgroups) in [(32, Switch::On), (33, Switch::On), (32, Switch::Off)] {
+                let mut case = many(Dtype::F16, order, subgroups);
+                (case.shape.batch_size, case.shape.num_kv_heads, case.shape.capacity) = (sequences, 4, capacity);
+                (case.shape.keys.head_dim, case.shape.values.head_dim) = (16, 24);
+                case.lengths = (0..sequences).map(|b| capacity - 37 * b % 1000).collect();
+                case.appended.clear();
+                run(&case);
+            }
+        }
+    }
+    let mut case = many(Dtype::F16, Order::Fill, Switch::Off);
+    case.options.max_binding_bytes = Some(96 * 300 * 64);
+    run(&case);
+}
