@@ -32,9 +32,11 @@ impl Bound {
         let table_drafts = builder.draft_tables(&layers, views, &mut params);
         let select_drafts = builder.draft_selects(&mut params);
         let append_params_offset = builder.push_append_params(&mut params);
+        let finish_params = builder.push_finish_params(&drafts, &mut params);
         let params = params.into_buffer(device, "keynorm.params", wgpu::BufferUsages::UNIFORM, checks);
         let rules = builder.rule_table(checks);
         let pages = builder.bound_pages(&table_drafts, &params, checks)?;
+        let apart = builder.apart((&drafts, &finish_params), &params, (&rules, views), checks);
         let layers = drafts.iter().map(|d| builder.layer_window(d, &params, (&rules, views), checks)).collect();
         let banded = band_drafts.iter().map(|d| builder.banded_layer(d, &params, views, checks)).collect();
         let selects = select_drafts.iter().map(|d| builder.select_window(d, &params, &rules, checks)).collect();
@@ -42,6 +44,7 @@ impl Bound {
         Ok(Self {
             plan: Arc::clone(inner),
             layers,
+            apart,
             banded,
             selects,
             pages,

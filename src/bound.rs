@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::apart::Apart;
 use crate::bands::BandedLayer;
 use crate::error::ArgumentError;
 use crate::pages::FreedPages;
@@ -46,6 +47,8 @@ impl Stages {
 pub struct Bound {
     pub(crate) plan: Arc<PlanInner>,
     pub(crate) layers: Vec<LayerWindow>,
+    /// Where the rows of all layers can overlap.
+    pub(crate) apart: Option<Apart>,
     /// Of the layers whose rows exceed a binding.
     pub(crate) banded: Vec<BandedLayer>,
     pub(crate) selects: Vec<SelectWindow>,
@@ -153,14 +156,20 @@ impl Bound {
     /// As [`Bound::record`].
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, max_len: u32) -> Result<(), ArgumentError> {
         self.check_max("max_len", max_len)?;
-        let apart = [
+        let open = |label| wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None };
+        if self.takes_rows(Stages::ALL) {
+            return self.record(&mut encoder.begin_compute_pass(&open("keynorm.row")), max_len);
+        }
+        if let Some(apart) = &self.apart {
+            self.record_rows_apart(apart, &mut encoder.begin_compute_pass(&open("keynorm.row")));
+            self.record_finish_apart(apart, &mut encoder.begin_compute_pass(&open("keynorm.finish")), max_len);
+            return Ok(());
+        }
+        for (label, stages) in [
             ("keynorm.select", Stages::NORMS.and(Stages::SCORE).and(Stages::SELECT)),
             ("keynorm.compact", Stages::COMPACT),
-        ];
-        let whole = [("keynorm.row", Stages::ALL)];
-        for &(label, stages) in if self.takes_rows(Stages::ALL) { &whole[..] } else { &apart } {
-            let descriptor = wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None };
-            self.record_stages(&mut encoder.begin_compute_pass(&descriptor), max_len, stages)?;
+        ] {
+            self.record_stages(&mut encoder.begin_compute_pass(&open(label)), max_len, stages)?;
         }
         Ok(())
     }

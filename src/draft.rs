@@ -95,6 +95,8 @@ pub(crate) struct LayerDraft {
     pub compact_params: u32,
     /// Where one dispatch can take whole rows.
     pub row_params: Option<u32>,
+    /// Where it can do so with scratch of the layer's own.
+    pub apart_params: Option<u32>,
 }
 
 pub(crate) struct SelectDraft {
@@ -177,7 +179,9 @@ impl Builder<'_> {
             let table = layer.table.map(|t| BoundRange::aligned((t.offset, t.end()), self.limits()));
             let window = *window;
             let tensors = [(keys, keys_access), (values, values_access)];
-            let row_params = self.push_row_params((layer.compressed, &rows), tensors, params);
+            let row = self.row_params((layer.compressed, &rows), tensors);
+            let row_params = row.map(|row| params.push(&row));
+            let apart_params = row.and_then(|row| self.apart_params(&row)).map(|apart| params.push(&apart));
             LayerDraft {
                 rows,
                 window,
@@ -188,6 +192,7 @@ impl Builder<'_> {
                 scores,
                 compact_params,
                 row_params,
+                apart_params,
             }
         };
         windows.iter().map(draft).collect()

@@ -121,7 +121,11 @@ pub enum Module {
         dtype: Dtype,
         /// How the lanes of a token are added.
         reduction: Reduction,
+        /// With scratch of its own for each layer.
+        apart: bool,
     },
+    /// Cache state after rows of layers apart.
+    RowFinish,
     /// Page tables of a paged cache.
     Pages,
     /// Moves of one tensor's rows that exceed a binding.
@@ -150,11 +154,12 @@ impl Module {
             Self::State,
             Self::Append,
             Self::Pages,
+            Self::RowFinish,
         ];
         all.extend([Dtype::F32, Dtype::F16, Dtype::Bf16].map(|dtype| Self::Rotate { dtype }));
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
-                all.push(Self::Row { dtype, reduction });
+                all.extend([false, true].map(|apart| Self::Row { dtype, reduction, apart }));
                 for (vec4, paged) in [(true, false), (false, false), (true, true), (false, true)] {
                     all.push(Self::KeyNorm { dtype, vec4, reduction, paged });
                     all.push(Self::KeyDiff { dtype, vec4, reduction, paged });
@@ -211,7 +216,9 @@ impl Module {
             Self::State => "keynorm.state",
             Self::Append => "keynorm.append",
             Self::Compact { .. } => "keynorm.compact",
-            Self::Row { .. } => "keynorm.row",
+            Self::Row { apart: false, .. } => "keynorm.row",
+            Self::Row { apart: true, .. } => "keynorm.row_apart",
+            Self::RowFinish => "keynorm.row_finish",
             Self::Pages => "keynorm.pages",
             Self::CompactBands { .. } => "keynorm.compact_bands",
         }
@@ -230,7 +237,8 @@ impl Module {
         let digits = shader!("shared/first_digit.wgsl");
         let rule = concat!(shader!("shared/row_rule.wgsl"), shader!("shared/wide.wgsl"));
         let select_row = shader!("shared/select_row.wgsl");
-        let rows = [params, shader!("shared/top_k_rows.wgsl"), select_row, rule].concat();
+        let stored = shader!("shared/stored_positions.wgsl");
+        let rows = [params, shader!("shared/top_k_rows.wgsl"), stored, select_row, rule].concat();
         let radix_row = shader!("shared/radix_row.wgsl");
         let moves = concat!(shader!("shared/fill.wgsl"), shader!("shared/walk.wgsl"));
         let rows = rows.as_str();
@@ -297,8 +305,11 @@ impl Module {
             ]
             .concat(),
             Self::External => [shader!("external.wgsl"), score_rows, digits, recent, state, address(false)].concat(),
-            Self::Row { dtype, reduction } => [
-                shader!("row.wgsl"),
+            Self::Row { dtype, reduction, apart } => [
+                if apart { shader!("row_apart.wgsl") } else { shader!("row.wgsl") },
+                shader!("shared/row_params.wgsl"),
+                shader!("shared/row_body.wgsl"),
+                if apart { "" } else { stored },
                 select_row,
                 radix_row,
                 moves,
@@ -317,6 +328,7 @@ impl Module {
                 row_entry(reduction),
             ]
             .concat(),
+            Self::RowFinish => [shader!("row_finish.wgsl"), layout].concat(),
             Self::Radix => [shader!("radix.wgsl"), radix_row, digits, rows, info, state, emit, scan].concat(),
             Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
             Self::Order => [shader!("order.wgsl"), order_key, recent, state].concat(),
@@ -375,7 +387,9 @@ impl Module {
             Self::KeyNorm { paged, .. } | Self::ValueKeyRatio { paged, .. } => LayoutKind::score(false, *paged),
             Self::KeyDiff { paged, .. } => LayoutKind::score(true, *paged),
             Self::External => LayoutKind::KeyNorm,
-            Self::Row { .. } => LayoutKind::Row,
+            Self::Row { apart: false, .. } => LayoutKind::Row,
+            Self::Row { apart: true, .. } => LayoutKind::RowApart,
+            Self::RowFinish => LayoutKind::RowFinish,
             Self::Pages => LayoutKind::Pages,
             Self::Radix => LayoutKind::TopK,
             Self::Order => LayoutKind::Order,
@@ -472,10 +486,12 @@ pub(crate) enum LayoutKind {
     CompactJoinedPaged,
     Pages,
     Row,
+    RowApart,
+    RowFinish,
 }
 
 impl LayoutKind {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 21] = [
         Self::KeyNorm,
         Self::KeyDiff,
         Self::TopK,
@@ -495,6 +511,8 @@ impl LayoutKind {
         Self::CompactJoinedPaged,
         Self::Pages,
         Self::Row,
+        Self::RowApart,
+        Self::RowFinish,
     ];
 
     pub fn score(has_sums: bool, is_paged: bool) -> Self {
@@ -543,6 +561,8 @@ impl LayoutKind {
             Self::Row => {
                 &[(1, false), (2, false), (3, false), (4, false), (5, false), (6, false), (7, false), (8, true)]
             }
+            Self::RowApart => &[(1, false), (2, false), (3, true), (4, true), (5, false), (6, false), (8, true)],
+            Self::RowFinish => &[(1, false), (2, false), (3, false), (4, true), (5, true), (6, true), (7, true)],
         }
     }
 
@@ -556,6 +576,8 @@ impl LayoutKind {
                 | Self::Rotate
                 | Self::Renumber
                 | Self::Row
+                | Self::RowApart
+                | Self::RowFinish
         )
     }
 }

@@ -190,7 +190,7 @@ pub struct TensorLayout {
     pub base: u32,
 }
 
-/// Mirror of `Params` in row.wgsl.
+/// Mirror of `Params` in shared/row_params.wgsl.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct RowParams {
@@ -216,6 +216,21 @@ pub struct RowParams {
     pub recent: u32,
     pub share_low: u32,
     pub share_high: u32,
+    pub result_offset: u32,
+}
+
+/// Mirror of `Params` in row_finish.wgsl.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct RowFinishParams {
+    pub state: StateLayout,
+    pub layer0: u32,
+    pub layer1: u32,
+    pub layer2: u32,
+    pub layer3: u32,
+    pub lists_stride: u32,
+    pub staged_offset: u32,
+    pub result_offset: u32,
     pub pad0: u32,
 }
 

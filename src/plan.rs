@@ -5,11 +5,13 @@ use std::sync::Arc;
 use crate::bound::Bound;
 use crate::criterion::Score;
 use crate::device::Capabilities;
+use crate::draft::word;
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Checks, Kernels, Module};
 use crate::pages::{PageShape, PagedKvView, Views};
 use crate::policy::{Budget, BudgetRule, Order, Policy, Selector};
 use crate::reference::key_diff::sum_tile;
+use crate::row::{fills_card, row_workgroup};
 use crate::score::{score_tile, sums_layout};
 use crate::shape::KvShape;
 use crate::state::CacheState;
@@ -357,6 +359,14 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
     let aside_offset = order_stride + staged_offset;
     let aside_len = if counts_digits { 2 * order_stride } else { 0 };
     let (sums_stride, sums_offset) = sums_layout(shape, policy);
+    let rows_of_layer = u64::from(shape.rows_per_layer());
+    let takes_apart = num_rows > rows_of_layer
+        && !capabilities.serial
+        && u64::from(shape.num_layers) * rows_of_layer * u64::from(shape.capacity) * 4
+            <= capabilities.max_binding_bytes
+        && fills_card(policy, num_rows)
+        && !fills_card(policy, rows_of_layer)
+        && row_workgroup(shape, policy, capabilities, num_rows).is_some();
     ScratchLayout {
         num_rows,
         order_stride,
@@ -376,6 +386,8 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
         copies_stride: if positional && policy.cached_norms { order_stride } else { 0 },
         pool_counts_stride: if policy.pool.is_some() { POOL_COUNTS_STRIDE } else { 0 },
         pool_row_words: if policy.pool.is_some() { POOL_ROW_WORDS } else { 0 },
+        layers_apart: if takes_apart { word(num_rows / rows_of_layer) } else { 0 },
+        rows_apart: if takes_apart { rows_of_layer } else { 0 },
     }
 }
 

@@ -3,13 +3,15 @@
 use crate::bind::{MAX_SLICE, params_binding, range_binding, row_binding, words_binding};
 use crate::bound::{Bound, Stages};
 use crate::criterion::Score;
-use crate::draft::{Builder, LayerDraft, ParamsBlock, RowRange, direction_words, word};
+use crate::device::Capabilities;
+use crate::draft::{Builder, LayerDraft, RowRange, direction_words, word};
 use crate::kernel::{Access, Checks, LayoutKind, Module, Reduction};
 use crate::pages::Views;
 use crate::params::{RowParams, TensorLayout};
-use crate::plan::{PlanInner, ROW_TOKENS, WORKGROUP, scan_group};
-use crate::policy::{Order, Selector};
+use crate::plan::{ROW_TOKENS, WORKGROUP, scan_group};
+use crate::policy::{Order, Policy, Selector};
 use crate::score::digit_window;
+use crate::shape::KvShape;
 
 /// Of one window of rows.
 #[derive(Debug)]
@@ -23,31 +25,37 @@ pub(crate) struct RowStage {
 const MEMORY: u32 = 8192 + 192;
 const MEMORY_EACH: [u32; 2] = [5, 25];
 
-impl PlanInner {
-    /// Invocations of the workgroup that takes a whole row of so many; `None` where the plan asks for more than the kernel
-    /// does, or rows may be longer than it holds.
-    pub fn row_workgroup(&self, num_rows: u32) -> Option<u32> {
-        let (policy, shape) = (&self.policy, &self.shape);
-        let plain = policy.selector == Selector::Auto
-            && policy.score_in_use() == Score::KeyNorm
-            && !policy.cached_norms
-            && !policy.segments
-            && policy.pool.is_none()
-            && !shape.keys.dtype.is_quantised()
-            && !shape.keys.has_tail()
-            && !shape.values.has_tail();
-        if !plain {
-            return None;
-        }
-        let capabilities = &self.kernels.capabilities;
-        let each = MEMORY_EACH[usize::from(capabilities.reduction(shape.keys.norm_lanes()) == Reduction::Workgroup)];
-        let fits = |workgroup: u32| MEMORY + each * workgroup <= capabilities.workgroup_bytes;
-        let holds = |workgroup: u32| ROW_TOKENS * workgroup >= shape.capacity;
-        let mut sizes = [WORKGROUP, 2 * WORKGROUP, 4 * WORKGROUP]
-            .into_iter()
-            .filter(|&workgroup| workgroup <= capabilities.row_workgroup && fits(workgroup) && holds(workgroup));
-        if num_rows <= FEW_ROWS && shape.capacity > LONG_ROW { sizes.next_back() } else { sizes.next() }
+/// Invocations of the workgroup that takes a whole row of so many; `None` where the plan asks for more than the kernel
+/// does, or rows may be longer than it holds.
+pub(crate) fn row_workgroup(
+    shape: &KvShape,
+    policy: &Policy,
+    capabilities: &Capabilities,
+    num_rows: u64,
+) -> Option<u32> {
+    let plain = policy.selector == Selector::Auto
+        && policy.score_in_use() == Score::KeyNorm
+        && !policy.cached_norms
+        && !policy.segments
+        && policy.pool.is_none()
+        && !shape.keys.dtype.is_quantised()
+        && !shape.keys.has_tail()
+        && !shape.values.has_tail();
+    if !plain {
+        return None;
     }
+    let each = MEMORY_EACH[usize::from(capabilities.reduction(shape.keys.norm_lanes()) == Reduction::Workgroup)];
+    let fits = |workgroup: u32| MEMORY + each * workgroup <= capabilities.workgroup_bytes;
+    let holds = |workgroup: u32| ROW_TOKENS * workgroup >= shape.capacity;
+    let mut sizes = [WORKGROUP, 2 * WORKGROUP, 4 * WORKGROUP]
+        .into_iter()
+        .filter(|&workgroup| workgroup <= capabilities.row_workgroup && fits(workgroup) && holds(workgroup));
+    if num_rows <= FEW_ROWS && shape.capacity > LONG_ROW { sizes.next_back() } else { sizes.next() }
+}
+
+/// Whether so many rows fill the card.
+pub(crate) fn fills_card(policy: &Policy, num_rows: u64) -> bool {
+    num_rows >= FULL_ROWS[usize::from(policy.order == Order::Positional)]
 }
 
 impl Bound {
@@ -68,27 +76,30 @@ impl Bound {
 
 /// Rows of a window from which on a workgroup to a row is faster than the chain of dispatches, by order; see
 /// `benches/record`. A positional walk of the chain gives a row several workgroups.
-const FULL_ROWS: [u32; 2] = [48, 96];
+const FULL_ROWS: [u64; 2] = [48, 96];
 /// Tokens above which a row has work for a large workgroup.
 const LONG_ROW: u32 = 1024;
 /// Rows up to which a workgroup has a multiprocessor for itself, and should be large.
-const FEW_ROWS: u32 = 128;
+const FEW_ROWS: u64 = 128;
 
 impl Builder<'_> {
-    /// The offset of the parameters of whole rows; `None` where the kernel cannot take them.
-    pub(crate) fn push_row_params(
+    fn row_workgroup(&self, num_rows: u64) -> Option<u32> {
+        row_workgroup(&self.plan.shape, &self.plan.policy, &self.kernels().capabilities, num_rows)
+    }
+
+    /// The parameters of whole rows; `None` where the kernel cannot take them.
+    pub(crate) fn row_params(
         &self,
         (compressed, rows): (u32, &RowRange),
         [keys, values]: [(TensorLayout, Access); 2],
-        params: &mut ParamsBlock,
-    ) -> Option<u32> {
+    ) -> Option<RowParams> {
         let (scratch, policy) = (&self.plan.scratch, &self.plan.policy);
         let has_access = [keys.1, values.1] == [Access::Vec4; 2] && self.pages.is_none();
-        self.plan.row_workgroup(rows.num_rows).filter(|_| has_access)?;
+        self.row_workgroup(rows.num_rows.into()).filter(|_| has_access)?;
         let (direction, seed) = direction_words(policy.direction);
         let (digit_shift, digit_base) = digit_window(policy);
         let share = policy.share_bits();
-        Some(params.push(&RowParams {
+        Some(RowParams {
             state: self.state_layout(rows.first_position),
             keys: keys.0,
             values: values.0,
@@ -111,8 +122,8 @@ impl Builder<'_> {
             recent: policy.recent,
             share_low: word(share),
             share_high: word(share >> 32),
-            pad0: 0,
-        }))
+            result_offset: 0,
+        })
     }
 
     pub(crate) fn row_stage(
@@ -122,11 +133,12 @@ impl Builder<'_> {
         (rules, views): (&wgpu::Buffer, &Views<'_>),
         checks: &mut Checks,
     ) -> Option<RowStage> {
-        let (offset, workgroup) = draft.row_params.zip(self.plan.row_workgroup(draft.rows.num_rows))?;
-        let (shape, scratch, place) = (&self.plan.shape, &self.plan.scratch, &draft.rows);
+        let (scratch, place) = (&self.plan.scratch, &draft.rows);
+        let num_rows = place.num_rows.into();
+        let (offset, workgroup) = draft.row_params.zip(self.row_workgroup(num_rows))?;
         let view = &views.layers[place.layer as usize];
         let rows = |buffer, stride| row_binding(buffer, place.first_scratch_row, place.num_rows, stride);
-        let position_words = u64::from(place.num_rows) * u64::from(shape.capacity) + 64;
+        let position_words = u64::from(place.num_rows) * u64::from(self.plan.shape.capacity) + 64;
         let bindings = [
             params_binding::<RowParams>(params, offset),
             range_binding(view.keys.buffer, draft.window.keys),
@@ -138,8 +150,15 @@ impl Builder<'_> {
             self.state.status().as_entire_binding(),
             rules.as_entire_binding(),
         ];
-        let group = self.group(LayoutKind::Row, &bindings, checks);
-        let reduction = self.kernels().capabilities.reduction(shape.keys.norm_lanes());
+        Some(RowStage {
+            pipeline: self.row_pipeline(workgroup, false, checks),
+            group: self.group(LayoutKind::Row, &bindings, checks),
+            pays: self.kernels().capabilities.serial || fills_card(&self.plan.policy, num_rows),
+        })
+    }
+
+    pub(crate) fn row_pipeline(&self, workgroup: u32, apart: bool, checks: &mut Checks) -> wgpu::ComputePipeline {
+        let shape = &self.plan.shape;
         let chunks = shape.keys.chunks().max(shape.values.chunks());
         let mut constants = vec![
             ("WG_SIZE", workgroup),
@@ -150,12 +169,8 @@ impl Builder<'_> {
         ];
         constants.extend(self.moves_constants());
         let constants: Vec<_> = constants.into_iter().map(|(name, value)| (name, f64::from(value))).collect();
-        let module = Module::Row { dtype: shape.keys.dtype, reduction };
-        let least = FULL_ROWS[usize::from(self.plan.policy.order == Order::Positional)];
-        Some(RowStage {
-            pipeline: self.kernels().pipeline(module, "compress_row", &constants, checks),
-            group,
-            pays: self.kernels().capabilities.serial || place.num_rows >= least,
-        })
+        let reduction = self.kernels().capabilities.reduction(shape.keys.norm_lanes());
+        let module = Module::Row { dtype: shape.keys.dtype, reduction, apart };
+        self.kernels().pipeline(module, "compress_row", &constants, checks)
     }
 }

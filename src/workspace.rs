@@ -28,6 +28,9 @@ pub(crate) struct ScratchLayout {
     /// Counts and state of a row's pool; 0 without pools.
     pub pool_counts_stride: u32,
     pub pool_row_words: u32,
+    /// Layers with scratch of their own, and rows of each; 0 where rows are not taken apart.
+    pub layers_apart: u32,
+    pub rows_apart: u64,
 }
 
 /// Words of a `RowInfo` of the shaders.
@@ -47,6 +50,8 @@ pub struct Workspace {
     pub(crate) norm_copies: wgpu::Buffer,
     pub(crate) pool_counts: wgpu::Buffer,
     pub(crate) pool_rows: wgpu::Buffer,
+    /// One a compressed layer.
+    pub(crate) apart: Vec<wgpu::Buffer>,
 }
 
 impl ScratchLayout {
@@ -74,7 +79,7 @@ impl ScratchLayout {
     }
 
     pub fn total_bytes(&self) -> u64 {
-        self.sizes().iter().map(|s| s.1).sum()
+        self.sizes().iter().map(|s| s.1).sum::<u64>() + u64::from(self.layers_apart) * self.apart_bytes()
     }
 }
 
@@ -91,8 +96,11 @@ impl Workspace {
         };
         let [order_keys, lists, row_infos, histogram, sorted, sums, norm_copies, pool_counts, pool_rows] =
             layout.sizes();
+        let apart = ("keynorm.scratch.apart", layout.apart_bytes());
+        let apart = (0..layout.layers_apart).map(|_| create(apart)).collect::<Result<_, _>>()?;
         Ok(Self {
             layout,
+            apart,
             order_keys: create(order_keys)?,
             lists: create(lists)?,
             row_infos: create(row_infos)?,

@@ -316,6 +316,7 @@ fn mirrors() -> Vec<(String, u32)> {
         of::<params::TopKParams>(),
         of::<params::CompactParams>(),
         of::<params::RowParams>(),
+        of::<params::RowFinishParams>(),
         of::<params::BandParams>(),
         of::<params::PageParams>(),
         of::<params::AppendParams>(),

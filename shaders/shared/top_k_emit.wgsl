@@ -111,10 +111,10 @@ fn emit_keys(local_row: u32, s: SelectRow, k: Keys, first_slot: u32, below: u32,
 }
 
 // Fill: positions of the tile's slots that keep theirs. Those of holes are written too, and again when they are filled.
-fn emit_positions(index: u32, s: SelectRow, first_slot: u32) {
+fn emit_positions(index: u32, local_row: u32, s: SelectRow, first_slot: u32) {
     let end = min(s.budget, first_slot + 8u * WG_SIZE);
-    for (var slot = max(s.row.compacted, first_slot) + index; slot < end; slot += WG_SIZE) {
-        positions[s.row.positions_base + slot] = s.row.num_seen - (s.row.len - slot);
+    for (var slot = max(first_unstored(s.row), first_slot) + index; slot < end; slot += WG_SIZE) {
+        store_position(local_row, s.row, slot, position_of(s.row, slot));
     }
 }
 
@@ -125,7 +125,7 @@ fn emit_tile(index: u32, local_row: u32, s: SelectRow, k: Keys, first_slot: u32,
         let before = vec2<u32>(below + (scanned.before & 0xffffu), equal + (scanned.before >> 16u));
         emit_keys(local_row, s, k, first_slot + index * 8u, before.x, before.y);
         if params.order != POSITIONAL {
-            emit_positions(index, s, first_slot);
+            emit_positions(index, local_row, s, first_slot);
         }
     }
     return scanned;

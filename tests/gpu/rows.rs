@@ -82,3 +82,24 @@ fn every_workgroup() {
     case.options.max_binding_bytes = Some(96 * 300 * 64);
     run(&case);
 }
+
+/// A few rows of many layers, in passes of their own: rows of all layers at once.
+#[test]
+fn layers_at_once() {
+    for order in ORDERS {
+        for (subgroups, dtype) in [(Switch::Off, Dtype::F16), (Switch::On, Dtype::F32), (Switch::Off, Dtype::Bf16)] {
+            let mut case = many(dtype, order, subgroups);
+            (case.shape.num_layers, case.shape.batch_size) = (18, 2);
+            case.policy.skip_layers = vec![0, 7];
+            (case.policy.sinks, case.policy.recent) = (4, 20);
+            (case.lengths, case.appended) = (vec![290, 77], vec![5, 190]);
+            case.encoded = true;
+            run(&case);
+            (case.data, case.active) = (Data::Special, vec![false, true]);
+            run(&case);
+            // Keys and values that are bound as one, so that each layer goes by the chain.
+            (case.layout, case.active) = (Layout::Interleaved { words: 4 }, vec![]);
+            run(&case);
+        }
+    }
+}

@@ -129,6 +129,8 @@ pub struct Case {
     pub segments: Vec<Vec<Segment>>,
     /// The cache lies in pages; `layout` does not count then.
     pub paged: Option<Paged>,
+    /// In passes of its own, not one of the caller's.
+    pub encoded: bool,
     pub options: Options,
     pub seed: u64,
 }
@@ -240,6 +242,7 @@ impl Case {
             active: Vec::new(),
             segments: Vec::new(),
             paged: None,
+            encoded: false,
             options: Options::default(),
             seed: 1,
         }
@@ -734,7 +737,13 @@ impl Fixture {
     /// Compresses on both sides and compares all memory and all state.
     pub fn compress_and_compare(&mut self, gpu: &Gpu, case: &Case, round: &str) {
         let max_len = self.max_len();
-        submit(gpu, |pass| self.bound.record(pass, max_len).expect("a record"));
+        if case.encoded {
+            let mut encoder = gpu.device.create_command_encoder(&Default::default());
+            self.bound.encode(&mut encoder, max_len).expect("a record");
+            gpu.queue.submit([encoder.finish()]);
+        } else {
+            submit(gpu, |pass| self.bound.record(pass, max_len).expect("a record"));
+        }
         self.compress_host(case);
         self.compare(gpu, case, round);
     }
