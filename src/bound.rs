@@ -148,9 +148,10 @@ impl Bound {
         self.record_stages(pass, max_len, Stages::ALL)
     }
 
-    /// Records the whole compression into passes of its own, one for the order keys and their selection, one for the
-    /// moves. With many layers this is faster than [`Bound::record`]: wgpu separates the uses of a buffer in one pass by
-    /// barriers, one a layer, but those between passes all at once, so that the layers' moves overlap.
+    /// Records the whole compression into passes of its own. With many layers this is faster than [`Bound::record`]: wgpu
+    /// separates two uses of a buffer in one pass by a barrier, one a layer, but those between passes all at once. With
+    /// [`Selector::Auto`](crate::Selector::Auto) and the key norm, rows of up to 8192 tokens and buffers of each layer's
+    /// own, the rows of all layers are compressed at the same time, with scratch of their own in the workspace.
     ///
     /// # Errors
     /// As [`Bound::record`].

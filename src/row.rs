@@ -46,11 +46,12 @@ pub(crate) fn row_workgroup(
     }
     let each = MEMORY_EACH[usize::from(capabilities.reduction(shape.keys.norm_lanes()) == Reduction::Workgroup)];
     let fits = |workgroup: u32| MEMORY + each * workgroup <= capabilities.workgroup_bytes;
-    let holds = |workgroup: u32| ROW_TOKENS * workgroup >= shape.capacity;
-    let mut sizes = [WORKGROUP, 2 * WORKGROUP, 4 * WORKGROUP]
-        .into_iter()
-        .filter(|&workgroup| workgroup <= capabilities.row_workgroup && fits(workgroup) && holds(workgroup));
-    if num_rows <= FEW_ROWS && shape.capacity > LONG_ROW { sizes.next_back() } else { sizes.next() }
+    let sizes = [WORKGROUP, 2 * WORKGROUP, 4 * WORKGROUP].into_iter();
+    let sizes = sizes.filter(|&workgroup| workgroup <= capabilities.row_workgroup && fits(workgroup));
+    // With a multiprocessor for itself a workgroup of a few tokens an invocation has more loads in flight.
+    let wanted = if num_rows <= FEW_ROWS { shape.capacity.div_ceil(2) } else { shape.capacity.div_ceil(ROW_TOKENS) };
+    let largest = sizes.clone().next_back().filter(|largest| ROW_TOKENS * largest >= shape.capacity);
+    sizes.clone().find(|&workgroup| workgroup >= wanted).or(largest)
 }
 
 /// Whether so many rows fill the card.
@@ -77,9 +78,7 @@ impl Bound {
 /// Rows of a window from which on a workgroup to a row is faster than the chain of dispatches, by order; see
 /// `benches/record`. A positional walk of the chain gives a row several workgroups.
 const FULL_ROWS: [u64; 2] = [48, 96];
-/// Tokens above which a row has work for a large workgroup.
-const LONG_ROW: u32 = 1024;
-/// Rows up to which a workgroup has a multiprocessor for itself, and should be large.
+/// Rows up to which a workgroup has a multiprocessor for itself.
 const FEW_ROWS: u64 = 128;
 
 impl Builder<'_> {

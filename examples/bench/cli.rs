@@ -92,7 +92,7 @@ pub struct RunArgs {
     /// norm, keydiff, centroid.
     #[arg(long, value_delimiter = ',', value_parser = parse_score, default_value = "norm")]
     pub score: Vec<Score>,
-    /// Passes of its own for the stages, as `Bound::encode` opens them, in place of one.
+    /// Passes of its own, by `Bound::encode`, in place of one.
     #[arg(long)]
     pub passes: bool,
     /// A decode step: the norms of all keys are cached before it, as after earlier steps.

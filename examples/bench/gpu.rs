@@ -238,7 +238,7 @@ impl Clock {
         self.timed(encoder, Some(2 * span), None)
     }
 
-    /// Its last.
+    /// The last.
     pub fn end<'a>(&self, encoder: &'a mut wgpu::CommandEncoder, span: u32) -> wgpu::ComputePass<'a> {
         self.timed(encoder, None, Some(2 * span + 1))
     }

@@ -105,6 +105,29 @@ fn spread(order: Order) -> Case {
     case
 }
 
+/// Rows enough that a workgroup takes each whole, in ragged lengths, twice.
+fn whole_rows(order: Order, subgroups: Switch) -> Case {
+    let mut case = Case::new(shape(32, 3, 300, 64, Dtype::F16), policy(0.4, Selector::Auto, order));
+    case.shape.values.head_dim = 96;
+    case.options = Options::with_subgroups(subgroups);
+    case.data = Data::Special;
+    case.lengths = (0..32).map(|b| 257 - 8 * b).collect();
+    case.appended = (0..32).map(|b| b * 9 % 44).collect();
+    case.active = (0..32).map(|b| b % 5 != 2).collect();
+    (case.policy.sinks, case.policy.recent) = (3, 9);
+    case
+}
+
+/// The rows of many layers at once; the last finish has fewer layers than the others.
+fn layers_at_once(order: Order, data: Data) -> Case {
+    let mut case = whole_rows(order, Switch::On);
+    (case.shape.num_layers, case.shape.batch_size) = (20, 2);
+    case.policy.skip_layers = vec![1, 9];
+    (case.lengths, case.appended, case.active) = (vec![290, 77], vec![3, 200], vec![]);
+    (case.data, case.encoded) = (data, true);
+    case
+}
+
 /// Enough kept rows for every piece of the positional walk.
 fn walk() -> Case {
     Case::new(shape(1, 2, 2600, 16, Dtype::F16), policy(0.6, Selector::Radix, Order::Positional))
@@ -457,6 +480,18 @@ pub fn quick() -> Vec<Quick> {
     near.policy.pool = Some(Pool { min_tokens: 1 });
     near.shape.num_kv_heads = 2;
     add("pooled, near", near, false);
+    for order in [Order::Fill, Order::Positional] {
+        for subgroups in [Switch::Auto, Switch::Off, Switch::On] {
+            add("whole rows", whole_rows(order, subgroups), false);
+        }
+        add("whole rows of ties", ties(Selector::Auto, order), false);
+        add("whole rows, random", random(Selector::Auto, order), false);
+        add("whole rows, least", least(Selector::Auto, order, 5, Direction::Lowest), false);
+        add("whole rows of 512", one_workgroup(Selector::Auto, order), false);
+        for data in [Data::Special, Data::Ties] {
+            add("layers at once", layers_at_once(order, data), false);
+        }
+    }
     add("spread", spread(Order::Fill), false);
     add("spread apart", spread(Order::Positional), true);
     add("walk", walk(), false);
