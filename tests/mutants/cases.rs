@@ -125,6 +125,7 @@ fn layers_at_once(order: Order, data: Data) -> Case {
     case.policy.skip_layers = vec![1, 9];
     (case.lengths, case.appended, case.active) = (vec![290, 77], vec![3, 200], vec![]);
     (case.data, case.encoded) = (data, true);
+    case.policy.budgets = vec![BudgetOverride { layers: 5..20, heads: 1..2, budget: Budget::keep_ratio(0.8) }];
     case
 }
 
@@ -464,6 +465,9 @@ pub fn quick() -> Vec<Quick> {
     for selector in [Selector::Radix, Selector::Bitonic] {
         add("norm limit", norm_limit(selector), false);
     }
+    let mut limit_twice = long(Selector::Radix, Order::Fill);
+    limit_twice.policy.budget = Budget::MaxNorm(3.9);
+    add("norm limit, long, twice", limit_twice, false);
     for data in [Data::Random, Data::Ties, Data::Special] {
         add("pooled", pooled(data, 1, 9), false);
         add("pooled with least", pooled(data, 60, 9), false);
@@ -486,7 +490,8 @@ pub fn quick() -> Vec<Quick> {
         }
         add("whole rows of ties", ties(Selector::Auto, order), false);
         add("whole rows, random", random(Selector::Auto, order), false);
-        add("whole rows, least", least(Selector::Auto, order, 5, Direction::Lowest), false);
+        add("whole rows, least", least(Selector::Auto, order, 0, Direction::Lowest), false);
+        add("whole rows, raised", least(Selector::Auto, order, 5, Direction::Lowest), false);
         add("whole rows of 512", one_workgroup(Selector::Auto, order), false);
         for data in [Data::Special, Data::Ties] {
             add("layers at once", layers_at_once(order, data), false);

@@ -105,6 +105,7 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
     ("row_finish.wgsl", "default: { return params.layer3; }", "default: { return params.layer2; }"),
     ("row_finish.wgsl", "atomicOr(&status[layer], bits);", ""),
     ("shared/row_body.wgsl", "atomicStore(&wg_status, 0u);", ""),
+    ("shared/row_body.wgsl", "storageBarrier();\n    workgroupBarrier();", ""),
     ("shared/row_body.wgsl", "rules[params.first_rule + ", "rules["),
     ("state.wgsl", "info.num_seen - (info.len - mover)", "info.num_seen - (info.len - hole)"),
     ("state.wgsl", "key_norms[positions_base + hole] = key_norms[positions_base + mover];", ""),
@@ -169,6 +170,19 @@ pub const EXCUSED: &[(&str, &str, usize, &str)] = &[
     ),
     ("shared/blocks_q8_0.wgsl", "let second = block_ix % 2u != 1u;", 0, "as the one before"),
     ("pages.wgsl", ";", 1, "as in scan.wgsl: the invocations that count are those that lavapipe runs first"),
+    ("shared/row_body.wgsl", ";", 0, "as in shared/walk.wgsl"),
+    (
+        "shared/row_body.wgsl",
+        "for (var slice = 0u; slice * SLICE_CHUNKS <= VALUE_CHUNKS; slice++) {",
+        0,
+        "equivalent here: a slice is no narrower than a row of values, and one more has no valid chunk",
+    ),
+    (
+        "shared/row_body.wgsl",
+        "let moves = wg_moves;",
+        0,
+        "equivalent: barriers come before it; that it is uniform is for the compiler",
+    ),
     ("shared/scan.wgsl", ";", 0, "lavapipe runs lower invocations first, and only their values are read"),
     (
         "shared/scan.wgsl",
