@@ -364,8 +364,8 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
         && !capabilities.serial
         && u64::from(shape.num_layers) * rows_of_layer * u64::from(shape.capacity) * 4
             <= capabilities.max_binding_bytes
-        && fills_card(policy, num_rows)
-        && !fills_card(policy, rows_of_layer)
+        && fills_card(shape, policy, num_rows)
+        && !fills_card(shape, policy, rows_of_layer)
         && row_workgroup(shape, policy, capabilities, num_rows).is_some();
     ScratchLayout {
         num_rows,

@@ -11,7 +11,7 @@ use crate::params::{RowParams, TensorLayout};
 use crate::plan::{ROW_TOKENS, WORKGROUP, scan_group};
 use crate::policy::{Order, Policy, Selector};
 use crate::score::digit_window;
-use crate::shape::KvShape;
+use crate::shape::{Dtype, KvShape};
 
 /// Of one window of rows.
 #[derive(Debug)]
@@ -55,8 +55,10 @@ pub(crate) fn row_workgroup(
 }
 
 /// Whether so many rows fill the card.
-pub(crate) fn fills_card(policy: &Policy, num_rows: u64) -> bool {
-    num_rows >= FULL_ROWS[usize::from(policy.order == Order::Positional)]
+pub(crate) fn fills_card(shape: &KvShape, policy: &Policy, num_rows: u64) -> bool {
+    // The squares of bf16 take more arithmetic.
+    let needs_more = policy.order == Order::Positional || shape.keys.dtype == Dtype::Bf16;
+    num_rows >= FULL_ROWS[usize::from(needs_more)]
 }
 
 impl Bound {
@@ -75,8 +77,8 @@ impl Bound {
     }
 }
 
-/// Rows of a window from which on a workgroup to a row is faster than the chain of dispatches, by order; see
-/// `benches/record`. A positional walk of the chain gives a row several workgroups.
+/// Rows of a window from which on a workgroup to a row is faster than the chain of dispatches, which gives a row several
+/// workgroups: at best, and where that counts more. See `benches/record`.
 const FULL_ROWS: [u64; 2] = [48, 96];
 /// Rows up to which a workgroup has a multiprocessor for itself.
 const FEW_ROWS: u64 = 128;
@@ -152,7 +154,7 @@ impl Builder<'_> {
         Some(RowStage {
             pipeline: self.row_pipeline(workgroup, false, checks),
             group: self.group(LayoutKind::Row, &bindings, checks),
-            pays: self.kernels().capabilities.serial || fills_card(&self.plan.policy, num_rows),
+            pays: self.kernels().capabilities.serial || fills_card(&self.plan.shape, &self.plan.policy, num_rows),
         })
     }
 
