@@ -114,13 +114,15 @@ impl KvCache {
     /// As [`Compressor::plan`] and [`Plan::bind`].
     pub fn press(&self, policies: &[Policy]) -> Result<Press> {
         let strides = Strides::hnd(self.shape.num_kv_heads, self.shape.capacity, self.shape.keys.head_dim);
-        let tensor = |place: &'_ Place| -> (u64, Strides) { (place.offset, strides) };
-        let view = |place| {
-            let (offset_bytes, strides) = tensor(place);
-            TensorView { buffer: &place.buffer, offset_bytes, strides }
-        };
-        let views: Vec<_> =
-            self.places.chunks_exact(2).map(|p| KvView { keys: view(&p[0]), values: view(&p[1]) }).collect();
+        let views: Vec<_> = self
+            .places
+            .chunks_exact(2)
+            .map(|p| {
+                let [keys, values] =
+                    [&p[0], &p[1]].map(|p| TensorView { buffer: &p.buffer, offset_bytes: p.offset, strides });
+                KvView { keys, values }
+            })
+            .collect();
         let part = |policy| {
             let plan = self.compressor.plan(&self.shape, policy)?;
             let workspace = plan.create_workspace()?;

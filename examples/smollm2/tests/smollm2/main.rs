@@ -359,7 +359,7 @@ fn a_calibration_keeps_its_share_of_every_layer() {
     let norm = LayerChoice { sinks: 0, recent: 64, recent_share: Some(0.1), ..LayerChoice::of(&Policy::paper(0.5)) };
     let choice = |layer: usize| match layer {
         0 | 1 => norm,
-        _ if layer % 2 == 0 => LayerChoice { keep_ratio: 0.75, ..norm },
+        _ if layer.is_multiple_of(2) => LayerChoice { keep_ratio: 0.75, ..norm },
         _ => LayerChoice { keep_ratio: 0.25, ..diff },
     };
     let layers: Vec<_> = (0..30).map(choice).collect();
