@@ -3,7 +3,7 @@
 use crate::criterion::Score;
 use crate::diagnose::AttentionLoss;
 use crate::error::ArgumentError;
-use crate::policy::{Budget, BudgetOverride, Policy};
+use crate::policy::{Budget, BudgetOverride, Direction, Policy};
 
 /// What one layer is compressed by.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -11,6 +11,9 @@ use crate::policy::{Budget, BudgetOverride, Policy};
 pub struct LayerChoice {
     /// As [`Policy::score`].
     pub score: Score,
+    /// As [`Policy::direction`].
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub direction: Direction,
     /// As [`Policy::sinks`].
     pub sinks: u32,
     /// As [`Policy::recent`].
@@ -25,8 +28,15 @@ impl LayerChoice {
     /// The score and window of a policy.
     #[must_use]
     pub const fn of(policy: &Policy) -> Self {
-        let Policy { score, sinks, recent, recent_share, .. } = policy;
-        Self { score: *score, sinks: *sinks, recent: *recent, recent_share: *recent_share, keep_ratio: 1.0 }
+        let Policy { score, direction, sinks, recent, recent_share, .. } = *policy;
+        Self { score, direction, sinks, recent, recent_share, keep_ratio: 1.0 }
+    }
+
+    /// The policy of this score, window and budget, for every layer.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        let Self { score, direction, sinks, recent, recent_share, keep_ratio } = *self;
+        Policy { score, direction, sinks, recent, recent_share, ..Policy::new(Budget::keep_ratio(keep_ratio)) }
     }
 
     fn same_but_budget(&self, other: &Self) -> bool {
@@ -48,6 +58,20 @@ impl LayerChoice {
 /// assert_eq!(policies[1].skip_layers, [0, 1]);
 /// # Ok::<(), keynorm::ArgumentError>(())
 /// ```
+/// Saved as JSON and loaded as policies:
+/// ```
+/// # #[cfg(feature = "serde")] {
+/// use keynorm::{Budget, Calibration, LayerChoice, Policy};
+/// let diff = LayerChoice { keep_ratio: 0.6, ..LayerChoice::of(&Policy::keydiff(Budget::keep_ratio(0.5))) };
+/// let path = std::env::temp_dir().join(format!("calibration-{}.json", std::process::id()));
+/// std::fs::write(&path, serde_json::to_string(&Calibration { layers: vec![diff; 4] })?)?;
+///
+/// let loaded: Calibration = serde_json::from_slice(&std::fs::read(&path)?)?;
+/// # std::fs::remove_file(&path)?;
+/// assert_eq!(loaded.policies(8)?[0].budget_of(3, 7), Budget::keep_ratio(0.6));
+/// # }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Calibration {
@@ -60,12 +84,16 @@ pub struct Calibration {
 pub struct Candidate {
     /// Score and window; its keep ratio is not looked at.
     pub choice: LayerChoice,
-    /// Attention lost at each of the keep ratios, ascending.
+    /// What is lost at each of the keep ratios, ascending; infinite where it cannot be had. Attention by
+    /// [`Candidate::new`], or a caller's own measure, if it compares across layers. On SmolLM2-135M the squared error of the
+    /// attention's output, over the square of the residual that it is added to, chose better than attention: perplexity and
+    /// passkeys are in `examples/smollm2/README.md`.
     pub lost: Vec<f64>,
 }
 
 impl Candidate {
-    /// The mean over queries and heads of what is lost at each keep ratio. Rows may differ in length.
+    /// The mean over queries and heads of the attention lost at each keep ratio. Rows may differ in length. Infinite where
+    /// the choice protects more tokens than a ratio keeps: the budget would be raised for them.
     #[must_use]
     #[expect(
         clippy::cast_precision_loss,
@@ -74,8 +102,13 @@ impl Candidate {
         reason = "tokens of a row"
     )]
     pub fn new(choice: LayerChoice, keep_ratios: &[f64], losses: &[AttentionLoss]) -> Self {
-        let lost_at =
-            |loss: &AttentionLoss, ratio: f64| loss.lost_at(((loss.lost.len() - 1) as f64 * ratio).ceil() as usize);
+        let policy = choice.policy();
+        let lost_at = |loss: &AttentionLoss, ratio: f64| {
+            let len = loss.lost.len() - 1;
+            let (kept, recent) = ((len as f64 * ratio).ceil() as usize, policy.recent_of(len as u32) as usize);
+            let is_raised = policy.sinks as usize + recent > kept && kept < len;
+            if is_raised { f64::INFINITY } else { loss.lost_at(kept) }
+        };
         let mean = |ratio: f64| losses.iter().map(|l| lost_at(l, ratio)).sum::<f64>() / losses.len().max(1) as f64;
         Self { choice, lost: keep_ratios.iter().map(|&ratio| mean(ratio)).collect() }
     }
@@ -105,12 +138,13 @@ impl Calibration {
                 for to in at[layer] + 1..keep_ratios.len() {
                     let cost = keep_ratios[to] - keep_ratios[at[layer]];
                     let gain = (best(candidates, at[layer]).0 - best(candidates, to).0) / cost.max(f64::MIN_POSITIVE);
-                    if cost <= left && chosen.is_none_or(|(most, ..)| gain > most) {
+                    // Not a number where both are infinite.
+                    if cost <= left && gain > chosen.map_or(0.0, |(most, ..)| most) {
                         chosen = Some((gain, layer, to));
                     }
                 }
             }
-            let Some((_, layer, to)) = chosen.filter(|(gain, ..)| *gain > 0.0) else { break };
+            let Some((_, layer, to)) = chosen else { break };
             left -= keep_ratios[to] - keep_ratios[at[layer]];
             at[layer] = to;
         }
@@ -136,9 +170,7 @@ impl Calibration {
             }
             let at = policies.iter().position(|(c, _)| c.same_but_budget(choice)).unwrap_or(policies.len());
             if at == policies.len() {
-                let LayerChoice { score, sinks, recent, recent_share, .. } = *choice;
-                let policy = Policy { score, sinks, recent, recent_share, ..Policy::new(budget) };
-                policies.push((*choice, policy));
+                policies.push((*choice, choice.policy()));
             }
             policies[at].1.budgets.push(BudgetOverride { layers: layer..layer + 1, heads: 0..num_kv_heads, budget });
         }

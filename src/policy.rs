@@ -161,6 +161,7 @@ impl BudgetRule {
 /// Which keys are kept first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Direction {
     /// Lowest score: the paper's method.
     #[default]

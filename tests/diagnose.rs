@@ -100,11 +100,15 @@ fn a_calibration_is_saved_and_loaded() {
     };
     let json = serde_json::to_string(&calibration).expect("JSON");
     assert!(
-        json.contains(r#""score":"KeyDiff","sinks":4,"recent":64,"recent_share":0.025,"keep_ratio":0.1"#),
+        json.contains(
+            r#""score":"KeyDiff","direction":"Lowest","sinks":4,"recent":64,"recent_share":0.025,"keep_ratio":0.1"#
+        ),
         "{json}"
     );
     let loaded: Calibration = serde_json::from_str(&json).expect("the same");
     assert_eq!(loaded, calibration, "{json}");
+    let loaded: Calibration = serde_json::from_str(&json.replace(r#""direction":"Lowest","#, "")).expect("a default");
+    assert_eq!(loaded, calibration, "without a direction: the lowest");
 }
 
 /// Every layer gets the score that loses least, and the budget goes where attention is spread.
@@ -123,6 +127,12 @@ fn fits_follow_the_losses() {
     assert_eq!(fit(0.1), [of(Score::KeyNorm, 0.1), of(Score::KeyDiff, 0.1)]);
     assert!(fit(1.0).iter().all(|l| l.keep_ratio == 1.0), "all is kept where all may be");
 
+    // A first ratio that cannot be had is left before all else.
+    let infinite = [f64::INFINITY, f64::INFINITY, 0.2, 0.0];
+    let layers_of = [layers[0].clone(), vec![candidate(Score::KeyDiff, infinite)]];
+    let fitted = Calibration::fit(&layers_of, &ratios, 0.3).expect("a fit").layers;
+    assert_eq!(fitted, [of(Score::KeyNorm, 0.1), of(Score::KeyDiff, 0.5)]);
+
     let refused = |layers: &[Vec<Candidate>], ratios: &[f64], mean: f64| {
         Calibration::fit(layers, ratios, mean).expect_err("refused").to_string()
     };
@@ -139,9 +149,18 @@ fn candidates_come_from_losses() {
     let attention = [0.0, 0.0, 1.0, 0.0];
     let loss = |keys: [u32; 4]| AttentionLoss::new(&attention, &keys).expect("one length");
     let ratios = [0.25, 0.5];
-    let good = Candidate::new(choice(Score::KeyDiff), &ratios, &[loss([2, 3, 1, 4]), loss([3, 2, 1, 4])]);
-    let poor = Candidate::new(choice(Score::KeyNorm), &ratios, &[loss([2, 3, 1, 4]), loss([1, 3, 2, 4])]);
+    let bare = |score| LayerChoice { score, ..LayerChoice::of(&Policy::paper(0.5)) };
+    let good = Candidate::new(bare(Score::KeyDiff), &ratios, &[loss([2, 3, 1, 4]), loss([3, 2, 1, 4])]);
+    let poor = Candidate::new(bare(Score::KeyNorm), &ratios, &[loss([2, 3, 1, 4]), loss([1, 3, 2, 4])]);
     assert_eq!((good.lost.as_slice(), poor.lost.as_slice()), (&[0.0, 0.0][..], &[0.5, 0.0][..]));
+    // One protected token fits into a quarter of four, two do not.
+    let with_sinks = |sinks| {
+        let choice = LayerChoice { sinks, recent: 8, recent_share: Some(0.25), ..bare(Score::KeyDiff) };
+        Candidate::new(choice, &[0.25, 0.5, 1.0], &[loss([2, 3, 1, 4])]).lost
+    };
+    assert_eq!(with_sinks(0), [0.0, 0.0, 0.0]);
+    assert_eq!(with_sinks(1), [f64::INFINITY, 0.0, 0.0]);
+    assert_eq!(with_sinks(9), [f64::INFINITY, f64::INFINITY, 0.0]);
     let fitted = Calibration::fit(&[vec![poor, good]], &ratios, 0.25).expect("a fit");
     let policies = fitted.policies(3).expect("sound ratios");
     assert_eq!(policies.len(), 1);

@@ -1,7 +1,7 @@
 //! A calibrated policy, carried out by several plans on one state, and the variation of norms that the state holds.
 
 use keynorm::diagnose;
-use keynorm::{Budget, Calibration, Dtype, KvView, LayerChoice, Policy, Score};
+use keynorm::{Budget, Calibration, Direction, Dtype, KvView, LayerChoice, Policy, Score};
 
 use crate::support::{BUILT, Case, Fixture, gpu, shape, submit};
 
@@ -15,7 +15,7 @@ fn every_layer_by_its_own_score_window_and_budget() {
         LayerChoice { keep_ratio: 0.5, ..norm },
         LayerChoice { keep_ratio: 0.4, ..diff },
         LayerChoice { keep_ratio: 0.7, ..norm },
-        LayerChoice { keep_ratio: 0.3, score: Score::Centroid, ..diff },
+        LayerChoice { keep_ratio: 0.3, score: Score::Centroid, direction: Direction::Highest, ..diff },
     ];
     let mut case = Case::new(shape(2, 3, 400, 64, Dtype::F16), Policy::new(Budget::keep_ratio(1.0)));
     case.shape.num_layers = 5;

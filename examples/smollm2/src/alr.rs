@@ -2,14 +2,13 @@
 //! norms correlate with the attention that keys receive.
 
 use anyhow::{Context as _, Result, ensure};
-use burn::tensor::Tensor;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::cache::{KvCache, read};
+use crate::cache::read;
 use crate::cli::{Alr, Common, or};
 use crate::lab::{CHUNK, Lab};
-use crate::model::Observer;
+use crate::model::{Observer, Seen};
 use crate::output::{Output, about, progress};
 use crate::plot::{HeatMap, Line, Titles, heat_map, lines};
 use crate::text;
@@ -39,7 +38,8 @@ struct Watch<'a> {
 }
 
 impl Observer for Watch<'_> {
-    fn layer(&mut self, layer: usize, weights: &Tensor<3>, cache: &KvCache) -> Result<()> {
+    fn layer(&mut self, layer: usize, seen: &Seen<'_>) -> Result<()> {
+        let Seen { weights, cache, .. } = *seen;
         let [num_heads, rows, len] = weights.dims();
         // The watched pass holds the tokens from `from` on.
         let (first, count) = (self.from, len - self.from);

@@ -54,18 +54,17 @@ pub struct KvCache {
     pending: u32,
 }
 
-/// keynorm, planned for a policy and bound to the buffers of a cache.
+/// keynorm, planned for policies and bound to the buffers of a cache.
 #[derive(Debug)]
 pub struct Press {
-    plan: Plan,
-    bound: Bound,
+    parts: Vec<(Plan, Bound)>,
 }
 
 impl Press {
     /// Bytes of keynorm's scratch.
     #[must_use]
     pub fn workspace_bytes(&self) -> u64 {
-        self.plan.workspace_bytes()
+        self.parts.iter().map(|(plan, _)| plan.workspace_bytes()).sum()
     }
 }
 
@@ -109,26 +108,31 @@ impl KvCache {
         Ok(Self { gpu: gpu.clone(), shape, layers, places, pins, compressor, state, num_seen: 0, pending: 0 })
     }
 
-    /// Plans and binds a policy.
+    /// Plans and binds policies of which no two compress the same layer.
     ///
     /// # Errors
     /// As [`Compressor::plan`] and [`Plan::bind`].
-    pub fn press(&self, policy: &Policy) -> Result<Press> {
-        let plan = self.compressor.plan(&self.shape, policy)?;
+    pub fn press(&self, policies: &[Policy]) -> Result<Press> {
         let strides = Strides::hnd(self.shape.num_kv_heads, self.shape.capacity, self.shape.keys.head_dim);
-        let view = |place: &'_ Place| -> (u64, Strides) { (place.offset, strides) };
-        let tensor = |place| {
-            let (offset_bytes, strides) = view(place);
-            TensorView { buffer: &place.buffer, offset_bytes, strides }
+        let views: Vec<_> = self
+            .places
+            .chunks_exact(2)
+            .map(|p| {
+                let [keys, values] =
+                    [&p[0], &p[1]].map(|p| TensorView { buffer: &p.buffer, offset_bytes: p.offset, strides });
+                KvView { keys, values }
+            })
+            .collect();
+        let part = |policy| {
+            let plan = self.compressor.plan(&self.shape, policy)?;
+            let workspace = plan.create_workspace()?;
+            let bound = plan.bind(&self.gpu.device, &views, &self.state, &workspace)?;
+            Ok((plan, bound))
         };
-        let views: Vec<_> =
-            self.places.chunks_exact(2).map(|p| KvView { keys: tensor(&p[0]), values: tensor(&p[1]) }).collect();
-        let workspace = plan.create_workspace()?;
-        let bound = plan.bind(&self.gpu.device, &views, &self.state, &workspace)?;
-        Ok(Press { plan, bound })
+        Ok(Press { parts: policies.iter().map(part).collect::<Result<_>>()? })
     }
 
-    /// Compresses every layer that the policy does not leave whole: submitted behind Burn's work, ahead of what Burn does
+    /// Compresses every layer that not all policies leave whole: submitted behind Burn's work, ahead of what Burn does
     /// next, and not waited for.
     ///
     /// # Errors
@@ -138,18 +142,22 @@ impl KvCache {
         self.gpu.burn.flush().map_err(|e| anyhow!("{e:?}"))?;
         let max_len = self.max_len();
         let mut encoder = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let Some((_, first)) = press.parts.first() else { return Ok(()) };
         if self.pending > 0 {
             self.state.set_append_counts(&self.gpu.queue, 0, &[self.pending])?;
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            press.bound.record_append(&mut pass, 0)?;
+            first.record_append(&mut pass, 0)?;
         }
-        press.bound.encode(&mut encoder, max_len)?;
+        press.parts.iter().try_for_each(|(_, bound)| bound.encode(&mut encoder, max_len))?;
         self.gpu.queue.submit([encoder.finish()]);
         self.pending = 0;
-        let policy = press.plan.policy();
-        for layer in policy.compressed_layers(self.shape.num_layers) {
-            let len = &mut self.layers[layer as usize].len;
-            *len = press.plan.budget(*len, (policy.sinks + policy.recent).min(*len));
+        for (plan, _) in &press.parts {
+            let policy = plan.policy();
+            for layer in policy.compressed_layers(self.shape.num_layers) {
+                let len = &mut self.layers[layer as usize].len;
+                let num_protected = (policy.sinks + policy.recent_of(*len)).min(*len);
+                *len = policy.budget_of(layer, 0).tokens(*len, num_protected)?;
+            }
         }
         Ok(())
     }
@@ -276,6 +284,12 @@ impl KvCache {
     #[must_use]
     pub const fn shape(&self) -> &KvShape {
         &self.shape
+    }
+
+    /// Layers and KV heads.
+    #[must_use]
+    pub const fn size(&self) -> (u32, u32) {
+        (self.shape.num_layers, self.shape.num_kv_heads)
     }
 
     /// Empties the cache; the buffers stay.

@@ -57,9 +57,11 @@ pub enum Command {
     Needle(Retrieval),
     /// The paper's attention loss by layer and head, and how norms go with attention.
     Alr(Alr),
+    /// Fit a score, window and budget to each layer, for strategy `calibrated`.
+    Calibrate(Calibrate),
     /// Decode rate and cache size by context length and keep ratio.
     Speed(Speed),
-    /// All of the above but `generate`, with their defaults.
+    /// All of the above but `generate` and `calibrate`, with their defaults.
     Figures,
 }
 
@@ -142,6 +144,9 @@ pub struct Perplexity {
     /// Names of strategies [default: all].
     #[arg(long, value_delimiter = ',')]
     pub strategies: Vec<String>,
+    /// What strategy `calibrated` reads: a file that `calibrate` wrote.
+    #[arg(long)]
+    pub calibration: Option<PathBuf>,
     /// Whether layers 0 and 1 are left whole.
     #[arg(long, value_enum)]
     pub skip: Option<Skip>,
@@ -173,6 +178,12 @@ pub struct Retrieval {
     /// Names of strategies [default: five of them].
     #[arg(long, value_delimiter = ',')]
     pub strategies: Vec<String>,
+    /// What strategy `calibrated` reads: a file that `calibrate` wrote.
+    #[arg(long)]
+    pub calibration: Option<PathBuf>,
+    /// The passkey on a line of its own, as in Mohtashami and Jaggi's prompt.
+    #[arg(long)]
+    pub own_line: bool,
     /// Whether layers 0 and 1 are left whole [default: two].
     #[arg(long, value_enum)]
     pub skip: Option<Skip>,
@@ -189,6 +200,46 @@ pub struct Alr {
     /// Tokens of a window.
     #[arg(long)]
     pub tokens: Option<usize>,
+}
+
+/// What a calibration keeps small.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Loss {
+    /// The squared error of the attention's output over the square of the residual.
+    Output,
+    /// The attention that dropped tokens had.
+    Attention,
+}
+
+#[derive(Debug, Args)]
+pub struct Calibrate {
+    /// A text, may be gzipped [default: the novel that the tool carries].
+    #[arg(long)]
+    pub text: Option<PathBuf>,
+    /// Where windows of prose begin, as shares of the text.
+    #[arg(long, value_delimiter = ',')]
+    pub offsets: Vec<f64>,
+    /// Mean keep ratios of layers 2 and on; 0 and 1 are left whole.
+    #[arg(long, value_delimiter = ',')]
+    pub keep: Vec<f64>,
+    /// Tokens of a window that are compressed.
+    #[arg(long)]
+    pub prefill: Option<usize>,
+    /// Tokens after them that attend to what was kept.
+    #[arg(long)]
+    pub score: Option<usize>,
+    /// Lengths of the passkey contexts, about.
+    #[arg(long, value_delimiter = ',')]
+    pub lengths: Vec<usize>,
+    /// Passkey contexts of each length, other ones than `passkey` draws from the same seed.
+    #[arg(long)]
+    pub trials: Option<usize>,
+    /// Weight of the mean over passkey contexts; that over prose has 1.
+    #[arg(long, default_value_t = 0.3)]
+    pub passkey_weight: f64,
+    /// What is kept small.
+    #[arg(long, value_enum, default_value = "output")]
+    pub loss: Loss,
 }
 
 #[derive(Debug, Default, Args)]

@@ -59,13 +59,13 @@ pub fn run(common: &Common, args: &Generate) -> Result<()> {
     let mut spent = Spent::default();
     let policy = |budget, len| strategy.policy(budget, len, common.seed, &args.skip_layers);
     if args.keep_ratio < 1.0 {
-        let press = lab.cache.press(&policy(Budget::keep_ratio(args.keep_ratio), before))?;
+        let press = lab.cache.press(&[policy(Budget::keep_ratio(args.keep_ratio), before)])?;
         spent.compressing += lab.cache.compress_timed(&press)?;
         spent.scratch += press.workspace_bytes();
     }
     let (after, bytes_after) = (lab.cache.min_len(), lab.cache.bytes());
     let cap = args.cap.map(|tokens| {
-        let press = lab.cache.press(&policy(Budget::KeepTokens(tokens), tokens + SLACK))?;
+        let press = lab.cache.press(&[policy(Budget::KeepTokens(tokens), tokens + SLACK)])?;
         spent.scratch += press.workspace_bytes();
         Ok::<_, anyhow::Error>(Cap { tokens, press })
     });

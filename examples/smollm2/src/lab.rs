@@ -4,14 +4,13 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow, ensure};
 use burn::tensor::Tensor;
-use keynorm::{Budget, Policy};
+use keynorm::Policy;
 use tokenizers::Tokenizer;
 
 use crate::cache::{KvCache, Snapshot, read};
 use crate::gguf::Gguf;
 use crate::gpu::Gpu;
 use crate::model::Model;
-use crate::strategy::Strategy;
 
 /// Tokens of a forward pass of a prefill: bounds the attention weights in memory.
 pub const CHUNK: usize = 512;
@@ -118,23 +117,13 @@ impl Lab {
         Ok(score)
     }
 
-    /// Compresses once by a strategy, every row to its budget.
-    ///
-    /// # Errors
-    /// As [`KvCache::press`] and [`KvCache::compress`].
-    pub fn compress(&mut self, strategy: &Strategy, budget: Budget, seed: u64, skip_layers: &[u32]) -> Result<()> {
-        let policy = strategy.policy(budget, self.cache.max_len(), seed, skip_layers);
-        let press = self.cache.press(&policy)?;
-        self.cache.compress(&press)
-    }
-
     /// Goes back to a snapshot and compresses it.
     ///
     /// # Errors
-    /// As [`KvCache::restore`] and [`Lab::compress`].
-    pub fn compress_copy(&mut self, snapshot: &Snapshot, policy: &Policy) -> Result<()> {
+    /// As [`KvCache::restore`], [`KvCache::press`] and [`KvCache::compress`].
+    pub fn compress_copy(&mut self, snapshot: &Snapshot, policies: &[Policy]) -> Result<()> {
         self.cache.restore(snapshot)?;
-        let press = self.cache.press(policy)?;
+        let press = self.cache.press(policies)?;
         self.cache.compress(&press)
     }
 

@@ -5,6 +5,7 @@
 
 pub mod alr;
 pub mod cache;
+pub mod calibrate;
 pub mod cli;
 pub mod generate;
 pub mod gguf;

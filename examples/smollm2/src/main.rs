@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use keynorm_smollm2::cli::{Cli, Command, Common, Perplexity, Protocol, Retrieval, Speed};
 use keynorm_smollm2::retrieval::Task;
-use keynorm_smollm2::{alr, generate, perplexity, retrieval, speed};
+use keynorm_smollm2::{alr, calibrate, generate, perplexity, retrieval, speed};
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     let common = &cli.common;
@@ -15,6 +15,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Passkey(args) => retrieval::run(common, args, Task::Passkey),
         Command::Needle(args) => retrieval::run(common, args, Task::Needle),
         Command::Alr(args) => alr::run(common, args),
+        Command::Calibrate(args) => calibrate::run(common, args),
         Command::Speed(args) => speed::run(common, args),
         Command::Figures => figures(common),
     }
@@ -33,6 +34,7 @@ fn figures(common: &Common) -> anyhow::Result<()> {
         score: None,
         length: None,
         seeds: None,
+        calibration: None,
     };
     let speed = Speed { strategy: "lowest+sinks+recent".to_owned(), ..Speed::default() };
     speed::run(common, &speed)?;

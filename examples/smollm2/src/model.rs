@@ -36,14 +36,26 @@ pub struct Model {
     blocks: Vec<Block>,
 }
 
+/// What an observer sees of a layer.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// [num_kv_heads, group · T, len]: row g · T + t is token t of the T that came last, in query head g of the KV head.
+    pub weights: &'a Tensor<3>,
+    /// [T, hidden]: what the attention's output is added to.
+    pub residual: &'a Tensor<2>,
+    /// [heads · head_dim, hidden]: what the heads' outputs, side by side, are multiplied by.
+    pub out: &'a Tensor<2>,
+    /// It already holds the T tokens.
+    pub cache: &'a KvCache,
+}
+
 /// Looks at the attention of each layer.
 pub trait Observer {
-    /// `weights` [num_kv_heads, group · T, len]: row g · T + t is token t of the T that came last, in query head g of the
-    /// KV head. The cache already holds the T tokens.
+    /// Called once a layer.
     ///
     /// # Errors
     /// Its own.
-    fn layer(&mut self, layer: usize, weights: &Tensor<3>, cache: &KvCache) -> Result<()>;
+    fn layer(&mut self, layer: usize, seen: &Seen<'_>) -> Result<()>;
 }
 
 impl Model {
@@ -129,7 +141,7 @@ impl Model {
             cache.append(layer, keys, values);
             let weights = self.attention(queries, layer, cache, &mut lens)?;
             if let Some(observer) = observer.as_deref_mut() {
-                observer.layer(layer, &weights, cache)?;
+                observer.layer(layer, &Seen { weights: &weights, residual: &x, out: &block.out, cache })?;
             }
             let mixed = weights.matmul(cache.view(layer).1);
             let mixed = mixed.reshape([c.num_heads, count, c.head_dim]).swap_dims(0, 1).reshape([count, c.hidden]);

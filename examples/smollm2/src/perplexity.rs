@@ -11,7 +11,7 @@ use crate::generate::strategy;
 use crate::lab::{CHUNK, Lab, Score};
 use crate::output::{Output, about, progress};
 use crate::plot::{Line, Titles, lines};
-use crate::strategy::{STRATEGIES, Strategy};
+use crate::strategy::{Method, STRATEGIES, Strategy};
 use crate::text;
 
 /// Tokens between two cuts of a stream.
@@ -25,7 +25,7 @@ struct Settings {
     keep: Vec<f64>,
     budgets: Vec<u32>,
     #[serde(skip)]
-    strategies: Vec<&'static Strategy>,
+    strategies: Vec<Method>,
     skip: Vec<Vec<u32>>,
     prefill: usize,
     score: usize,
@@ -69,14 +69,15 @@ struct Stream {
 
 fn settings(common: &Common, args: &Perplexity) -> Result<Settings> {
     let quick = common.quick;
-    let names = or(&args.strategies, &[]);
-    let strategies: Vec<&'static Strategy> = if !names.is_empty() {
-        names.iter().map(|name| strategy(name)).collect::<Result<_>>()?
-    } else if quick {
-        ["lowest", "sinks+recent", "random", "highest"].iter().map(|name| strategy(name)).collect::<Result<_>>()?
+    let default: Vec<&str> = if quick {
+        vec!["lowest", "sinks+recent", "random", "highest"]
     } else {
-        STRATEGIES.iter().collect()
+        STRATEGIES.iter().map(|s| s.name).collect()
     };
+    let names = or(&args.strategies, &default.into_iter().map(str::to_owned).collect::<Vec<_>>());
+    let strategies = Method::find(&names, args.calibration.as_deref())?;
+    let is_fixed = strategies.iter().all(|s| matches!(s, Method::Uniform(_)));
+    ensure!(is_fixed || args.protocol == Protocol::Prefill, "a calibration is for --protocol prefill");
     let skip = args.skip.unwrap_or(if quick { Skip::Two } else { Skip::Both });
     let settings = Settings {
         offsets: or(&args.offsets, if quick { &[0.3] } else { &[0.3, 0.7] }),
@@ -102,14 +103,14 @@ fn settings(common: &Common, args: &Perplexity) -> Result<Settings> {
 
 impl Settings {
     /// The seeds that a strategy is tried with.
-    fn seeds(&self, strategy: &Strategy) -> Vec<Option<u64>> {
+    fn seeds(&self, strategy: &Method) -> Vec<Option<u64>> {
         if strategy.is_random() { (0..self.seeds).map(|s| Some(self.first_seed + s)).collect() } else { vec![None] }
     }
 
-    fn cases(&self) -> Vec<(&'static Strategy, Vec<u32>, Option<u64>)> {
+    fn cases(&self) -> Vec<(&Method, Vec<u32>, Option<u64>)> {
         let mut cases = Vec::new();
         for skip in &self.skip {
-            for &strategy in &self.strategies {
+            for strategy in &self.strategies {
                 cases.extend(self.seeds(strategy).into_iter().map(|seed| (strategy, skip.clone(), seed)));
             }
         }
@@ -128,7 +129,7 @@ pub fn run(common: &Common, args: &Perplexity) -> Result<()> {
     let capacity = (settings.prefill + settings.score).max(settings.length);
     let mut lab = Lab::new(&common.model(), common.adapter.as_deref(), capacity)?;
     println!("{}", lab.gpu.describe());
-    let names: Vec<_> = settings.strategies.iter().map(|s| s.name).collect();
+    let names: Vec<_> = settings.strategies.iter().map(Method::name).collect();
     let mut result = about(&lab, "perplexity", json!({ "strategies": names, "options": settings }));
     let mut plots = Vec::new();
     if args.protocol != Protocol::Stream {
@@ -163,8 +164,8 @@ fn after_prefill(lab: &mut Lab, settings: &Settings, text: &str) -> Result<Vec<R
         for (strategy, skip, seed) in &cases {
             for &keep in &settings.keep {
                 let len = u32::try_from(context.len())?;
-                let policy = strategy.policy(Budget::keep_ratio(keep), len, seed.unwrap_or(0), skip);
-                lab.compress_copy(&snapshot, &policy)?;
+                let policies = strategy.policies(keep, len, seed.unwrap_or(0), skip, lab.cache.size())?;
+                lab.compress_copy(&snapshot, &policies)?;
                 scores[at].push(lab.score(inputs, targets)?);
                 at += 1;
                 bar.inc(1);
@@ -194,7 +195,7 @@ fn after_prefill(lab: &mut Lab, settings: &Settings, text: &str) -> Result<Vec<R
     let mut scores = scores[1..].iter();
     for (strategy, skip, seed) in &cases {
         for &keep in &settings.keep {
-            rows.push(row(strategy.name, keep, skip, *seed, scores.next().context("a score for each case")?));
+            rows.push(row(strategy.name(), keep, skip, *seed, scores.next().context("a score for each case")?));
         }
     }
     print_rows(&rows);
@@ -228,6 +229,7 @@ fn streams(lab: &mut Lab, settings: &Settings, text: &str) -> Result<Vec<Stream>
         let perplexity_after = perplexity(&full.nll[budget as usize..]);
         streams.push(Stream { strategy: "uncompressed", budget, perplexity_after, ..full.clone() });
         for (strategy, skip, seed) in &cases {
+            let Method::Uniform(strategy) = strategy else { continue };
             streams.push(stream(lab, &tokens, strategy, budget, (*seed, skip), &bar)?);
         }
     }
@@ -259,7 +261,7 @@ fn stream(
         score.extend(&lab.score(inputs, targets)?);
     }
     let policy = strategy.policy(Budget::KeepTokens(budget), budget + STEP as u32, seed.unwrap_or(0), skip);
-    let press = lab.cache.press(&policy)?;
+    let press = lab.cache.press(&[policy])?;
     for (inputs, targets) in inputs[head..].chunks(STEP).zip(targets[head..].chunks(STEP)) {
         score.extend(&lab.score(inputs, targets)?);
         lab.cache.compress(&press)?;
@@ -299,12 +301,12 @@ fn plot_rows(rows: &[Row], settings: &Settings) -> Result<Vec<(String, String)>>
         for strategy in &settings.strategies {
             let mut points = vec![(0.0, full)];
             for &keep in &settings.keep {
-                let fits = |r: &&Row| r.strategy == strategy.name && r.skip_layers == *skip && r.keep_ratio == keep;
+                let fits = |r: &&Row| r.strategy == strategy.name() && r.skip_layers == *skip && r.keep_ratio == keep;
                 let values: Vec<f64> = rows.iter().filter(fits).map(|r| r.perplexity.ln()).collect();
                 points.push(((1.0 - keep) * 100.0, values.iter().sum::<f64>() / values.len() as f64));
             }
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
-            drawn.push(Line { name: strategy.name.to_owned(), points, thin: strategy.is_control() });
+            drawn.push(Line { name: strategy.name().to_owned(), points, thin: strategy.is_control() });
         }
         let title = format!("Log perplexity after one compression, {}", suffix(skip));
         let titles = Titles { title: &title, x: "% of the cache dropped", y: "log perplexity" };

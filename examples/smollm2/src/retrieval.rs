@@ -3,16 +3,14 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
-use keynorm::Budget;
 use serde::Serialize;
 use serde_json::json;
 
 use crate::cli::{Common, Retrieval, Skip, or};
-use crate::generate::strategy;
 use crate::lab::Lab;
 use crate::output::{Output, about, progress};
 use crate::plot::{HeatMap, Titles, heat_map};
-use crate::strategy::Strategy;
+use crate::strategy::Method;
 use crate::text;
 
 /// What is hidden.
@@ -26,12 +24,28 @@ pub enum Task {
 
 /// One context with its question.
 #[derive(Debug)]
-struct Trial {
-    context: Vec<u32>,
-    question: Vec<u32>,
-    expected: String,
+pub struct Trial {
+    /// What is compressed.
+    pub context: Vec<u32>,
+    /// What is fed then.
+    pub question: Vec<u32>,
+    /// The answer.
+    pub expected: String,
     /// Where the hidden sentence stands, 0 to 1.
-    depth: f64,
+    pub depth: f64,
+}
+
+/// Which of the trials, and how it is written.
+#[derive(Debug, Clone, Copy)]
+pub struct Draw {
+    /// Its number.
+    pub ix: usize,
+    /// Of as many: the depths of all cover the context evenly.
+    pub count: usize,
+    /// Decides the passkey and the place.
+    pub seed: u64,
+    /// Whether the passkey stands on a line of its own, as in Mohtashami and Jaggi's prompt, or within the text.
+    pub own_line: bool,
 }
 
 /// One answer.
@@ -106,8 +120,12 @@ impl Task {
         }
     }
 
-    /// Trial `ix` of `count`: the depths of all trials cover the context evenly.
-    fn trial(self, lab: &Lab, text: &str, length: usize, (ix, count): (usize, usize), seed: u64) -> Result<Trial> {
+    /// One of the trials.
+    ///
+    /// # Errors
+    /// What the tokenizer says; a text that is too short.
+    pub fn trial(self, lab: &Lab, text: &str, length: usize, draw: Draw) -> Result<Trial> {
+        let Draw { ix, count, seed, own_line } = draw;
         let dice = random(seed ^ random(length as u64) ^ random(ix as u64 + 1));
         let depth = (ix as f64 + (dice % 1024) as f64 / 1024.0) / count as f64;
         let at = |pieces: usize| ((pieces + 1) as f64 * depth) as usize;
@@ -117,10 +135,12 @@ impl Task {
                 let sentence = format!("The pass key is {key}. Remember it.");
                 let fixed = lab.encode(&format!("{TASK} {sentence}"))?.len();
                 let fillers = length.saturating_sub(fixed) / lab.encode(&format!(" {FILLER}"))?.len();
-                let mut pieces = vec![FILLER; fillers];
-                pieces.insert(at(fillers), &sentence);
+                let (before, after) =
+                    (vec![FILLER; at(fillers)].join(" "), vec![FILLER; fillers - at(fillers)].join(" "));
+                let parts = [TASK, &before, &sentence, &after];
+                let parts: Vec<_> = parts.into_iter().filter(|p| !p.is_empty()).collect();
                 Ok(Trial {
-                    context: lab.encode(&format!("{TASK} {}", pieces.join(" ")))?,
+                    context: lab.encode(&parts.join(if own_line { "\n" } else { " " }))?,
                     question: lab.encode("\nWhat is the pass key? The pass key is")?,
                     expected: key.to_string(),
                     depth,
@@ -145,7 +165,7 @@ impl Task {
 }
 
 struct Case {
-    strategy: &'static Strategy,
+    strategy: Method,
     keep: f64,
     skip: Vec<u32>,
 }
@@ -154,19 +174,14 @@ fn cases(common: &Common, args: &Retrieval) -> Result<Vec<Case>> {
     let quick = common.quick;
     let keeps = or(&args.keep, if quick { &[0.5] } else { &[0.5, 0.25, 0.1] });
     ensure!(keeps.iter().all(|k| (0.0..=1.0).contains(k)), "keep ratios are from 0 to 1");
-    let names = or(&args.strategies, &[]);
-    let strategies: Vec<&'static Strategy> = if !names.is_empty() {
-        names.iter().map(|name| strategy(name)).collect::<Result<_>>()?
-    } else if quick {
-        vec![strategy("lowest")?, strategy("random")?]
-    } else {
-        DEFAULT.iter().map(|name| strategy(name)).collect::<Result<_>>()?
-    };
+    let default = if quick { &["lowest", "random"][..] } else { &DEFAULT };
+    let names = or(&args.strategies, &default.iter().map(ToString::to_string).collect::<Vec<_>>());
+    let strategies = Method::find(&names, args.calibration.as_deref())?;
     let skips = args.skip.unwrap_or(Skip::Two).sets();
     let mut cases = Vec::new();
     for skip in &skips {
-        for &strategy in &strategies {
-            cases.extend(keeps.iter().map(|&keep| Case { strategy, keep, skip: skip.clone() }));
+        for strategy in &strategies {
+            cases.extend(keeps.iter().map(|&keep| Case { strategy: strategy.clone(), keep, skip: skip.clone() }));
         }
     }
     Ok(cases)
@@ -190,11 +205,12 @@ pub fn run(common: &Common, args: &Retrieval, task: Task) -> Result<()> {
     let output = Output::new(&common.output)?;
     let mut lab = Lab::new(&common.model(), common.adapter.as_deref(), longest + 128)?;
     println!("{}", lab.gpu.describe());
+    let draw = |ix| Draw { ix, count: trials, seed: common.seed, own_line: args.own_line };
     let bar = progress(lengths.len() * trials * (1 + cases.len()), task.name());
     let mut answers = Vec::new();
     for &length in &lengths {
         for ix in 0..trials {
-            let trial = task.trial(&lab, &text, length, (ix, trials), common.seed)?;
+            let trial = task.trial(&lab, &text, length, draw(ix))?;
             lab.prefill(&trial.context)?;
             let snapshot = lab.cache.snapshot()?;
             let mut ask = |lab: &mut Lab, strategy, keep_ratio, skip_layers: &[u32]| -> Result<()> {
@@ -220,15 +236,15 @@ pub fn run(common: &Common, args: &Retrieval, task: Task) -> Result<()> {
             for case in &cases {
                 let len = u32::try_from(trial.context.len())?;
                 let seed = common.seed + ix as u64;
-                let policy = case.strategy.policy(Budget::keep_ratio(case.keep), len, seed, &case.skip);
-                lab.compress_copy(&snapshot, &policy)?;
-                ask(&mut lab, case.strategy.name, case.keep, &case.skip)?;
+                let policies = case.strategy.policies(case.keep, len, seed, &case.skip, lab.cache.size())?;
+                lab.compress_copy(&snapshot, &policies)?;
+                ask(&mut lab, case.strategy.name(), case.keep, &case.skip)?;
             }
         }
     }
     bar.finish_and_clear();
     print_table(&answers, &lengths);
-    let settings = json!({ "lengths": lengths, "trials": trials, "seed": common.seed });
+    let settings = json!({ "lengths": lengths, "trials": trials, "seed": common.seed, "own_line": args.own_line });
     let mut result = about(&lab, task.name(), settings);
     result["answers"] = json!(answers);
     output.write_json(&format!("{}.json", task.name()), &result)?;

@@ -93,7 +93,7 @@ fn measure(
     let (len, uncompressed_bytes) = (lab.cache.max_len(), lab.cache.bytes());
     let skip_layers = [0, 1];
     let policy = strategy.policy(Budget::keep_ratio(keep), len, seed, &skip_layers);
-    let press = lab.cache.press(&policy)?;
+    let press = lab.cache.press(&[policy])?;
     let mut first = Vec::new();
     if keep < 1.0 {
         for _ in 0..3 {
@@ -105,7 +105,7 @@ fn measure(
     let first = first.get(1).copied().unwrap_or_default();
     let (cache_tokens, cache_bytes) = (lab.cache.min_len(), lab.cache.bytes());
     let cut = strategy.policy(Budget::KeepTokens(cache_tokens), cache_tokens, seed, &skip_layers);
-    let cut = lab.cache.press(&cut)?;
+    let cut = lab.cache.press(&[cut])?;
     // The kernels of this length.
     lab.feed(&[next])?;
     lab.gpu.sync()?;

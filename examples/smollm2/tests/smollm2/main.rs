@@ -6,12 +6,16 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use keynorm::{Budget, Direction, Order, Policy};
+use keynorm::{Budget, Calibration, Direction, LayerChoice, Order, Policy};
 use keynorm_smollm2::cache::{KvCache, read};
+use keynorm_smollm2::calibrate::{self, KEEP_RATIOS, WHOLE};
+use keynorm_smollm2::cli::Loss;
 use keynorm_smollm2::gguf::default_path;
 use keynorm_smollm2::kernels::Kernels;
 use keynorm_smollm2::lab::{Lab, argmax};
-use keynorm_smollm2::strategy::STRATEGIES;
+use keynorm_smollm2::model::{Observer, Seen};
+use keynorm_smollm2::retrieval::{Draw, Task};
+use keynorm_smollm2::strategy::{Calibrated, Method, STRATEGIES};
 
 use burn::tensor::{Distribution, Int, Tensor};
 use reference::Reference;
@@ -54,7 +58,7 @@ fn prose(lab: &Lab) -> Vec<u32> {
 }
 
 fn compress(lab: &mut Lab, policy: &Policy) {
-    let press = lab.cache.press(policy).unwrap();
+    let press = lab.cache.press(std::slice::from_ref(policy)).unwrap();
     lab.cache.compress(&press).unwrap();
 }
 
@@ -191,7 +195,7 @@ fn the_cache_stays_in_the_buffers_that_burn_allocated() {
     let (places, before) = (lab.cache.current_places().unwrap(), lab.gpu.allocated_bytes());
     assert_eq!(places, lab.cache.bound_places());
     for keep in [0.5, 0.3] {
-        let press = lab.cache.press(&Policy::paper(keep)).unwrap();
+        let press = lab.cache.press(&[Policy::paper(keep)]).unwrap();
         lab.cache.compress(&press).unwrap();
         lab.gpu.sync().unwrap();
         let grown = lab.gpu.allocated_bytes() - before;
@@ -266,7 +270,7 @@ fn every_strategy_keeps_its_budget() {
     for strategy in STRATEGIES {
         for keep in [0.9, 0.1] {
             let policy = strategy.policy(Budget::keep_ratio(keep), 120, 7, &[]);
-            lab.compress_copy(&snapshot, &policy).unwrap();
+            lab.compress_copy(&snapshot, std::slice::from_ref(&policy)).unwrap();
             let Lab { gpu, cache, .. } = &*lab;
             let kept = pollster::block_on(cache.state().read(&gpu.device, &gpu.queue)).unwrap();
             let expected = (keep * 120.0f64).round() as usize;
@@ -281,6 +285,124 @@ fn every_strategy_keeps_its_budget() {
             assert!(strategy.is_random() == matches!(policy.direction, Direction::Random { .. }));
         }
     }
+}
+
+/// What a layer's attention adds to the residual, and the residual.
+#[derive(Default)]
+struct Attended {
+    layer: usize,
+    added: Vec<f32>,
+    residual: Vec<f32>,
+}
+
+impl Observer for Attended {
+    fn layer(&mut self, layer: usize, seen: &Seen<'_>) -> anyhow::Result<()> {
+        if layer == self.layer {
+            let mixed = seen.weights.clone().matmul(seen.cache.view(layer).1);
+            let [heads, rows, dim] = mixed.dims();
+            let [count, hidden] = seen.residual.dims();
+            assert_eq!(heads * rows * dim, count * hidden);
+            let mixed = mixed.reshape([hidden / dim, count, dim]).swap_dims(0, 1).reshape([count, hidden]);
+            self.added = read(mixed.matmul(seen.out.clone()))?;
+            self.residual = read(seen.residual.clone())?;
+        }
+        Ok(())
+    }
+}
+
+/// The loss that `calibrate` computes from whole attention is the error of a cache that was compressed.
+#[test]
+fn the_loss_is_the_error_of_a_compressed_layer() {
+    let mut lab = lab();
+    let tokens = prose(&lab);
+    let (context, rest) = (&tokens[..100], &tokens[100..107]);
+    let choice = LayerChoice { sinks: 4, recent: 64, recent_share: Some(0.05), ..LayerChoice::of(&Policy::paper(0.5)) };
+    let lost = calibrate::losses(&mut lab, &[choice], Loss::Output, (context, rest)).unwrap();
+    assert_eq!(lost.len(), lab.cache.size().0 as usize - WHOLE);
+    let last = lost[0][0].lost.clone();
+    assert!(last[..5].iter().all(|l| l.is_infinite()), "4 sinks and 5 recent of {last:?}");
+    assert!(last[KEEP_RATIOS.len() - 1] < 1e-12, "all is kept: {last:?}");
+    for (layer, ratio_ix) in [(2, 5), (14, 9), (29, 12)] {
+        let mut runs = Vec::new();
+        for keep_ratio in [1.0, KEEP_RATIOS[ratio_ix]] {
+            lab.prefill(context).unwrap();
+            let skip_layers = (0..30).filter(|&l| l != layer as u32).collect();
+            compress(&mut lab, &Policy { skip_layers, ..LayerChoice { keep_ratio, ..choice }.policy() });
+            let mut seen = Attended { layer, ..Attended::default() };
+            let Lab { model, cache, .. } = &mut *lab;
+            model.forward_observed(rest, 1, cache, Some(&mut seen)).unwrap();
+            runs.push(seen);
+        }
+        let hidden = runs[0].added.len() / rest.len();
+        let error = |query: usize| {
+            let row = |x: &[f32]| x[query * hidden..][..hidden].to_vec();
+            let (whole, kept, residual) = (row(&runs[0].added), row(&runs[1].added), row(&runs[0].residual));
+            let squares: f64 = whole.iter().zip(&kept).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+            squares / residual.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()
+        };
+        let expected = (0..rest.len()).map(error).sum::<f64>() / rest.len() as f64;
+        let got = lost[layer - WHOLE][0].lost[ratio_ix];
+        assert!(expected > 0.0 && (got / expected - 1.0).abs() < 1e-3, "layer {layer}: {got} for {expected}");
+    }
+    let attention = calibrate::losses(&mut lab, &[choice], Loss::Attention, (context, rest)).unwrap();
+    let attention = &attention[12][0].lost;
+    assert!(attention[5] > attention[9] && attention[9] > 0.0 && attention[15] == 0.0, "{attention:?}");
+}
+
+#[test]
+fn a_calibration_keeps_its_share_of_every_layer() {
+    let mut lab = lab();
+    let tokens = prose(&lab);
+    lab.prefill(&tokens).unwrap();
+    let snapshot = lab.cache.snapshot().unwrap();
+    let diff = LayerChoice::of(&Policy::keydiff(Budget::keep_ratio(0.1)));
+    let norm = LayerChoice { sinks: 0, recent: 64, recent_share: Some(0.1), ..LayerChoice::of(&Policy::paper(0.5)) };
+    let choice = |layer: usize| match layer {
+        0 | 1 => norm,
+        _ if layer.is_multiple_of(2) => LayerChoice { keep_ratio: 0.75, ..norm },
+        _ => LayerChoice { keep_ratio: 0.25, ..diff },
+    };
+    let layers: Vec<_> = (0..30).map(choice).collect();
+    let method = |layers: &[LayerChoice]| {
+        let calibration = Calibration { layers: layers.to_vec() };
+        Method::Calibrated([Calibrated { keep_ratio: 0.5, calibration }].into())
+    };
+    let policies = |layers: &[LayerChoice], keep_ratio| method(layers).policies(keep_ratio, 120, 0, &[0, 1], (30, 3));
+    let fits = policies(&layers, 0.5).unwrap();
+    assert_eq!(fits.len(), 2);
+    lab.compress_copy(&snapshot, &fits).unwrap();
+    let Lab { gpu, cache, .. } = &*lab;
+    let kept = pollster::block_on(cache.state().read(&gpu.device, &gpu.queue)).unwrap();
+    for (layer, kept) in kept.layers.iter().enumerate() {
+        let expected = (120.0 * layers[layer].keep_ratio) as usize;
+        assert!(kept.positions.iter().all(|p| p.len() == expected), "layer {layer}");
+        assert_eq!(cache.len(layer) as usize, expected, "layer {layer}: host and GPU disagree");
+    }
+
+    let refused = |layers: &[LayerChoice], keep_ratio| policies(layers, keep_ratio).unwrap_err().to_string();
+    assert!(refused(&layers, 0.4).contains("no calibration for keep ratio 0.4, but [0.5]"));
+    assert!(refused(&layers[..29], 0.5).contains("29 layers"));
+    let mut more = layers.clone();
+    more[2].keep_ratio = 0.8;
+    assert!(refused(&more, 0.5).contains("keeps 0.5"));
+    more[1].keep_ratio = 0.5;
+    assert!(refused(&more, 0.5).contains("compresses one of the layers [0, 1]"));
+    assert!(Method::find(&["calibrated"], None).unwrap_err().to_string().contains("--calibration"));
+}
+
+#[test]
+fn a_passkey_may_stand_on_a_line_of_its_own() {
+    let lab = lab();
+    let trial = |own_line| {
+        let draw = Draw { ix: 3, count: 12, seed: 0, own_line };
+        let trial = Task::Passkey.trial(&lab, "", 502, draw).unwrap();
+        (lab.decode(&trial.context).unwrap(), trial)
+    };
+    let ((inline, a), (lines, b)) = (trial(false), trial(true));
+    assert_eq!((inline.lines().count(), lines.lines().count()), (1, 4));
+    assert_eq!(lines.lines().nth(2), Some(format!("The pass key is {}. Remember it.", a.expected).as_str()));
+    assert_eq!((lines.replace('\n', " "), &b.expected), (inline, &a.expected));
+    assert_eq!((a.context.len(), b.context.len()), (499, 502));
 }
 
 fn tool(arguments: &[&str]) -> Output {
@@ -340,4 +462,36 @@ fn perplexity_writes_whole_results() {
     let (full, lowest, highest) = (of("uncompressed"), of("lowest"), of("highest"));
     assert!(5.0 < full && full < lowest && lowest < highest && highest < 1e4, "{full} {lowest} {highest}");
     assert_eq!(json["stream"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn a_calibration_is_written_and_taken() {
+    let _turn = lab();
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().to_str().unwrap();
+    let small = ["--prefill", "96", "--score", "4", "--lengths", "128", "--trials", "1", "--keep", "0.25"];
+    succeeded(&tool(&[&["calibrate", "--quick", "--output", dir][..], &small].concat()));
+    let file = Path::new(dir).join("calibration.json");
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let calibrated: Calibrated = serde_json::from_value(json["calibrations"][0].clone()).unwrap();
+    let ratios: Vec<f64> = calibrated.calibration.layers.iter().map(|l| l.keep_ratio).collect();
+    let mean = ratios[WHOLE..].iter().sum::<f64>() / 28.0;
+    assert!(ratios[..WHOLE] == [1.0, 1.0] && (0.24..=0.25 + 1e-9).contains(&mean), "{ratios:?}");
+    assert!(ratios[WHOLE..].iter().any(|&r| r != ratios[WHOLE]), "a budget by layer: {ratios:?}");
+
+    let file = file.to_str().unwrap();
+    let run = |keep| {
+        let fixed = ["perplexity", "--quick", "--output", dir, "--protocol", "prefill", "--prefill", "128"];
+        let fixed =
+            [&fixed[..], &["--score", "48", "--strategies", "random,calibrated", "--calibration", file]].concat();
+        tool(&[&fixed[..], &["--keep", keep]].concat())
+    };
+    succeeded(&run("0.25"));
+    let json = std::fs::read(Path::new(dir).join("perplexity.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let of = |ix: usize| json["after_prefill"][ix]["perplexity"].as_f64().unwrap();
+    assert!(of(0) < of(2) && of(2) < of(1), "whole {}, random {}, calibrated {}", of(0), of(1), of(2));
+    let failed = run("0.5");
+    let stderr = String::from_utf8_lossy(&failed.stderr);
+    assert!(failed.status.code() == Some(2) && stderr.contains("no calibration for keep ratio 0.5"), "{stderr}");
 }
