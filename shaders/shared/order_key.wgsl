@@ -31,7 +31,7 @@ fn order_key(r: Row, layer: u32, row: u32, slot: u32, norm: u32) -> u32 {
     if nan {
         key = NAN_ORDER_KEY;
     }
-    if params.sinks + params.recent > 0u || params.direction == 2u {
+    if max(params.sinks, params.recent) > 0u || params.direction == 2u {
         let position = position_of(r, slot);
         if params.direction == 2u && !nan {
             key = random_bits(layer, row, position) + 1u;

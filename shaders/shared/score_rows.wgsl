@@ -62,7 +62,7 @@ fn order_key(r: Row, slot: u32, bits: u32, bad: bool) -> u32 {
     if bad {
         key = NAN_ORDER_KEY;
     }
-    if params.sinks + params.recent > 0u {
+    if max(params.sinks, params.recent) > 0u {
         let position = position_of(r, slot);
         let recent = recent_of(params.recent, params.share_low, params.share_high, r.len);
         if position < params.sinks || r.num_seen - position <= recent {

@@ -124,7 +124,7 @@ fn long_rows() {
 fn second_compression_goes_on_from_the_first() {
     for selector in SELECTORS {
         for order in ORDERS {
-            for (sinks, recent) in [(0, 0), (4, 64), (1, 0), (0, 33)] {
+            for (sinks, recent) in [(0, 0), (4, 64), (1, 0), (0, 33), (1, u32::MAX)] {
                 let mut case = Case::new(shape(2, 2, 400, 64, Dtype::Bf16), policy(0.5, selector, order));
                 case.policy.sinks = sinks;
                 case.policy.recent = recent;
