@@ -161,7 +161,7 @@ impl Bound {
         if self.takes_rows(Stages::ALL) {
             return self.record(&mut encoder.begin_compute_pass(&open("keynorm.row")), max_len);
         }
-        if let Some(apart) = &self.apart {
+        if let Some(apart) = self.apart.as_ref().filter(|_| max_len > 0) {
             self.record_rows_apart(apart, &mut encoder.begin_compute_pass(&open("keynorm.row")));
             self.record_finish_apart(apart, &mut encoder.begin_compute_pass(&open("keynorm.finish")), max_len);
             return Ok(());

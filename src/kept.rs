@@ -23,16 +23,13 @@ pub struct KeptLayer {
 }
 
 impl Bound {
-    /// Records the whole compression into a pass of its own, submits it, waits, and reads back what was kept.
+    /// Records the whole compression into passes of its own, submits it, waits, and reads back what was kept.
     ///
     /// # Errors
-    /// As [`Bound::record`]; [`ReadError::Poll`] and [`ReadError::Map`] where the device fails.
+    /// As [`Bound::encode`]; [`ReadError::Poll`] and [`ReadError::Map`] where the device fails.
     pub async fn compress(&self, device: &wgpu::Device, queue: &wgpu::Queue, max_len: u32) -> Result<Kept, ReadError> {
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            self.record(&mut pass, max_len)?;
-        }
+        self.encode(&mut encoder, max_len)?;
         queue.submit([encoder.finish()]);
         self.state().read(device, queue).await
     }

@@ -2,7 +2,7 @@
 
 use keynorm::{Budget, BudgetOverride, Direction, Dtype, Options, Order, Policy, Switch};
 
-use crate::support::{Case, Data, Layout, run, shape};
+use crate::support::{Case, Data, Fixture, Layout, gpu, run, shape};
 
 const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
 const SWITCHES: [Switch; 3] = [Switch::Auto, Switch::Off, Switch::On];
@@ -102,4 +102,18 @@ fn layers_at_once() {
             run(&case);
         }
     }
+}
+
+/// Recorded for no tokens at all, rows of all layers at once are left as they are.
+#[test]
+fn layers_at_once_of_no_length() {
+    let gpu = gpu();
+    let mut case = many(Dtype::F16, Order::Fill, Switch::On);
+    (case.shape.num_layers, case.shape.batch_size) = (16, 2);
+    case.lengths = vec![290, 77];
+    let fixture = Fixture::new(gpu, &case);
+    let mut encoder = gpu.device.create_command_encoder(&Default::default());
+    fixture.bound.encode(&mut encoder, 0).expect("a record");
+    gpu.queue.submit([encoder.finish()]);
+    fixture.compare(gpu, &case, "no length");
 }
