@@ -3,7 +3,9 @@
 use crate::bind::{params_binding, range_binding, words_binding};
 use crate::bound::Bound;
 use crate::draft::{Builder, LayerDraft, ParamsBlock};
-use crate::kernel::{Checks, LayoutKind, Module};
+use crate::kernel::Checks;
+use crate::layout::LayoutKind;
+use crate::module::Module;
 use crate::pages::Views;
 use crate::params::{RowFinishParams, RowParams};
 use crate::plan::WORKGROUP;

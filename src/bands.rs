@@ -5,7 +5,9 @@ use crate::criterion::Score;
 use crate::draft::{
     Builder, CheckedLayer, INFOS_A_SLOT, ParamsBlock, RowRange, ScoredSlots, access_of, tensor_layout, word,
 };
-use crate::kernel::{Access, Checks, LayoutKind, Module};
+use crate::kernel::Checks;
+use crate::layout::LayoutKind;
+use crate::module::{Access, Module};
 use crate::pages::Views;
 use crate::params::BandParams;
 use crate::plan::{ScoreTiles, WORKGROUP};

@@ -1,7 +1,7 @@
 //! What a device offers, and which kernel variants follow from it.
 
 use crate::error::BuildError;
-use crate::kernel::Reduction;
+use crate::module::Reduction;
 
 /// Whether an optional feature is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -2,7 +2,8 @@
 
 use crate::bound::{MAX_RANGES, PARAMS_STRIDE, POOL_PASSES, WALK_LEN, sort_steps};
 use crate::criterion::Score;
-use crate::kernel::{Access, Checks};
+use crate::kernel::Checks;
+use crate::module::Access;
 use crate::pages::PageShape;
 use crate::params::{AppendParams, CompactParams, KeyNormParams, OrderParams, StateLayout, TensorLayout, TopKParams};
 use crate::plan::{PlanInner, ROW_TOKENS};

@@ -15,6 +15,8 @@ mod draft;
 mod error;
 pub mod kept;
 mod kernel;
+mod layout;
+mod module;
 mod pages;
 #[doc(hidden)]
 pub mod params;
@@ -45,7 +47,7 @@ pub use device::ShaderPatch;
 pub use device::{Options, Switch, optional_features, recommended_limits};
 pub use error::{ArgumentError, BuildError, ReadError};
 #[doc(hidden)]
-pub use kernel::{Module, Reduction};
+pub use module::{Module, Reduction};
 pub use pages::{FreedPages, PageShape, PageTable, PagedKvView, SequencePages};
 pub use plan::Plan;
 pub use policy::{Budget, BudgetOverride, Direction, Order, Policy, Pool, Rounding, Selector};
