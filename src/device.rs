@@ -69,7 +69,9 @@ impl Options {
 /// ```
 #[must_use]
 pub fn optional_features(adapter: &wgpu::Adapter) -> wgpu::Features {
-    adapter.features() & wgpu::Features::SUBGROUP
+    let is_cpu = adapter.get_info().device_type == wgpu::DeviceType::Cpu;
+    let wide = if is_cpu { wgpu::Features::SHADER_INT64 } else { wgpu::Features::empty() };
+    adapter.features() & (wgpu::Features::SUBGROUP | wide)
 }
 
 /// WebGPU's default limits, raised to the adapter's where keynorm gains from it: binding and buffer sizes, workgroup
@@ -106,6 +108,8 @@ pub(crate) struct Capabilities {
     pub max_workgroups: u32,
     /// Lanes run on a CPU: an invocation takes a whole token, in the norm and in the moves.
     pub serial: bool,
+    /// Moves are by 64-bit words: such a device loads each lane's word by itself.
+    pub wide: bool,
 }
 
 impl Capabilities {
@@ -148,6 +152,7 @@ impl Capabilities {
                 Switch::On => true,
                 Switch::Off => false,
             };
+        let serial = is_cpu && options.subgroups == Switch::Auto;
         let large = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x) >= 1024;
         let max_binding_bytes =
             options.max_binding_bytes.unwrap_or(u64::MAX).min(limits.max_storage_buffer_binding_size).max(1 << 16);
@@ -159,7 +164,8 @@ impl Capabilities {
             row_workgroup: if large { 1024 } else { 256 },
             workgroup_bytes: limits.max_compute_workgroup_storage_size,
             sort_len: if limits.max_compute_workgroup_storage_size >= 24 * 1024 { 4096 } else { 2048 },
-            serial: is_cpu && options.subgroups == Switch::Auto,
+            serial,
+            wide: serial && device.features().contains(wgpu::Features::SHADER_INT64),
             max_workgroups: limits.max_compute_workgroups_per_dimension,
         })
     }

@@ -101,7 +101,7 @@ impl Kernels {
         modules
             .entry(module)
             .or_insert_with(|| {
-                let source = module.source();
+                let source = module.source_by(self.capabilities.wide);
                 let source = self.shader_patch.as_ref().map_or(source.clone(), |patch| patch.0(&source));
                 checks.guard(&self.device, module.label(), || {
                     let descriptor = wgpu::ShaderModuleDescriptor {

@@ -220,6 +220,14 @@ impl Module {
     /// WGSL text: the kernel's file first, so that line numbers in messages are its own.
     #[must_use]
     pub fn source(&self) -> String {
+        self.source_by(false)
+    }
+
+    /// As [`Module::source`]; with `wide` moves are by 64-bit words, which takes `SHADER_INT64`.
+    #[must_use]
+    pub fn source_by(&self, wide: bool) -> String {
+        let moved_keys = |vec4| if wide && vec4 { shader!("shared/keys_u64.wgsl") } else { keys(vec4) };
+        let moved_values = if wide { shader!("shared/values_u64.wgsl") } else { shader!("shared/values_vec4.wgsl") };
         let address = |paged| {
             if paged { shader!("shared/address_paged.wgsl") } else { shader!("shared/address_strided.wgsl") }
         };
@@ -312,8 +320,9 @@ impl Module {
                 order_key,
                 state,
                 address(false),
-                elements(dtype, true).as_str(),
-                shader!("shared/values_vec4.wgsl"),
+                moved_keys(true),
+                squares(dtype),
+                moved_values,
                 emit,
                 scan,
                 norm_tokens(reduction),
@@ -349,12 +358,12 @@ impl Module {
                 moves,
                 info,
                 address(paged),
-                if tails.0 { shader!("shared/keys_tail.wgsl") } else { keys(keys_vec4) },
+                if tails.0 { shader!("shared/keys_tail.wgsl") } else { moved_keys(keys_vec4) },
                 match (values_vec4, tails.1) {
                     (None, true) => shader!("shared/values_joined_tail.wgsl"),
                     (None, false) => shader!("shared/values_joined.wgsl"),
                     (Some(_), true) => shader!("shared/values_tail.wgsl"),
-                    (Some(true), false) => shader!("shared/values_vec4.wgsl"),
+                    (Some(true), false) => moved_values,
                     (Some(false), false) => shader!("shared/values_word.wgsl"),
                 },
             ]
@@ -365,7 +374,7 @@ impl Module {
                 address(false),
                 match (pair, vec4, tail) {
                     (false, _, true) => shader!("shared/keys_tail.wgsl"),
-                    (false, _, false) => keys(vec4),
+                    (false, _, false) => moved_keys(vec4),
                     (true, _, true) => shader!("shared/keys_pair_tail.wgsl"),
                     (true, true, false) => shader!("shared/keys_pair_vec4.wgsl"),
                     (true, false, false) => shader!("shared/keys_pair_word.wgsl"),
@@ -405,14 +414,18 @@ fn keys(vec4: bool) -> &'static str {
 
 /// Access to keys and their squares.
 fn elements(dtype: Dtype, vec4: bool) -> String {
-    let blocks = |file: &str| [file, shader!("shared/blocks.wgsl")].concat();
+    let access = if dtype.is_quantised() { shader!("shared/blocks.wgsl") } else { keys(vec4) };
+    [squares(dtype), access].concat()
+}
+
+fn squares(dtype: Dtype) -> &'static str {
     match dtype {
-        Dtype::F32 => [keys(vec4), shader!("shared/element_f32.wgsl")].concat(),
-        Dtype::F16 => [keys(vec4), shader!("shared/element_f16.wgsl")].concat(),
-        Dtype::Bf16 => [keys(vec4), shader!("shared/element_bf16.wgsl")].concat(),
-        Dtype::Q8_0 => blocks(shader!("shared/blocks_q8_0.wgsl")),
-        Dtype::Q4_0 => blocks(shader!("shared/blocks_q4_0.wgsl")),
-        Dtype::I8Scaled => blocks(shader!("shared/blocks_i8.wgsl")),
+        Dtype::F32 => shader!("shared/element_f32.wgsl"),
+        Dtype::F16 => shader!("shared/element_f16.wgsl"),
+        Dtype::Bf16 => shader!("shared/element_bf16.wgsl"),
+        Dtype::Q8_0 => shader!("shared/blocks_q8_0.wgsl"),
+        Dtype::Q4_0 => shader!("shared/blocks_q4_0.wgsl"),
+        Dtype::I8Scaled => shader!("shared/blocks_i8.wgsl"),
     }
 }
 

@@ -354,11 +354,25 @@ fn every_module_translates() {
 
 #[test]
 fn every_file_is_plain_wgsl_and_in_use() {
-    let sources: Vec<String> = Module::all().iter().map(Module::source).collect();
+    let all = Module::all().into_iter();
+    let sources: Vec<String> = all.flat_map(|m| [m.source(), m.source_by(true)]).collect();
     for (name, text) in files(&shader_dir()).into_iter().chain(files(&shader_dir().join("shared"))) {
         check_plain_wgsl(&text).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(sources.iter().any(|s| s.contains(&text)), "{name} is in no module");
     }
+}
+
+/// What CPUs build.
+#[test]
+fn every_module_validates_with_wide_moves() {
+    let mut found = 0;
+    for module in Module::all().into_iter().filter(|m| m.source_by(true) != m.source()) {
+        let resolved = resolve(&module.source_by(true), capabilities(module) | Capabilities::SHADER_INT64);
+        let checked = resolved.and_then(|resolved| check_limits(&resolved));
+        checked.unwrap_or_else(|e| panic!("{module:?}: {e}"));
+        found += 1;
+    }
+    assert!(found >= 10, "{found} modules move by 64-bit words");
 }
 
 #[test]

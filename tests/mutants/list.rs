@@ -82,6 +82,8 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
     ),
     ("shared/keys_word.wgsl", "keys[w + 3u] = chunk.w", "keys[w + 3u] = chunk.z"),
     ("shared/values_word.wgsl", "values[w + 3u] = chunk.w", "values[w + 3u] = chunk.z"),
+    ("shared/keys_u64.wgsl", "u32(chunk.x >> 32u)", "u32(chunk.x)"),
+    ("shared/values_u64.wgsl", "(u64(chunk.w) << 32u)", "(u64(chunk.y) << 32u)"),
     ("shared/keys_vec4.wgsl", "return keys[base + chunk_ix];", "return keys[base + chunk_ix + 1u];"),
     ("shared/values_vec4.wgsl", "return values[base + chunk_ix];", "return values[base + chunk_ix + 1u];"),
     ("shared/state_rows.wgsl", "return r.num_seen - (r.len - slot);", "return slot;"),
