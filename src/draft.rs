@@ -1,6 +1,6 @@
 //! The parameters of every dispatch of a binding, drafted from checked views. No GPU objects but the parameter buffer.
 
-use crate::bound::{MAX_RANGES, PARAMS_STRIDE, POOL_PASSES, WALK_LEN, sort_steps};
+use crate::bound::{PARAMS_STRIDE, POOL_PASSES, sort_steps};
 use crate::criterion::Score;
 use crate::kernel::Checks;
 use crate::module::Access;
@@ -8,6 +8,7 @@ use crate::pages::PageShape;
 use crate::params::{AppendParams, CompactParams, KeyNormParams, OrderParams, StateLayout, TensorLayout, TopKParams};
 use crate::plan::{PlanInner, ROW_TOKENS};
 use crate::policy::{Direction, Order};
+use crate::ranges::{MAX_RANGES, WALK_LEN};
 use crate::score::{digit_window, params_of_score};
 use crate::shape::Lattice;
 use crate::state::{CacheState, NUM_APPEND_SLOTS, append_slot_words};

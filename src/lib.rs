@@ -22,6 +22,7 @@ mod pages;
 pub mod params;
 mod plan;
 mod policy;
+mod ranges;
 pub mod reference;
 mod rope;
 mod rotate;
