@@ -155,8 +155,9 @@ impl Calibration {
         Ok(Self { layers: layers.iter().zip(at).map(choose).collect() })
     }
 
-    /// The policies that carry it out, for caches of so many KV heads: one for each score and window, with the other layers left whole and a budget a
-    /// layer. Plan each for the shape of the whole cache, bind all to one state, and record one after the other.
+    /// The policies that carry it out, for caches of so many KV heads: one for each score and window, with the other layers
+    /// left whole and a budget a layer. Plan each for the shape of the whole cache, bind all to one state, and record one
+    /// after the other.
     ///
     /// # Errors
     /// A keep ratio that is NaN or outside 0..=1.

@@ -47,7 +47,8 @@ impl Policy {
     /// of the budget; layers 0 and 1 left whole. With a keep ratio the quarter is taken of `keep_ratio * len`.
     ///
     /// On SmolLM2-135M it kept all of 12 passkeys, on lines of their own, at keep ratios 0.5, 0.25 and 0.1 of 1006 tokens,
-    /// where the lowest norm with a window kept 12, 10 and 0, at the same or a better perplexity. A fixed window of 64 takes the passkey at 0.1.
+    /// where the lowest norm with a window kept 12, 10 and 0, at the same or a better perplexity. A fixed window of 64 takes
+    /// the passkey at 0.1.
     #[must_use]
     pub fn keydiff(budget: Budget) -> Self {
         let (recent, recent_share) = match budget {
