@@ -41,7 +41,7 @@ fn finish_positions(local_row: u32, index: u32, r: Row, moves: Moves) {
     for (var j = index; j < moves.num_moved; j += WG_SIZE) {
         let hole = lists[list_base + j];
         let mover = lists[list_base + r.len - moves.num_moved + j];
-        store_position(local_row, r, hole, position_of(r, mover));
+        positions[r.positions_base + hole] = position_of(r, mover);
     }
 }
 

@@ -10,12 +10,13 @@
 //!   5 status read_write atomic u32 [layer] sticky bits
 //!   6 key_norms read_write u32 [row, capacity] squared norm, f32 bits (CACHED)
 //!   7 norm_copies read u32 [row, order_stride] squared norm, f32 bits (CACHED, Positional)
-//! Entry points: finish · dispatch (ceil(max_budget / WG_SIZE), num_rows, 1) · none
+//! Entry points: finish · dispatch (ceil(max_len / WG_SIZE), num_rows, 1) · none
 //!   mark_scored · dispatch (ceil(num_rows / WG_SIZE), ceil(max_new / SCORE_TILE), 1) · none
 //! Overrides: WG_SIZE = 256; CACHED = false; SCORE_TILE = 64
 //! Workgroup bytes: 0
-//! Algorithm: fill: the positions of moved rows go from the mover's slot to the hole's. Positional: the staged positions
-//!   are copied to the front. Norms go with positions. Then the row's length becomes its budget.
+//! Algorithm: fill: the positions of moved rows go from the mover's slot to the hole's, and slots that were kept where they
+//!   are get theirs stored. Positional: the staged positions are copied to the front. Norms go with positions. Then the
+//!   row's length becomes its budget.
 //!   mark_scored moves `scored` on by as many tokens as the score dispatch before it covered.
 //! Invariants: fill reads positions at or beyond the budget and writes below it. Lengths are read from row_infos alone,
 //!   so that the one invocation that writes state_meta races with nobody. Where norms are not moved, none counts as known.
@@ -32,7 +33,23 @@
 override WG_SIZE: u32 = 256u;
 override CACHED: bool = false;
 override SCORE_TILE: u32 = 64u; // tokens a workgroup of the score dispatch covers
-const POSITIONAL: u32 = 1u;
+
+fn list_word(which: u32, ix: u32) -> u32 {
+    return lists[ix];
+}
+
+// From the copy of a listed slot's norm.
+fn place_norm(to: u32, local_row: u32, listed_ix: u32) {
+    if CACHED {
+        key_norms[to] = norm_copies[local_row * params.order_stride + lists[listed_ix]];
+    }
+}
+
+fn move_norm(to: u32, source: u32) {
+    if CACHED {
+        key_norms[to] = key_norms[source];
+    }
+}
 
 @compute @workgroup_size(WG_SIZE)
 fn finish(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
@@ -43,35 +60,10 @@ fn finish(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index)
     let global_row = params.first_row + wg.y;
     let layer = params.first_layer + global_row / params.state.rows_per_layer;
     let state_row = layer * params.state.rows_per_layer + global_row % params.state.rows_per_layer;
-    let positions_base = params.state.positions_base + state_row * params.state.capacity;
-    let list_base = wg.y * params.lists_stride;
     let j = wg.x * WG_SIZE + index;
-    if params.order == POSITIONAL {
-        if j < info.budget {
-            positions[positions_base + j] = lists[list_base + params.staged_offset + j];
-            if CACHED {
-                key_norms[positions_base + j] = norm_copies[wg.y * params.order_stride + lists[list_base + j]];
-            }
-        }
-    } else if j < info.num_moved {
-        let hole = lists[list_base + j];
-        let mover = lists[list_base + info.len - info.num_moved + j];
-        var position = info.num_seen - (info.len - mover);
-        if mover < info.compacted {
-            position = positions[positions_base + mover];
-        }
-        positions[positions_base + hole] = position;
-        if CACHED {
-            key_norms[positions_base + hole] = key_norms[positions_base + mover];
-        }
-    }
+    finish_slot(wg.y, wg.y * params.lists_stride, info, state_row, j);
     if j == 0u {
-        state_meta[params.state.lengths_base + state_row] = info.budget;
-        state_meta[params.state.compacted_base + state_row] = info.budget;
-        state_meta[params.state.scored_base + state_row] = select(0u, info.budget, CACHED);
-        if info.status != 0u {
-            atomicOr(&status[layer], info.status);
-        }
+        finish_row(info, state_row, layer, select(0u, info.budget, CACHED));
     }
 }
 

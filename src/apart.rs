@@ -1,174 +1,190 @@
-//! The rows of many layers at once: dispatches that share no buffer which they write, so that wgpu lets them overlap.
+//! Many layers at once: each stage in a pass of its own, where the dispatches of different layers share no buffer that
+//! they write, so that wgpu puts no barrier between them and they overlap.
 
-use crate::bind::{params_binding, range_binding, words_binding};
-use crate::bound::Bound;
-use crate::draft::{Builder, LayerDraft, ParamsBlock};
+use crate::bind::params_binding;
+use crate::bound::{Bound, LayerWindow, Path};
+use crate::device::Capabilities;
+use crate::draft::{Builder, CheckedLayer, LayerDraft, ParamsBlock, SelectDraft, word};
 use crate::kernel::Checks;
 use crate::layout::LayoutKind;
 use crate::module::Module;
 use crate::pages::Views;
-use crate::params::{RowFinishParams, RowParams};
+use crate::params::FinishLayersParams;
 use crate::plan::WORKGROUP;
-use crate::row::row_workgroup;
-use crate::workspace::ScratchLayout;
+use crate::policy::{Order, Policy, Selector};
+use crate::shape::KvShape;
+use crate::windows::LayerWindows;
 
-/// Layers that one dispatch finishes.
-const FINISHED: usize = 4;
+/// Of keys of a layer from which on barriers between layers take too little of the time for scratch of its own, bytes.
+const LARGE_LAYER: u64 = 256 << 20;
+
+/// Whether layers have scratch of their own, if there are several: what they write apart is only what every plan has.
+pub(crate) fn takes_apart(shape: &KvShape, policy: &Policy, capabilities: &Capabilities) -> bool {
+    let rows = u64::from(shape.rows_per_layer());
+    let capacity = u64::from(shape.capacity);
+    policy.selector != Selector::Bitonic
+        && !policy.cached_norms
+        && !policy.segments
+        && policy.pool.is_none()
+        // A CPU has nothing to overlap.
+        && !capabilities.serial
+        && rows * capacity * u64::from(shape.keys.row_bytes()) < LARGE_LAYER
+        && u64::from(shape.num_layers) * rows * capacity * 4 <= capabilities.max_binding_bytes
+}
 
 #[derive(Debug)]
 pub(crate) struct Apart {
-    pipeline: wgpu::ComputePipeline,
-    rows: Vec<wgpu::BindGroup>,
+    layers: Vec<ApartLayer>,
     finish: wgpu::ComputePipeline,
     finishes: Vec<Finish>,
 }
 
+/// As many layers as one dispatch can bind.
 #[derive(Debug)]
 struct Finish {
     group: wgpu::BindGroup,
     num_layers: u32,
 }
 
-/// Words of a row's lists apart: slots, positions, and what the finish is told.
-const RESULT_WORDS: u32 = 64;
+#[derive(Debug)]
+struct ApartLayer {
+    window: LayerWindow,
+    select_group: wgpu::BindGroup,
+    select_params: u32,
+}
 
-impl ScratchLayout {
-    fn apart_staged(&self) -> u32 {
-        self.order_stride
-    }
-
-    fn apart_result(&self) -> u32 {
-        2 * self.order_stride
-    }
-
-    /// Words between rows of the lists apart.
-    fn apart_stride(&self) -> u32 {
-        self.apart_result() + RESULT_WORDS
-    }
-
-    /// Bytes of a layer's scratch: order keys of its rows, then their lists.
-    pub fn apart_bytes(&self) -> u64 {
-        self.rows_apart * u64::from(self.order_stride + self.apart_stride()) * 4
-    }
+/// The parameters of the layers at once.
+pub(crate) struct ApartDraft {
+    layers: Vec<(LayerDraft, SelectDraft)>,
+    finishes: Vec<u32>,
 }
 
 impl Bound {
-    pub(crate) fn record_rows_apart(&self, apart: &Apart, pass: &mut wgpu::ComputePass<'_>) {
-        pass.set_pipeline(&apart.pipeline);
-        for group in &apart.rows {
-            pass.set_bind_group(0, group, &[]);
-            pass.dispatch_workgroups(1, self.plan.shape.rows_per_layer(), 1);
+    pub(crate) fn encode_apart(&self, apart: &Apart, encoder: &mut wgpu::CommandEncoder, max_len: u32) {
+        let open = |label| wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None };
+        let is_long = self.path(max_len) == Path::RadixLong;
+        let fused = is_long && self.plan.may_fuse();
+        let tile = self.plan.tiles.of(fused);
+        {
+            let mut pass = encoder.begin_compute_pass(&open("keynorm.score"));
+            for ApartLayer { window, .. } in &apart.layers {
+                window.score.record(&mut pass, max_len, window.num_rows, (fused, tile));
+            }
+        }
+        for (pipeline, workgroups) in self.radix_dispatches(max_len, fused) {
+            let mut pass = encoder.begin_compute_pass(&open("keynorm.select"));
+            pass.set_pipeline(pipeline);
+            for layer in &apart.layers {
+                pass.set_bind_group(0, &layer.select_group, &[layer.select_params]);
+                pass.dispatch_workgroups(workgroups, layer.window.num_rows, 1);
+            }
+        }
+        let windows = || apart.layers.iter().map(|layer| &layer.window);
+        let moves_of = |window| self.move_dispatches(window, max_len, self.layers_at_once);
+        // The moves of a layer wait for each other; every layer has as many.
+        for step in 0..windows().next().map_or(0, |window| moves_of(window).count()) {
+            let mut pass = encoder.begin_compute_pass(&open("keynorm.compact"));
+            // The finishes wait for each other: the first goes beside the moves.
+            let (first, others) = apart.finishes.split_at(usize::from(step == 0));
+            apart.record_finishes(self, &mut pass, first, max_len);
+            for window in windows() {
+                if let Some(dispatch) = moves_of(window).nth(step) {
+                    dispatch.record(&mut pass, window);
+                }
+            }
+            if step == 0 {
+                apart.record_finishes(self, &mut pass, others, max_len);
+            }
         }
     }
+}
 
-    pub(crate) fn record_finish_apart(&self, apart: &Apart, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
-        pass.set_pipeline(&apart.finish);
-        let workgroups = max_len.div_ceil(WORKGROUP).max(1);
-        for finish in &apart.finishes {
+impl Apart {
+    fn record_finishes(&self, bound: &Bound, pass: &mut wgpu::ComputePass<'_>, finishes: &[Finish], max_len: u32) {
+        let rows = bound.plan.shape.rows_per_layer();
+        for finish in finishes {
+            pass.set_pipeline(&self.finish);
             pass.set_bind_group(0, &finish.group, &[]);
-            pass.dispatch_workgroups(workgroups, self.plan.shape.rows_per_layer(), finish.num_layers);
+            pass.dispatch_workgroups(max_len.div_ceil(WORKGROUP), rows, finish.num_layers);
         }
     }
 }
 
 impl Builder<'_> {
-    /// The parameters of rows with scratch of their own, from those without; `None` where a plan has no such scratch.
-    pub(crate) fn apart_params(&self, whole: &RowParams) -> Option<RowParams> {
+    /// `None` where layers share buffers, or some of their rows go another way.
+    pub(crate) fn draft_apart(&self, layers: &[CheckedLayer], params: &mut ParamsBlock) -> Option<ApartDraft> {
         let scratch = &self.plan.scratch;
-        (scratch.rows_apart > 0).then(|| RowParams {
-            state: self.state_layout(0),
-            lists_stride: scratch.apart_stride(),
-            staged_offset: scratch.apart_staged(),
-            result_offset: scratch.apart_result(),
-            ..*whole
-        })
-    }
-
-    /// Where each finish's parameters are.
-    pub(crate) fn push_finish_params(&self, drafts: &[LayerDraft], params: &mut ParamsBlock) -> Vec<u32> {
-        let scratch = &self.plan.scratch;
-        let finish = |drafts: &[LayerDraft]| {
-            let layer = |ix: usize| drafts[ix.min(drafts.len() - 1)].rows.layer;
-            params.push(&RowFinishParams {
+        let is_whole = |layer: &CheckedLayer| match &layer.windows {
+            LayerWindows::Rows { windows, .. } => windows.len() == 1,
+            LayerWindows::Bands { .. } => false,
+        };
+        if scratch.layers_apart == 0 || self.layers_at_once == 1 || self.pages.is_some() || !layers.iter().all(is_whole)
+        {
+            return None;
+        }
+        let own = Builder { apart: true, ..*self };
+        let mut drafts = Vec::new();
+        for layer in layers {
+            let select = own.draft_select_of(layer, params);
+            drafts.extend(own.draft_layer(layer, params).into_iter().map(|draft| (draft, select.clone())));
+        }
+        let ids: Vec<u32> = layers.iter().map(|layer| layer.layer).collect();
+        let layout = scratch.apart();
+        let finish = |ids: &[u32]| {
+            let mut layers = [0; 16];
+            layers[..ids.len()].copy_from_slice(ids);
+            params.push(&FinishLayersParams {
                 state: self.state_layout(0),
-                layer0: layer(0),
-                layer1: layer(1),
-                layer2: layer(2),
-                layer3: layer(3),
-                lists_stride: scratch.apart_stride(),
-                staged_offset: scratch.apart_staged(),
-                result_offset: scratch.apart_result(),
+                layers,
+                lists_stride: scratch.lists_stride,
+                staged_offset: scratch.order_stride,
+                infos_base: word(layout.infos),
+                status_base: word(layout.told),
+                order: u32::from(self.plan.policy.order == Order::Positional),
                 pad0: 0,
+                pad1: 0,
+                pad2: 0,
             })
         };
-        if scratch.rows_apart > 0 { drafts.chunks(FINISHED).map(finish).collect() } else { Vec::new() }
+        Some(ApartDraft { layers: drafts, finishes: ids.chunks(self.layers_a_finish()).map(finish).collect() })
     }
 
-    /// `None` where layers share buffers, or some of their rows go another way.
-    pub(crate) fn apart(
+    fn layers_a_finish(&self) -> usize {
+        self.kernels().capabilities.layers_a_finish as usize
+    }
+
+    pub(crate) fn bound_apart(
         &self,
-        (drafts, finish_params): (&[LayerDraft], &[u32]),
+        draft: &ApartDraft,
         params: &wgpu::Buffer,
         (rules, views): (&wgpu::Buffer, &Views<'_>),
         checks: &mut Checks,
-    ) -> Option<Apart> {
-        let (shape, scratch) = (&self.plan.shape, &self.plan.scratch);
-        let capabilities = &self.kernels().capabilities;
-        let rows = u64::from(shape.rows_per_layer());
-        let total = rows * drafts.len() as u64;
-        let workgroup = row_workgroup(shape, &self.plan.policy, capabilities, total)?;
-        let one_window_each = drafts.len() == self.plan.layers.len();
-        if scratch.rows_apart == 0 || !one_window_each || drafts.iter().any(|d| d.apart_params.is_none()) {
-            return None;
-        }
-        let buffers_of = |draft: &LayerDraft| {
-            let view = &views.layers[draft.rows.layer as usize];
-            [view.keys.buffer, view.values.buffer]
+    ) -> Apart {
+        let own = Builder { apart: true, ..*self };
+        let layer = |(layer, select): &(LayerDraft, SelectDraft)| ApartLayer {
+            window: own.layer_window(layer, params, (rules, views), checks),
+            select_group: own.select_group(select, params, rules, checks),
+            select_params: select.params_offset,
         };
-        let shares =
-            |ix: usize| drafts[..ix].iter().any(|d| buffers_of(d).iter().any(|b| buffers_of(&drafts[ix]).contains(b)));
-        if (0..drafts.len()).any(shares) {
-            return None;
-        }
-        let order_words = rows * u64::from(scratch.order_stride);
-        let lists = |layer: usize| {
-            words_binding(&self.workspace.apart[layer], order_words, rows * u64::from(scratch.apart_stride()))
-        };
-        let group = |(layer, draft): (usize, &LayerDraft)| {
-            let view = &views.layers[draft.rows.layer as usize];
-            let bindings = [
-                params_binding::<RowParams>(params, draft.apart_params?),
-                range_binding(view.keys.buffer, draft.window.keys),
-                range_binding(view.values.buffer, draft.window.values),
-                self.state.meta().as_entire_binding(),
-                self.state.positions().as_entire_binding(),
-                words_binding(&self.workspace.apart[layer], 0, order_words),
-                lists(layer),
-                rules.as_entire_binding(),
-            ];
-            Some(self.group(LayoutKind::RowApart, &bindings, checks))
-        };
-        let rows = drafts.iter().enumerate().map(group).collect::<Option<Vec<_>>>()?;
-        let finish = |(ix, &offset): (usize, &u32)| {
-            let first = ix * FINISHED;
-            let num_layers = (drafts.len() - first).min(FINISHED);
+        let layers = draft.layers.iter().map(layer).collect();
+        let most = self.layers_a_finish();
+        let sixteen = most == 16;
+        let kind = if sixteen { LayoutKind::FinishSixteen } else { LayoutKind::FinishFour };
+        let finish = |(&offset, scratches): (&u32, &[crate::workspace::ApartScratch])| {
             let mut bindings = vec![
-                params_binding::<RowFinishParams>(params, offset),
+                params_binding::<FinishLayersParams>(params, offset),
                 self.state.meta().as_entire_binding(),
                 self.state.positions().as_entire_binding(),
                 self.state.status().as_entire_binding(),
             ];
-            bindings.extend((0..FINISHED).map(|i| lists(first + i.min(num_layers - 1))));
-            #[expect(clippy::cast_possible_truncation, reason = "at most four")]
-            Finish { group: self.group(LayoutKind::RowFinish, &bindings, checks), num_layers: num_layers as u32 }
+            let lists = |i: usize| scratches[i.min(scratches.len() - 1)].lists.as_entire_binding();
+            bindings.extend((0..most).map(lists));
+            Finish { group: self.group(kind, &bindings, checks), num_layers: word(scratches.len() as u64) }
         };
-        let finishes = finish_params.iter().enumerate().map(finish).collect();
+        let finishes = draft.finishes.iter().zip(self.workspace.apart.chunks(most)).map(finish).collect();
         let constants = [("WG_SIZE", f64::from(WORKGROUP))];
-        Some(Apart {
-            pipeline: self.row_pipeline(workgroup, true, checks),
-            rows,
-            finish: self.kernels().pipeline(Module::RowFinish, "finish_rows", &constants, checks),
-            finishes,
-        })
+        let module = Module::FinishLayers { sixteen };
+        let finish = self.kernels().pipeline(module, "finish_layers", &constants, checks);
+        Apart { layers, finish, finishes }
     }
 }

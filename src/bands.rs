@@ -233,7 +233,7 @@ impl Builder<'_> {
         let capabilities = &self.kernels().capabilities;
         let lanes = if capabilities.serial { 1 } else { spec.lanes() };
         let workgroup = if walks { capabilities.row_workgroup } else { WORKGROUP };
-        let slice = slice_chunks(&self.plan.shape, workgroup);
+        let slice = slice_chunks(&self.plan.shape, self.plan.shape.rows_per_layer(), workgroup);
         let tail = spec.has_tail();
         let module =
             Module::CompactBands { vec4: draft.access == Access::Vec4, tail, pair: draft.source != draft.target };

@@ -26,7 +26,9 @@ impl Bound {
         checks: &mut Checks,
     ) -> Result<Self, BuildError> {
         let inner = &plan.inner;
-        let builder = Builder { plan: inner, device, state, workspace, pages: views.pages };
+        let layers_at_once = layers_at_once(&inner.layers, views);
+        let builder =
+            Builder { plan: inner, device, state, workspace, pages: views.pages, layers_at_once, apart: false };
         let layers = builder.check(views)?;
         let mut params = ParamsBlock::default();
         let drafts: Vec<_> = layers.iter().flat_map(|layer| builder.draft_layer(layer, &mut params)).collect();
@@ -34,11 +36,11 @@ impl Bound {
         let table_drafts = builder.draft_tables(&layers, views, &mut params);
         let select_drafts = builder.draft_selects(&mut params);
         let append_params_offset = builder.push_append_params(&mut params);
-        let finish_params = builder.push_finish_params(&drafts, &mut params);
+        let apart_draft = builder.draft_apart(&layers, &mut params);
         let params = params.into_buffer(device, "keynorm.params", wgpu::BufferUsages::UNIFORM, checks);
         let rules = builder.rule_table(checks);
         let pages = builder.bound_pages(&table_drafts, &params, checks)?;
-        let apart = builder.apart((&drafts, &finish_params), &params, (&rules, views), checks);
+        let apart = apart_draft.map(|draft| builder.bound_apart(&draft, &params, (&rules, views), checks));
         let layers = drafts.iter().map(|d| builder.layer_window(d, &params, (&rules, views), checks)).collect();
         let banded = band_drafts.iter().map(|d| builder.banded_layer(d, &params, views, checks)).collect();
         let selects = select_drafts.iter().map(|d| builder.select_window(d, &params, &rules, checks)).collect();
@@ -46,6 +48,7 @@ impl Bound {
         Ok(Self {
             plan: Arc::clone(inner),
             layers,
+            layers_at_once,
             apart,
             banded,
             selects,
@@ -55,6 +58,26 @@ impl Bound {
             append_params_offset,
         })
     }
+}
+
+/// Where the scratch of some rows is bound.
+pub(crate) struct RowScratch<'a> {
+    pub order_keys: wgpu::BindingResource<'a>,
+    pub lists: wgpu::BindingResource<'a>,
+    pub infos: wgpu::BindingResource<'a>,
+    /// Counts of first digits, as the score counts them.
+    pub histogram: wgpu::BindingResource<'a>,
+    /// The same and, of a layer's own, its status bits.
+    pub counts: wgpu::BindingResource<'a>,
+    pub status: wgpu::BindingResource<'a>,
+}
+
+/// Layers whose moves can overlap: all, where none shares a buffer with another.
+fn layers_at_once(layers: &[u32], views: &Views<'_>) -> u32 {
+    let buffers_of = |layer: u32| views.layers.get(layer as usize).map(|v| [v.keys.buffer, v.values.buffer]);
+    let buffers: Vec<_> = layers.iter().filter_map(|&layer| buffers_of(layer)).collect();
+    let shares = |ix: usize| buffers[..ix].iter().any(|b| b.iter().any(|b| buffers[ix].contains(b)));
+    if (0..buffers.len()).any(shares) { 1 } else { word(buffers.len() as u64).max(1) }
 }
 
 impl Builder<'_> {
@@ -88,7 +111,7 @@ impl Builder<'_> {
         ParamsBlock(bytes).into_buffer(self.device, "keynorm.rules", wgpu::BufferUsages::STORAGE, checks)
     }
 
-    fn layer_window(
+    pub(crate) fn layer_window(
         &self,
         draft: &LayerDraft,
         params: &wgpu::Buffer,
@@ -126,9 +149,35 @@ impl Builder<'_> {
 
     /// Lists and row infos of rows.
     pub(crate) fn moves_bindings(&self, rows: &RowRange) -> (wgpu::BindingResource<'_>, wgpu::BindingResource<'_>) {
-        let (first, count) = (rows.first_scratch_row, rows.num_rows);
-        let lists = row_binding(&self.workspace.lists, first, count, self.plan.scratch.lists_stride);
-        (lists, info_binding(&self.workspace.row_infos, first, count))
+        let scratch = self.row_scratch(rows.home, rows.first_scratch_row, rows.num_rows);
+        (scratch.lists, scratch.infos)
+    }
+
+    /// The scratch of rows, in that of all layers or in that of their own.
+    pub(crate) fn row_scratch(&self, home: Option<u32>, first_row: u64, num_rows: u32) -> RowScratch<'_> {
+        let (strides, workspace) = (&self.plan.scratch, self.workspace);
+        let Some(own) = home.and_then(|home| workspace.apart.get(home as usize)) else {
+            let rows = |buffer, stride| row_binding(buffer, first_row, num_rows, stride);
+            let histogram = rows(&workspace.histogram, strides.histogram_stride);
+            return RowScratch {
+                order_keys: rows(&workspace.order_keys, strides.order_stride),
+                lists: rows(&workspace.lists, strides.lists_stride),
+                infos: info_binding(&workspace.row_infos, first_row, num_rows),
+                histogram: histogram.clone(),
+                counts: histogram,
+                status: self.state.status().as_entire_binding(),
+            };
+        };
+        let layout = strides.apart();
+        let words = |first: u64, end: u64| words_binding(&own.lists, first, end - first);
+        RowScratch {
+            order_keys: own.order_keys.as_entire_binding(),
+            lists: words(0, layout.infos),
+            infos: words(layout.infos, layout.histogram),
+            histogram: words(layout.histogram, layout.status),
+            counts: words(layout.histogram, layout.words),
+            status: words(layout.status, layout.words),
+        }
     }
 
     /// Lanes that move a row of a tensor. On a CPU an invocation moves whole rows.
@@ -151,7 +200,9 @@ impl Builder<'_> {
         let shape = &self.plan.shape;
         // Short rows have no work for a wide workgroup.
         let wide = if shape.capacity > 1024 { self.kernels().capabilities.row_workgroup } else { WORKGROUP };
-        let slice = if self.kernels().capabilities.serial { MAX_SLICE } else { slice_chunks(shape, wide) };
+        // In one pass the moves of a layer wait for those of the one before.
+        let rows = shape.rows_per_layer().saturating_mul(if self.apart { self.layers_at_once } else { 1 });
+        let slice = if self.kernels().capabilities.serial { MAX_SLICE } else { slice_chunks(shape, rows, wide) };
         let (keys, values) = (&shape.keys, &shape.values);
         let (key_lanes, value_lanes) = (self.move_lanes(keys), self.move_lanes(values));
         // Bound with keys that end within a chunk, values do not go by the keys' file.
@@ -191,17 +242,8 @@ impl Builder<'_> {
         checks: &mut Checks,
     ) -> SelectWindow {
         let scratch = &self.plan.scratch;
-        let rows = |buffer, stride| row_binding(buffer, draft.first_row, draft.num_rows, stride);
-        let mut bindings = vec![
-            params_binding::<TopKParams>(params, 0),
-            rows(&self.workspace.order_keys, scratch.order_stride),
-            self.state.meta().as_entire_binding(),
-            words_binding(self.state.positions(), draft.first_position, draft.position_words),
-            rows(&self.workspace.lists, scratch.lists_stride),
-            info_binding(&self.workspace.row_infos, draft.first_row, draft.num_rows),
-            rows(&self.workspace.histogram, scratch.histogram_stride),
-            table.as_entire_binding(),
-        ];
+        let rows = |buffer, stride| row_binding(buffer, draft.first_scratch_row, draft.num_rows, stride);
+        let mut bindings = self.select_bindings(draft, params, table).to_vec();
         let group = self.group(LayoutKind::TopK, &bindings, checks);
         let norms = if self.plan.policy.cached_norms {
             words_binding(self.state.norms_or_dummy(), draft.first_position, draft.position_words)
@@ -251,6 +293,35 @@ impl Builder<'_> {
         }
     }
 
+    fn select_bindings<'a>(
+        &'a self,
+        draft: &SelectDraft,
+        params: &'a wgpu::Buffer,
+        table: &'a wgpu::Buffer,
+    ) -> [wgpu::BindingResource<'a>; 8] {
+        let scratch = self.row_scratch(draft.home, draft.first_scratch_row, draft.num_rows);
+        [
+            params_binding::<TopKParams>(params, 0),
+            scratch.order_keys,
+            self.state.meta().as_entire_binding(),
+            words_binding(self.state.positions(), draft.first_position, draft.position_words),
+            scratch.lists,
+            scratch.infos,
+            scratch.counts,
+            table.as_entire_binding(),
+        ]
+    }
+
+    pub(crate) fn select_group(
+        &self,
+        draft: &SelectDraft,
+        params: &wgpu::Buffer,
+        table: &wgpu::Buffer,
+        checks: &mut Checks,
+    ) -> wgpu::BindGroup {
+        self.group(LayoutKind::TopK, &self.select_bindings(draft, params, table), checks)
+    }
+
     fn append_group(&self, params: &wgpu::Buffer, checks: &mut Checks) -> wgpu::BindGroup {
         self.group(
             LayoutKind::Append,
@@ -297,8 +368,8 @@ pub(crate) fn bind_group(
 pub(crate) const MAX_SLICE: u32 = 16;
 
 /// Column slices of the walk, 16-byte chunks: as wide as leaves enough workgroups to fill the card.
-pub(crate) fn slice_chunks(shape: &KvShape, workgroup: u32) -> u32 {
-    let chunks = shape.rows_per_layer() * (shape.keys.chunks() + shape.values.chunks());
+pub(crate) fn slice_chunks(shape: &KvShape, rows: u32, workgroup: u32) -> u32 {
+    let chunks = rows.saturating_mul(shape.keys.chunks() + shape.values.chunks());
     let wanted = 64 * 1024 / workgroup;
     [16, 8, 4].into_iter().find(|slice| chunks / slice >= wanted).unwrap_or(if workgroup == 1024 { 4 } else { 2 })
 }

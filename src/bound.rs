@@ -8,7 +8,7 @@ use crate::error::ArgumentError;
 use crate::pages::FreedPages;
 use crate::plan::{PlanInner, ROW_TOKENS, SELECT_TILE, WORKGROUP};
 use crate::policy::{Order, Selector};
-use crate::ranges::ranges;
+use crate::ranges::{Ranges, ranges};
 use crate::row::RowStage;
 use crate::score::ScoreStage;
 use crate::state::{CacheState, MAX_SEGMENTS, check_slot};
@@ -48,7 +48,9 @@ impl Stages {
 pub struct Bound {
     pub(crate) plan: Arc<PlanInner>,
     pub(crate) layers: Vec<LayerWindow>,
-    /// Where the rows of all layers can overlap.
+    /// Layers whose dispatches can overlap in passes of their own.
+    pub(crate) layers_at_once: u32,
+    /// Where every stage of all layers can.
     pub(crate) apart: Option<Apart>,
     /// Of the layers whose rows exceed a binding.
     pub(crate) banded: Vec<BandedLayer>,
@@ -90,6 +92,22 @@ pub(crate) enum Moves {
     },
 }
 
+/// One dispatch of the moves.
+pub(crate) struct MoveDispatch<'a> {
+    pipeline: &'a wgpu::ComputePipeline,
+    params: u32,
+    workgroups: (u32, u32, u32),
+}
+
+impl MoveDispatch<'_> {
+    pub(crate) fn record(&self, pass: &mut wgpu::ComputePass<'_>, window: &LayerWindow) {
+        let (x, y, z) = self.workgroups;
+        pass.set_pipeline(self.pipeline);
+        pass.set_bind_group(0, &window.compact_group, &[self.params]);
+        pass.dispatch_workgroups(x, y, z);
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct SelectWindow {
     pub num_rows: u32,
@@ -111,7 +129,7 @@ pub(crate) const POOL_PASSES: u32 = 8;
 
 /// How the select stage runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Path {
+pub(crate) enum Path {
     RadixRow,
     RadixLong,
     BitonicRow,
@@ -150,22 +168,22 @@ impl Bound {
     }
 
     /// Records the whole compression into passes of its own. With many layers this is faster than [`Bound::record`]: wgpu
-    /// separates two uses of a buffer in one pass by a barrier, one a layer, but those between passes all at once. With
-    /// [`Selector::Auto`](crate::Selector::Auto) and the key norm, rows of up to 8192 tokens and buffers of each layer's
-    /// own, the rows of all layers are compressed at the same time, with scratch of their own in the workspace.
+    /// separates two uses of a buffer in one pass by a barrier, one a layer, but those between passes all at once. Layers
+    /// that have buffers of their own go through each stage at the same time, with scratch of their own in the workspace;
+    /// not with cached norms, segments, pools, [`Selector::Bitonic`](crate::Selector::Bitonic), pages, layers of 256 MiB
+    /// of keys or more, or on a CPU.
     ///
     /// # Errors
     /// As [`Bound::record`].
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, max_len: u32) -> Result<(), ArgumentError> {
         self.check_max("max_len", max_len)?;
         let open = |label| wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None };
+        if let Some(apart) = self.apart.as_ref().filter(|_| max_len > 0) {
+            self.encode_apart(apart, encoder, max_len);
+            return Ok(());
+        }
         if self.takes_rows(Stages::ALL) {
             return self.record(&mut encoder.begin_compute_pass(&open("keynorm.row")), max_len);
-        }
-        if let Some(apart) = self.apart.as_ref().filter(|_| max_len > 0) {
-            self.record_rows_apart(apart, &mut encoder.begin_compute_pass(&open("keynorm.row")));
-            self.record_finish_apart(apart, &mut encoder.begin_compute_pass(&open("keynorm.finish")), max_len);
-            return Ok(());
         }
         for (label, stages) in [
             ("keynorm.select", Stages::NORMS.and(Stages::SCORE).and(Stages::SELECT)),
@@ -307,7 +325,7 @@ impl Bound {
         }
     }
 
-    fn path(&self, max_len: u32) -> Path {
+    pub(crate) fn path(&self, max_len: u32) -> Path {
         let sort_len = self.plan.kernels.capabilities.sort_len;
         match self.plan.policy.selector {
             Selector::Bitonic if max_len <= sort_len => Path::BitonicRow,
@@ -324,7 +342,7 @@ impl Bound {
 
     fn record_score(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32, fused: bool) {
         let tiles = self.plan.tiles;
-        let tile = if fused { tiles.fused } else { tiles.plain };
+        let tile = tiles.of(fused);
         for window in &self.layers {
             window.score.record(pass, max_len, window.num_rows, (fused, tile));
         }
@@ -341,29 +359,14 @@ impl Bound {
         path: Path,
         fused: bool,
     ) {
-        let select = &self.plan.select;
-        let tiles = max_len.div_ceil(SELECT_TILE);
-        let rows = window.num_rows;
-        match path {
-            Path::RadixRow => {
-                pass.set_bind_group(0, &window.group, &[window.params_offset]);
-                let row =
-                    usize::from(max_len > ROW_TOKENS * WORKGROUP) + usize::from(max_len > 2 * ROW_TOKENS * WORKGROUP);
-                pass.set_pipeline(&select.radix_rows[row]);
-                pass.dispatch_workgroups(1, rows, 1);
-            }
-            Path::RadixLong => {
-                pass.set_bind_group(0, &window.group, &[window.params_offset]);
-                if !fused {
-                    pass.set_pipeline(&select.count_digits);
-                    pass.dispatch_workgroups(tiles, rows, 1);
-                }
-                for pipeline in [&select.collect, &select.emit] {
-                    pass.set_pipeline(pipeline);
-                    pass.dispatch_workgroups(tiles, rows, 1);
-                }
-            }
-            Path::BitonicRow | Path::BitonicLong => self.record_bitonic(pass, window, max_len, path),
+        if matches!(path, Path::BitonicRow | Path::BitonicLong) {
+            self.record_bitonic(pass, window, max_len, path);
+            return;
+        }
+        pass.set_bind_group(0, &window.group, &[window.params_offset]);
+        for (pipeline, workgroups) in self.radix_dispatches(max_len, fused) {
+            pass.set_pipeline(pipeline);
+            pass.dispatch_workgroups(workgroups, window.num_rows, 1);
         }
     }
 
@@ -410,57 +413,87 @@ impl Bound {
     /// dependent dispatches: the update goes beside the first.
     fn record_compact(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
         if self.plan.policy.order == Order::Positional {
-            // A prefix that must stay raises budgets beyond what the plan knows.
             self.record_finish(pass, max_len);
             self.record_moves(pass, max_len);
         } else {
             self.record_moves(pass, max_len);
-            self.record_finish(pass, self.plan.max_moved(max_len));
+            self.record_finish(pass, max_len);
         }
         if let Some(pages) = &self.pages {
             pages.record_free(pass);
         }
     }
 
-    fn record_finish(&self, pass: &mut wgpu::ComputePass<'_>, max_finished: u32) {
+    /// A prefix that must stay raises budgets beyond what the plan knows, so the grid is that of the lengths.
+    fn record_finish(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
         pass.set_pipeline(&self.plan.select.finish);
         for window in &self.selects {
             pass.set_bind_group(0, &window.state_group, &[window.params_offset]);
-            pass.dispatch_workgroups(max_finished.div_ceil(WORKGROUP).max(1), window.num_rows, 1);
+            pass.dispatch_workgroups(max_len.div_ceil(WORKGROUP), window.num_rows, 1);
         }
     }
 
     fn record_moves(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
-        let max_moved = self.plan.max_moved(max_len);
         for layer in &self.banded {
             layer.record_moves(pass, max_len, self.plan.max_budget(max_len));
         }
         for window in &self.layers {
-            match &window.moves {
-                Moves::Fill { fill, unit } => {
-                    pass.set_pipeline(fill);
-                    pass.set_bind_group(0, &window.compact_group, &[window.compact_params]);
-                    pass.dispatch_workgroups(max_moved.div_ceil(*unit), window.num_rows, 2);
-                }
-                Moves::Positional { walk, range, slices, unit } => {
-                    let ranges = ranges(max_len, self.plan.max_budget(max_len), slices * window.num_rows);
-                    let mut params = window.compact_params + if ranges.is_some() { PARAMS_STRIDE } else { 0 };
-                    pass.set_pipeline(walk);
-                    pass.set_bind_group(0, &window.compact_group, &[params]);
-                    pass.dispatch_workgroups(*slices, window.num_rows, 1);
-                    let Some(ranges) = ranges else { continue };
-                    pass.set_pipeline(range);
-                    for ix in 0..ranges.count {
-                        params += PARAMS_STRIDE;
-                        pass.set_bind_group(0, &window.compact_group, &[params]);
-                        pass.dispatch_workgroups(ranges.len(ix).div_ceil(*unit), window.num_rows, 2);
-                    }
-                    pass.set_pipeline(walk);
-                    pass.set_bind_group(0, &window.compact_group, &[params + PARAMS_STRIDE]);
-                    pass.dispatch_workgroups(*slices, window.num_rows, 1);
-                }
+            for dispatch in self.move_dispatches(window, max_len, 1) {
+                dispatch.record(pass, window);
             }
         }
+    }
+
+    /// The dispatches that move a window's rows, each after the one before; `layers_at_once` of them run beside each other.
+    pub(crate) fn move_dispatches<'a>(
+        &self,
+        window: &'a LayerWindow,
+        max_len: u32,
+        layers_at_once: u32,
+    ) -> impl Iterator<Item = MoveDispatch<'a>> {
+        let (rows, params) = (window.num_rows, window.compact_params);
+        let (first, ranges, last) = match &window.moves {
+            Moves::Fill { fill, unit } => {
+                let workgroups = (self.plan.max_moved(max_len).div_ceil(*unit), rows, 2);
+                (MoveDispatch { pipeline: fill, params, workgroups }, None, None)
+            }
+            Moves::Positional { walk, range, slices, unit } => {
+                let at_once = slices.saturating_mul(rows).saturating_mul(layers_at_once);
+                let ranges = ranges(max_len, self.plan.max_budget(max_len), at_once);
+                let walk_at = |block: u32| MoveDispatch {
+                    pipeline: walk,
+                    params: params + PARAMS_STRIDE * block,
+                    workgroups: (*slices, rows, 1),
+                };
+                let of_range = move |ix: u32, ranges: Ranges| MoveDispatch {
+                    pipeline: range,
+                    params: params + PARAMS_STRIDE * (2 + ix),
+                    workgroups: (ranges.len(ix).div_ceil(*unit), rows, 2),
+                };
+                let last = ranges.map(|ranges| walk_at(2 + ranges.count));
+                let ranges = ranges.map(|ranges| (0..ranges.count).map(move |ix| of_range(ix, ranges)));
+                (walk_at(u32::from(last.is_some())), ranges, last)
+            }
+        };
+        std::iter::once(first).chain(ranges.into_iter().flatten()).chain(last)
+    }
+
+    /// The dispatches of the radix selector: pipelines, and workgroups a row.
+    pub(crate) fn radix_dispatches(
+        &self,
+        max_len: u32,
+        fused: bool,
+    ) -> impl Iterator<Item = (&wgpu::ComputePipeline, u32)> {
+        let select = &self.plan.select;
+        let tiles = max_len.div_ceil(SELECT_TILE);
+        let dispatches = if self.path(max_len) == Path::RadixRow {
+            let row = usize::from(max_len > ROW_TOKENS * WORKGROUP) + usize::from(max_len > 2 * ROW_TOKENS * WORKGROUP);
+            [Some((&select.radix_rows[row], 1)), None, None]
+        } else {
+            let count = (!fused).then_some((&select.count_digits, tiles));
+            [count, Some((&select.collect, tiles)), Some((&select.emit, tiles))]
+        };
+        dispatches.into_iter().flatten()
     }
 }
 

@@ -75,7 +75,7 @@ pub fn optional_features(adapter: &wgpu::Adapter) -> wgpu::Features {
 }
 
 /// WebGPU's default limits, raised to the adapter's where keynorm gains from it: binding and buffer sizes, workgroup
-/// size and memory. keynorm works at the default limits too.
+/// size and memory, storage buffers a stage. keynorm works at the default limits too.
 #[must_use]
 pub fn recommended_limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
     let have = adapter.limits();
@@ -85,6 +85,7 @@ pub fn recommended_limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
         max_compute_invocations_per_workgroup: have.max_compute_invocations_per_workgroup,
         max_compute_workgroup_size_x: have.max_compute_workgroup_size_x,
         max_compute_workgroup_storage_size: have.max_compute_workgroup_storage_size,
+        max_storage_buffers_per_shader_stage: have.max_storage_buffers_per_shader_stage.min(19),
         min_storage_buffer_offset_alignment: have.min_storage_buffer_offset_alignment,
         ..wgpu::Limits::default().or_worse_values_from(&have)
     }
@@ -106,6 +107,8 @@ pub(crate) struct Capabilities {
     /// Keys that a bitonic sort holds in workgroup memory.
     pub sort_len: u32,
     pub max_workgroups: u32,
+    /// Layers whose scratch one dispatch can bind.
+    pub layers_a_finish: u32,
     /// Lanes run on a CPU: an invocation takes a whole token, in the norm and in the moves.
     pub serial: bool,
     /// Moves are by 64-bit words: such a device loads each lane's word by itself.
@@ -167,6 +170,7 @@ impl Capabilities {
             serial,
             wide: serial && device.features().contains(wgpu::Features::SHADER_INT64),
             max_workgroups: limits.max_compute_workgroups_per_dimension,
+            layers_a_finish: if limits.max_storage_buffers_per_shader_stage >= 19 { 16 } else { 4 },
         })
     }
 }

@@ -73,6 +73,8 @@ pub(crate) struct RowRange {
     pub num_rows: u32,
     pub first_scratch_row: u64,
     pub first_position: u64,
+    /// The compressed layer in whose own scratch they lie; `None`: in that of all.
+    pub home: Option<u32>,
 }
 
 /// What of its rows a dispatch of the score reads.
@@ -97,12 +99,12 @@ pub(crate) struct LayerDraft {
     pub compact_params: u32,
     /// Where one dispatch can take whole rows.
     pub row_params: Option<u32>,
-    /// Where it can do so with scratch of the layer's own.
-    pub apart_params: Option<u32>,
 }
 
+#[derive(Clone)]
 pub(crate) struct SelectDraft {
-    pub first_row: u64,
+    pub first_scratch_row: u64,
+    pub home: Option<u32>,
     pub num_rows: u32,
     pub first_position: u64,
     pub position_words: u64,
@@ -119,6 +121,10 @@ pub(crate) struct Builder<'a> {
     pub state: &'a CacheState,
     pub workspace: &'a Workspace,
     pub pages: Option<PageShape>,
+    /// Compressed layers whose moves can overlap; 1 where layers share buffers.
+    pub layers_at_once: u32,
+    /// Drafts and binds what goes by layers' scratch of their own.
+    pub apart: bool,
 }
 
 impl Builder<'_> {
@@ -183,7 +189,6 @@ impl Builder<'_> {
             let tensors = [(keys, keys_access), (values, values_access)];
             let row = self.row_params((layer.compressed, &rows), tensors);
             let row_params = row.map(|row| params.push(&row));
-            let apart_params = row.and_then(|row| self.apart_params(&row)).map(|apart| params.push(&apart));
             LayerDraft {
                 rows,
                 window,
@@ -194,7 +199,6 @@ impl Builder<'_> {
                 scores,
                 compact_params,
                 row_params,
-                apart_params,
             }
         };
         windows.iter().map(draft).collect()
@@ -207,8 +211,9 @@ impl Builder<'_> {
             layer: layer.layer,
             first_row,
             num_rows,
-            first_scratch_row: row_of(layer.compressed),
+            first_scratch_row: if self.apart { first_row.into() } else { row_of(layer.compressed) },
             first_position: row_of(layer.layer) * u64::from(self.plan.shape.capacity) / 64 * 64,
+            home: self.apart.then_some(layer.compressed),
         }
     }
 
@@ -264,7 +269,8 @@ impl Builder<'_> {
                 let first_layer = self.plan.layers[run_start].wrapping_sub(word(run_start as u64));
                 let p = self.select_params(first_row, num_rows, first_position, first_layer);
                 drafts.push(SelectDraft {
-                    first_row,
+                    first_scratch_row: first_row,
+                    home: None,
                     num_rows,
                     first_position,
                     position_words: last_position - first_position,
@@ -276,6 +282,31 @@ impl Builder<'_> {
             run_start = end;
         }
         drafts
+    }
+
+    /// Of a layer by itself, in scratch of its own.
+    pub(crate) fn draft_select_of(&self, layer: &CheckedLayer, params: &mut ParamsBlock) -> SelectDraft {
+        let (shape, layout) = (&self.plan.shape, self.plan.scratch.apart());
+        let num_rows = shape.rows_per_layer();
+        let rows = self.row_range(layer, 0, num_rows);
+        let first_row = u64::from(layer.compressed) * u64::from(num_rows);
+        let first_layer = layer.layer.wrapping_sub(layer.compressed);
+        let p = TopKParams {
+            first_info: 0,
+            score_status_ix: word(layout.status - layout.histogram) + layer.layer,
+            told_status_ix: word(layout.told - layout.histogram),
+            ..self.select_params(first_row, num_rows, rows.first_position, first_layer)
+        };
+        SelectDraft {
+            first_scratch_row: 0,
+            home: rows.home,
+            num_rows,
+            first_position: rows.first_position,
+            position_words: u64::from(num_rows) * u64::from(shape.capacity) + 64,
+            params_offset: params.push(&p),
+            pool_params: 0,
+            order_params: 0,
+        }
     }
 
     /// Most rows of a window of the select stage: whole pools where there are any.
@@ -294,7 +325,7 @@ impl Builder<'_> {
             first_row: word(first_row),
             order_stride: scratch.order_stride,
             lists_stride: scratch.lists_stride,
-            staged_offset: scratch.staged_offset,
+            staged_offset: scratch.order_stride,
             aside_offset: scratch.aside_offset,
             histogram_stride: scratch.histogram_stride,
             order: u32::from(self.plan.policy.order == Order::Positional),
@@ -310,6 +341,10 @@ impl Builder<'_> {
             keys_held: ROW_TOKENS,
             pool_pass: 0,
             pool_min_tokens: self.plan.policy.pool.map_or(0, |pool| pool.min_tokens),
+            score_status_ix: u32::MAX,
+            told_status_ix: 0,
+            pad0: 0,
+            pad1: 0,
         }
     }
 

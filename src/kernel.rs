@@ -35,7 +35,8 @@ impl Kernels {
     pub fn new(device: &wgpu::Device, options: &Options, checks: &mut Checks) -> Result<Self, BuildError> {
         let capabilities = Capabilities::of(device, options)?;
         let mut layouts = HashMap::new();
-        for kind in LayoutKind::ALL {
+        let num_buffers = device.limits().max_storage_buffers_per_shader_stage;
+        for kind in LayoutKind::ALL.into_iter().filter(|kind| kind.more_buffers() <= num_buffers) {
             layouts.insert(kind, checks.guard(device, "keynorm layouts", || create_layout(device, kind)));
         }
         Ok(Self {

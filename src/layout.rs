@@ -22,9 +22,32 @@ pub(crate) enum LayoutKind {
     CompactJoinedPaged,
     Pages,
     Row,
-    RowApart,
-    RowFinish,
+    FinishFour,
+    FinishSixteen,
 }
+
+/// State, then the scratch of layers.
+const FINISH: [(u32, bool); 19] = [
+    (1, false),
+    (2, false),
+    (3, false),
+    (4, true),
+    (5, true),
+    (6, true),
+    (7, true),
+    (8, true),
+    (9, true),
+    (10, true),
+    (11, true),
+    (12, true),
+    (13, true),
+    (14, true),
+    (15, true),
+    (16, true),
+    (17, true),
+    (18, true),
+    (19, true),
+];
 
 impl LayoutKind {
     pub const ALL: [Self; 21] = [
@@ -47,8 +70,8 @@ impl LayoutKind {
         Self::CompactJoinedPaged,
         Self::Pages,
         Self::Row,
-        Self::RowApart,
-        Self::RowFinish,
+        Self::FinishFour,
+        Self::FinishSixteen,
     ];
 
     pub fn score(has_sums: bool, is_paged: bool) -> Self {
@@ -74,13 +97,13 @@ impl LayoutKind {
         match self {
             Self::KeyNorm => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false)],
             Self::KeyDiff => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false), (7, false)],
-            Self::TopK => &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true)],
+            Self::TopK => &[(1, true), (2, true), (3, true), (4, false), (5, false), (6, false), (7, true)],
             Self::Order => &[(1, true), (2, true), (3, false), (4, false), (5, false), (6, false)],
             Self::Reserve => &[(1, false), (2, true), (3, true)],
             Self::Pool => &[(1, true), (2, true), (3, false), (4, false), (5, true), (6, false)],
             Self::State => &[(1, false), (2, false), (3, true), (4, true), (5, false), (6, false), (7, true)],
             Self::Bitonic => {
-                &[(1, true), (2, false), (3, false), (4, false), (5, false), (6, false), (7, true), (8, false)]
+                &[(1, true), (2, true), (3, true), (4, false), (5, false), (6, false), (7, true), (8, false)]
             }
             Self::Rotate => &[(1, false), (2, true), (3, true), (4, true)],
             Self::Renumber => &[(1, false)],
@@ -97,8 +120,8 @@ impl LayoutKind {
             Self::Row => {
                 &[(1, false), (2, false), (3, false), (4, false), (5, false), (6, false), (7, false), (8, true)]
             }
-            Self::RowApart => &[(1, false), (2, false), (3, true), (4, true), (5, false), (6, false), (8, true)],
-            Self::RowFinish => &[(1, false), (2, false), (3, false), (4, true), (5, true), (6, true), (7, true)],
+            Self::FinishFour => FINISH.split_at(7).0,
+            Self::FinishSixteen => &FINISH,
         }
     }
 
@@ -112,9 +135,14 @@ impl LayoutKind {
                 | Self::Rotate
                 | Self::Renumber
                 | Self::Row
-                | Self::RowApart
-                | Self::RowFinish
+                | Self::FinishFour
+                | Self::FinishSixteen
         )
+    }
+
+    /// Storage buffers that a device must bind at once, where that is more than every device does.
+    pub fn more_buffers(self) -> u32 {
+        if self == Self::FinishSixteen { 19 } else { 0 }
     }
 
     /// Binding numbers in order, the uniform's first.

@@ -114,11 +114,12 @@ pub enum Module {
         dtype: Dtype,
         /// How the lanes of a token are added.
         reduction: Reduction,
-        /// With scratch of its own for each layer.
-        apart: bool,
     },
-    /// Cache state after rows of layers apart.
-    RowFinish,
+    /// Cache state after a compression of many layers at once.
+    FinishLayers {
+        /// Up to sixteen a dispatch, else four.
+        sixteen: bool,
+    },
     /// Page tables of a paged cache.
     Pages,
     /// Moves of one tensor's rows that exceed a binding.
@@ -147,12 +148,13 @@ impl Module {
             Self::State,
             Self::Append,
             Self::Pages,
-            Self::RowFinish,
+            Self::FinishLayers { sixteen: false },
+            Self::FinishLayers { sixteen: true },
         ];
         all.extend([Dtype::F32, Dtype::F16, Dtype::Bf16].map(|dtype| Self::Rotate { dtype }));
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
-                all.extend([false, true].map(|apart| Self::Row { dtype, reduction, apart }));
+                all.push(Self::Row { dtype, reduction });
                 for (vec4, paged) in [(true, false), (false, false), (true, true), (false, true)] {
                     all.push(Self::KeyNorm { dtype, vec4, reduction, paged });
                     all.push(Self::KeyDiff { dtype, vec4, reduction, paged });
@@ -209,9 +211,8 @@ impl Module {
             Self::State => "keynorm.state",
             Self::Append => "keynorm.append",
             Self::Compact { .. } => "keynorm.compact",
-            Self::Row { apart: false, .. } => "keynorm.row",
-            Self::Row { apart: true, .. } => "keynorm.row_apart",
-            Self::RowFinish => "keynorm.row_finish",
+            Self::Row { .. } => "keynorm.row",
+            Self::FinishLayers { .. } => "keynorm.finish_layers",
             Self::Pages => "keynorm.pages",
             Self::CompactBands { .. } => "keynorm.compact_bands",
         }
@@ -238,8 +239,7 @@ impl Module {
         let digits = shader!("shared/first_digit.wgsl");
         let rule = concat!(shader!("shared/row_rule.wgsl"), shader!("shared/wide.wgsl"));
         let select_row = shader!("shared/select_row.wgsl");
-        let stored = shader!("shared/stored_positions.wgsl");
-        let rows = [params, shader!("shared/top_k_rows.wgsl"), stored, select_row, rule].concat();
+        let rows = [params, shader!("shared/top_k_rows.wgsl"), select_row, rule].concat();
         let radix_row = shader!("shared/radix_row.wgsl");
         let moves = concat!(shader!("shared/fill.wgsl"), shader!("shared/walk.wgsl"));
         let rows = rows.as_str();
@@ -247,6 +247,7 @@ impl Module {
         let write_key = shader!("shared/write_key.wgsl");
         let score_rows = concat!(shader!("shared/score_rows.wgsl"), shader!("shared/write_key.wgsl"));
         let info = shader!("shared/row_info.wgsl");
+        let finish_slot = shader!("shared/finish_slot.wgsl");
         let scan = shader!("shared/scan.wgsl");
         let emit = shader!("shared/top_k_emit.wgsl");
         let recent = concat!(shader!("shared/wide.wgsl"), shader!("shared/recent.wgsl"));
@@ -306,11 +307,10 @@ impl Module {
             ]
             .concat(),
             Self::External => [shader!("external.wgsl"), score_rows, digits, recent, state, address(false)].concat(),
-            Self::Row { dtype, reduction, apart } => [
-                if apart { shader!("row_apart.wgsl") } else { shader!("row.wgsl") },
+            Self::Row { dtype, reduction } => [
+                shader!("row.wgsl"),
                 shader!("shared/row_params.wgsl"),
                 shader!("shared/row_body.wgsl"),
-                if apart { "" } else { stored },
                 select_row,
                 radix_row,
                 moves,
@@ -330,7 +330,14 @@ impl Module {
                 row_entry(reduction),
             ]
             .concat(),
-            Self::RowFinish => [shader!("row_finish.wgsl"), layout].concat(),
+            Self::FinishLayers { sixteen } => [
+                shader!("finish_layers.wgsl"),
+                if sixteen { shader!("shared/lists_16.wgsl") } else { shader!("shared/lists_4.wgsl") },
+                finish_slot,
+                info,
+                layout,
+            ]
+            .concat(),
             Self::Radix => [shader!("radix.wgsl"), radix_row, digits, rows, info, state, emit, scan].concat(),
             Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
             Self::Order => [shader!("order.wgsl"), order_key, recent, state].concat(),
@@ -350,7 +357,7 @@ impl Module {
             ]
             .concat(),
             Self::Renumber => [shader!("renumber.wgsl"), layout, shader!("shared/longest_row.wgsl")].concat(),
-            Self::State => [shader!("state.wgsl"), params, info, layout].concat(),
+            Self::State => [shader!("state.wgsl"), finish_slot, params, info, layout].concat(),
             Self::Append => [shader!("append.wgsl"), layout].concat(),
             Self::Pages => [shader!("pages.wgsl"), layout].concat(),
             Self::Compact { keys_vec4, values_vec4, tails, paged } => [
@@ -389,9 +396,9 @@ impl Module {
             Self::KeyNorm { paged, .. } | Self::ValueKeyRatio { paged, .. } => LayoutKind::score(false, *paged),
             Self::KeyDiff { paged, .. } => LayoutKind::score(true, *paged),
             Self::External => LayoutKind::KeyNorm,
-            Self::Row { apart: false, .. } => LayoutKind::Row,
-            Self::Row { apart: true, .. } => LayoutKind::RowApart,
-            Self::RowFinish => LayoutKind::RowFinish,
+            Self::Row { .. } => LayoutKind::Row,
+            Self::FinishLayers { sixteen: false } => LayoutKind::FinishFour,
+            Self::FinishLayers { sixteen: true } => LayoutKind::FinishSixteen,
             Self::Pages => LayoutKind::Pages,
             Self::Radix => LayoutKind::TopK,
             Self::Order => LayoutKind::Order,

@@ -145,6 +145,10 @@ pub struct TopKParams {
     pub keys_held: u32,
     pub pool_pass: u32,
     pub pool_min_tokens: u32,
+    pub score_status_ix: u32,
+    pub told_status_ix: u32,
+    pub pad0: u32,
+    pub pad1: u32,
 }
 
 /// Mirror of `RowRule` in shared/row_rule.wgsl.
@@ -216,22 +220,23 @@ pub struct RowParams {
     pub recent: u32,
     pub share_low: u32,
     pub share_high: u32,
-    pub result_offset: u32,
+    pub pad0: u32,
 }
 
-/// Mirror of `Params` in row_finish.wgsl.
+/// Mirror of `Params` in finish_layers.wgsl.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct RowFinishParams {
+pub struct FinishLayersParams {
     pub state: StateLayout,
-    pub layer0: u32,
-    pub layer1: u32,
-    pub layer2: u32,
-    pub layer3: u32,
+    pub layers: [u32; 16],
     pub lists_stride: u32,
     pub staged_offset: u32,
-    pub result_offset: u32,
+    pub infos_base: u32,
+    pub status_base: u32,
+    pub order: u32,
     pub pad0: u32,
+    pub pad1: u32,
+    pub pad2: u32,
 }
 
 /// Mirror of `Params` in compact.wgsl.

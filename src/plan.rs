@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::apart::takes_apart;
 use crate::bound::Bound;
 use crate::criterion::Score;
 use crate::device::Capabilities;
@@ -12,7 +13,6 @@ use crate::module::Module;
 use crate::pages::{PageShape, PagedKvView, Views};
 use crate::policy::{Budget, BudgetRule, Order, Policy, Selector};
 use crate::reference::key_diff::sum_tile;
-use crate::row::{fills_card, row_workgroup};
 use crate::score::{score_tile, sums_layout};
 use crate::shape::KvShape;
 use crate::state::CacheState;
@@ -55,6 +55,12 @@ pub(crate) struct PlanInner {
 pub(crate) struct ScoreTiles {
     pub plain: u32,
     pub fused: u32,
+}
+
+impl ScoreTiles {
+    pub const fn of(self, fused: bool) -> u32 {
+        if fused { self.fused } else { self.plain }
+    }
 }
 
 #[derive(Debug)]
@@ -355,24 +361,17 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
     let counts_digits = policy.selector != Selector::Bitonic && shape.capacity > row_len;
     let tile_counts_base = if counts_digits { HISTOGRAM_WORDS } else { 0 };
     let tile_counts = 2 * shape.capacity.div_ceil(SELECT_TILE);
-    let staged_offset = if positional { order_stride } else { 0 };
+    // Positions, or a word for each eight slots.
+    let staged_len = if positional { order_stride } else { (order_stride / 8).next_multiple_of(64) };
     // At worst every key is set aside, with its slot.
-    let aside_offset = order_stride + staged_offset;
+    let aside_offset = order_stride + staged_len;
     let aside_len = if counts_digits { 2 * order_stride } else { 0 };
     let (sums_stride, sums_offset) = sums_layout(shape, policy);
     let rows_of_layer = u64::from(shape.rows_per_layer());
-    let takes_apart = num_rows > rows_of_layer
-        && !capabilities.serial
-        && u64::from(shape.num_layers) * rows_of_layer * u64::from(shape.capacity) * 4
-            <= capabilities.max_binding_bytes
-        && fills_card(shape, policy, num_rows)
-        && !fills_card(shape, policy, rows_of_layer)
-        && row_workgroup(shape, policy, capabilities, num_rows).is_some();
-    ScratchLayout {
+    let mut layout = ScratchLayout {
         num_rows,
         order_stride,
         lists_stride: aside_offset + aside_len,
-        staged_offset,
         aside_offset,
         histogram_stride: if counts_digits || sorts_outside {
             (tile_counts_base + tile_counts).next_multiple_of(64)
@@ -387,9 +386,15 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
         copies_stride: if positional && policy.cached_norms { order_stride } else { 0 },
         pool_counts_stride: if policy.pool.is_some() { POOL_COUNTS_STRIDE } else { 0 },
         pool_row_words: if policy.pool.is_some() { POOL_ROW_WORDS } else { 0 },
-        layers_apart: if takes_apart { word(num_rows / rows_of_layer) } else { 0 },
-        rows_apart: if takes_apart { rows_of_layer } else { 0 },
+        layers_apart: 0,
+        status_apart: shape.num_layers.next_multiple_of(64),
+        rows_per_layer: rows_of_layer,
+    };
+    let fits = layout.apart().words * 4 <= capabilities.max_binding_bytes;
+    if num_rows > rows_of_layer && fits && takes_apart(shape, policy, capabilities) {
+        layout.layers_apart = word(num_rows / rows_of_layer);
     }
+    layout
 }
 
 /// The grids of the longest rows must fit the device.

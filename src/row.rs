@@ -29,12 +29,7 @@ const MEMORY_EACH: [u32; 2] = [5, 25];
 
 /// Invocations of the workgroup that takes a whole row of so many; `None` where the plan asks for more than the kernel
 /// does, or rows may be longer than it holds.
-pub(crate) fn row_workgroup(
-    shape: &KvShape,
-    policy: &Policy,
-    capabilities: &Capabilities,
-    num_rows: u64,
-) -> Option<u32> {
+fn row_workgroup(shape: &KvShape, policy: &Policy, capabilities: &Capabilities, num_rows: u64) -> Option<u32> {
     let plain = policy.selector == Selector::Auto
         && policy.score_in_use() == Score::KeyNorm
         && !policy.cached_norms
@@ -57,7 +52,7 @@ pub(crate) fn row_workgroup(
 }
 
 /// Whether so many rows fill the card.
-pub(crate) fn fills_card(shape: &KvShape, policy: &Policy, num_rows: u64) -> bool {
+fn fills_card(shape: &KvShape, policy: &Policy, num_rows: u64) -> bool {
     // The squares of bf16 take more arithmetic.
     let needs_more = policy.order == Order::Positional || shape.keys.dtype == Dtype::Bf16;
     num_rows >= FULL_ROWS[usize::from(needs_more)]
@@ -113,7 +108,7 @@ impl Builder<'_> {
             first_rule: compressed * self.plan.shape.num_kv_heads,
             order_stride: scratch.order_stride,
             lists_stride: scratch.lists_stride,
-            staged_offset: scratch.staged_offset,
+            staged_offset: scratch.order_stride,
             order: u32::from(policy.order == Order::Positional),
             keys_held: ROW_TOKENS,
             digit_shift,
@@ -125,7 +120,7 @@ impl Builder<'_> {
             recent: policy.recent,
             share_low: word(share),
             share_high: word(share >> 32),
-            result_offset: 0,
+            pad0: 0,
         })
     }
 
@@ -138,7 +133,7 @@ impl Builder<'_> {
     ) -> Option<RowStage> {
         let (scratch, place) = (&self.plan.scratch, &draft.rows);
         let num_rows = place.num_rows.into();
-        let (offset, workgroup) = draft.row_params.zip(self.row_workgroup(num_rows))?;
+        let (offset, workgroup) = draft.row_params.zip(self.row_workgroup(num_rows)).filter(|_| !self.apart)?;
         let view = &views.layers[place.layer as usize];
         let rows = |buffer, stride| row_binding(buffer, place.first_scratch_row, place.num_rows, stride);
         let position_words = u64::from(place.num_rows) * u64::from(self.plan.shape.capacity) + 64;
@@ -154,13 +149,13 @@ impl Builder<'_> {
             rules.as_entire_binding(),
         ];
         Some(RowStage {
-            pipeline: self.row_pipeline(workgroup, false, checks),
+            pipeline: self.row_pipeline(workgroup, checks),
             group: self.group(LayoutKind::Row, &bindings, checks),
             pays: self.kernels().capabilities.serial || fills_card(&self.plan.shape, &self.plan.policy, num_rows),
         })
     }
 
-    pub(crate) fn row_pipeline(&self, workgroup: u32, apart: bool, checks: &mut Checks) -> wgpu::ComputePipeline {
+    fn row_pipeline(&self, workgroup: u32, checks: &mut Checks) -> wgpu::ComputePipeline {
         let shape = &self.plan.shape;
         let chunks = shape.keys.chunks().max(shape.values.chunks());
         let mut constants = vec![
@@ -173,7 +168,7 @@ impl Builder<'_> {
         constants.extend(self.moves_constants());
         let constants: Vec<_> = constants.into_iter().map(|(name, value)| (name, f64::from(value))).collect();
         let reduction = self.kernels().capabilities.reduction(shape.keys.norm_lanes());
-        let module = Module::Row { dtype: shape.keys.dtype, reduction, apart };
+        let module = Module::Row { dtype: shape.keys.dtype, reduction };
         self.kernels().pipeline(module, "compress_row", &constants, checks)
     }
 }

@@ -183,8 +183,8 @@ impl Builder<'_> {
         sums: Option<wgpu::BindingResource<'_>>,
         checks: &mut Checks,
     ) -> wgpu::BindGroup {
-        let (scratch, place) = (&self.plan.scratch, scored.rows);
-        let rows = |buffer, stride| row_binding(buffer, place.first_scratch_row, place.num_rows, stride);
+        let place = scored.rows;
+        let scratch = self.row_scratch(place.home, place.first_scratch_row, place.num_rows);
         let position_words = u64::from(place.num_rows) * u64::from(self.plan.shape.capacity) + 64;
         let mut bindings = vec![
             params_binding::<ScoreParams>(params, scored.params),
@@ -194,10 +194,10 @@ impl Builder<'_> {
             if self.plan.policy.cached_norms {
                 words_binding(self.state.norms_or_dummy(), place.first_position, position_words)
             } else {
-                rows(&self.workspace.order_keys, scratch.order_stride)
+                scratch.order_keys
             },
-            rows(&self.workspace.histogram, scratch.histogram_stride),
-            self.state.status().as_entire_binding(),
+            scratch.histogram,
+            scratch.status,
         ];
         let kind = LayoutKind::score(sums.is_some(), scored.table.is_some());
         bindings.extend(sums);

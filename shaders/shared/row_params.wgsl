@@ -23,5 +23,5 @@ struct Params {
     recent: u32,          // tokens
     share_low: u32,       // share of the length that `recent` is at most, times 2^40
     share_high: u32,      // NO_SHARE: no such bound
-    result_offset: u32,   // words from a row's slots to what row_finish.wgsl is told of it
+    pad0: u32,
 }

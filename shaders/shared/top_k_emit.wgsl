@@ -91,6 +91,7 @@ fn emit_keys(local_row: u32, s: SelectRow, k: Keys, first_slot: u32, below: u32,
         }
         return;
     }
+    note_kept(local_row, s, first_slot, kept);
     let rank_of_movers = rank + countOneBits(kept & front);
     if s.budget - min(first_slot, s.budget) < 8u && s.budget >= first_slot && s.budget < s.row.len {
         note_num_moved(local_row, s.budget - min(rank_of_movers, s.budget));
@@ -110,23 +111,12 @@ fn emit_keys(local_row: u32, s: SelectRow, k: Keys, first_slot: u32, below: u32,
     }
 }
 
-// Fill: positions of the tile's slots that keep theirs. Those of holes are written too, and again when they are filled.
-fn emit_positions(index: u32, local_row: u32, s: SelectRow, first_slot: u32) {
-    let end = min(s.budget, first_slot + 8u * WG_SIZE);
-    for (var slot = max(first_unstored(s.row), first_slot) + index; slot < end; slot += WG_SIZE) {
-        store_position(local_row, s.row, slot, position_of(s.row, slot));
-    }
-}
-
 // Emits the eight keys of each invocation, the workgroup's first slot being `first_slot`.
 fn emit_tile(index: u32, local_row: u32, s: SelectRow, k: Keys, first_slot: u32, below: u32, equal: u32) -> Scanned {
     let scanned = exclusive_scan(index, count_keys(k, s.threshold));
     if s.row.active_row {
         let before = vec2<u32>(below + (scanned.before & 0xffffu), equal + (scanned.before >> 16u));
         emit_keys(local_row, s, k, first_slot + index * 8u, before.x, before.y);
-        if params.order != POSITIONAL {
-            emit_positions(index, local_row, s, first_slot);
-        }
     }
     return scanned;
 }

@@ -6,7 +6,7 @@ struct Params {
     first_row: u32,         // compressed layer * rows_per_layer + row of row 0 here
     order_stride: u32,      // words between rows of order_keys, a multiple of 64
     lists_stride: u32,      // words between rows of lists
-    staged_offset: u32,     // words from a row's slots to its staged positions
+    staged_offset: u32,     // words from a row's slots to its staged positions (Positional), or bits of kept slots (Fill)
     aside_offset: u32,      // words from a row's slots to the keys set aside
     histogram_stride: u32,  // words between rows of histogram
     order: u32,             // 0 fill, 1 positional
@@ -22,4 +22,8 @@ struct Params {
     keys_held: u32,         // 8: keys that an invocation holds
     pool_pass: u32,         // 0..4: digits of the medians; 4..8: digits of the pool's threshold
     pool_min_tokens: u32,   // tokens that every head keeps of its own
+    score_status_ix: u32,   // words from the histogram to the score's status bits; 0xffffffff: they are the state's
+    told_status_ix: u32,    // and to where they are left
+    pad0: u32,
+    pad1: u32,
 }

@@ -1,17 +1,18 @@
 // What both selectors share: bindings, budgets, and the loads of order keys.
 //   0 params uniform Params
 //   1 order_keys read vec4<u32> [row, order_stride / 4]
-//   2 state_meta read_write u32, by StateLayout
-//   3 positions read_write u32 [row, capacity] original position
-//   4 lists read_write u32 [row, lists_stride]: slots, then staged positions (Positional) and keys set aside (long rows)
+//   2 state_meta read u32, by StateLayout
+//   3 positions read u32 [row, capacity] original position
+//   4 lists read_write u32 [row, lists_stride]: slots, then staged positions (Positional) or bits of kept slots (Fill), and
+//     keys set aside (long rows)
 //   5 row_infos read_write RowInfo [row]
 //   6 histogram read_write atomic u32 [row, histogram_stride]
 //   7 rules read RowRule [compressed layer, head]
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> order_keys: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read_write> state_meta: array<u32>;
-@group(0) @binding(3) var<storage, read_write> positions: array<u32>;
+@group(0) @binding(2) var<storage, read> state_meta: array<u32>;
+@group(0) @binding(3) var<storage, read> positions: array<u32>;
 @group(0) @binding(4) var<storage, read_write> lists: array<u32>;
 @group(0) @binding(5) var<storage, read_write> row_infos: array<RowInfo>;
 @group(0) @binding(6) var<storage, read_write> histogram: array<atomic<u32>>;
@@ -59,6 +60,13 @@ fn write_row_info(local_row: u32, s: SelectRow) {
         row_infos[ix].first_moved = s.budget;
     }
     row_infos[ix].status = status_bits(s);
+}
+
+// Fill: a word for each eight slots of the front, bit i for slot i.
+fn note_kept(local_row: u32, s: SelectRow, first_slot: u32, kept: u32) {
+    if first_slot < s.budget {
+        lists[local_row * params.lists_stride + params.staged_offset + first_slot / 8u] = kept;
+    }
 }
 
 fn note_first_moved(local_row: u32, rank: u32) {

@@ -8,6 +8,7 @@ mod decode;
 mod devices;
 mod external;
 mod large;
+mod layers;
 mod long;
 mod norms;
 mod paged;

@@ -2,7 +2,7 @@
 
 use keynorm::{Budget, BudgetOverride, Direction, Dtype, Options, Order, Policy, Switch};
 
-use crate::support::{Case, Data, Fixture, Layout, gpu, run, shape};
+use crate::support::{Case, Data, Layout, run, shape};
 
 const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
 const SWITCHES: [Switch; 3] = [Switch::Auto, Switch::Off, Switch::On];
@@ -81,39 +81,4 @@ fn every_workgroup() {
     let mut case = many(Dtype::F16, Order::Fill, Switch::Off);
     case.options.max_binding_bytes = Some(96 * 300 * 64);
     run(&case);
-}
-
-/// A few rows of many layers, in passes of their own: rows of all layers at once.
-#[test]
-fn layers_at_once() {
-    for order in ORDERS {
-        for (subgroups, dtype) in [(Switch::Off, Dtype::F16), (Switch::On, Dtype::F32), (Switch::Off, Dtype::Bf16)] {
-            let mut case = many(dtype, order, subgroups);
-            (case.shape.num_layers, case.shape.batch_size) = (18, 2);
-            case.policy.skip_layers = vec![0, 7];
-            (case.policy.sinks, case.policy.recent) = (4, 20);
-            (case.lengths, case.appended) = (vec![290, 77], vec![5, 190]);
-            case.encoded = true;
-            run(&case);
-            (case.data, case.active) = (Data::Special, vec![false, true]);
-            run(&case);
-            // Keys and values that are bound as one, so that each layer goes by the chain.
-            (case.layout, case.active) = (Layout::Interleaved { words: 4 }, vec![]);
-            run(&case);
-        }
-    }
-}
-
-/// Recorded for no tokens at all, rows of all layers at once are left as they are.
-#[test]
-fn layers_at_once_of_no_length() {
-    let gpu = gpu();
-    let mut case = many(Dtype::F16, Order::Fill, Switch::On);
-    (case.shape.num_layers, case.shape.batch_size) = (16, 2);
-    case.lengths = vec![290, 77];
-    let fixture = Fixture::new(gpu, &case);
-    let mut encoder = gpu.device.create_command_encoder(&Default::default());
-    fixture.bound.encode(&mut encoder, 0).expect("a record");
-    gpu.queue.submit([encoder.finish()]);
-    fixture.compare(gpu, &case, "no length");
 }
