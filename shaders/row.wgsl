@@ -31,6 +31,19 @@
 @group(0) @binding(7) var<storage, read_write> status: array<atomic<u32>>;
 @group(0) @binding(8) var<storage, read> rules: array<RowRule>;
 
+// Positions go to their slots at once, so that nobody asks which slots were kept.
+fn note_kept(local_row: u32, s: SelectRow, first_slot: u32, kept: u32) {
+}
+
+// Fill: positions of the slots that keep theirs. Those of holes are written too, and again when they are filled.
+fn emit_positions(index: u32, s: SelectRow) {
+    if s.row.active_row && params.order != POSITIONAL {
+        for (var slot = s.row.compacted + index; slot < s.budget; slot += WG_SIZE) {
+            positions[s.row.positions_base + slot] = position_of(s.row, slot);
+        }
+    }
+}
+
 fn finish_positions(local_row: u32, index: u32, r: Row, moves: Moves) {
     let list_base = local_row * params.lists_stride;
     if params.order == POSITIONAL && r.active_row {
@@ -45,8 +58,8 @@ fn finish_positions(local_row: u32, index: u32, r: Row, moves: Moves) {
     }
 }
 
-fn finish_row(local_row: u32, s: SelectRow, compressed: bool, bits: u32) {
-    if compressed {
+fn finish_row(local_row: u32, s: SelectRow, moves: Moves, bits: u32) {
+    if s.row.active_row && s.row.len > 0u {
         let state_row = params.layer * params.state.rows_per_layer + params.first_row + local_row;
         state_meta[params.state.lengths_base + state_row] = s.budget;
         state_meta[params.state.compacted_base + state_row] = s.budget;

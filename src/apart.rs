@@ -35,8 +35,16 @@ pub(crate) fn takes_apart(shape: &KvShape, policy: &Policy, capabilities: &Capab
 #[derive(Debug)]
 pub(crate) struct Apart {
     layers: Vec<ApartLayer>,
+    /// Whole rows in one dispatch a layer, where that is faster.
+    rows: Option<Rows>,
     finish: wgpu::ComputePipeline,
     finishes: Vec<Finish>,
+}
+
+#[derive(Debug)]
+struct Rows {
+    pipeline: wgpu::ComputePipeline,
+    groups: Vec<wgpu::BindGroup>,
 }
 
 /// As many layers as one dispatch can bind.
@@ -62,6 +70,19 @@ pub(crate) struct ApartDraft {
 impl Bound {
     pub(crate) fn encode_apart(&self, apart: &Apart, encoder: &mut wgpu::CommandEncoder, max_len: u32) {
         let open = |label| wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None };
+        if let Some(rows) = &apart.rows {
+            {
+                let mut pass = encoder.begin_compute_pass(&open("keynorm.row"));
+                pass.set_pipeline(&rows.pipeline);
+                for group in &rows.groups {
+                    pass.set_bind_group(0, group, &[]);
+                    pass.dispatch_workgroups(1, self.plan.shape.rows_per_layer(), 1);
+                }
+            }
+            let mut pass = encoder.begin_compute_pass(&open("keynorm.finish"));
+            apart.record_finishes(self, &mut pass, &apart.finishes, max_len);
+            return;
+        }
         let is_long = self.path(max_len) == Path::RadixLong;
         let fused = is_long && self.plan.may_fuse();
         let tile = self.plan.tiles.of(fused);
@@ -161,12 +182,18 @@ impl Builder<'_> {
         checks: &mut Checks,
     ) -> Apart {
         let own = Builder { apart: true, ..*self };
+        let num_rows = draft.layers.len() as u64 * u64::from(self.plan.shape.rows_per_layer());
+        let rows = own.rows_apart_pipeline(num_rows, checks).and_then(|pipeline| {
+            let layers = draft.layers.iter().enumerate().map(|(ix, (layer, _))| (ix, layer));
+            let groups = layers.map(|layer| own.row_group_apart(layer, params, (rules, views), checks));
+            Some(Rows { pipeline, groups: groups.collect::<Option<_>>()? })
+        });
         let layer = |(layer, select): &(LayerDraft, SelectDraft)| ApartLayer {
             window: own.layer_window(layer, params, (rules, views), checks),
             select_group: own.select_group(select, params, rules, checks),
             select_params: select.params_offset,
         };
-        let layers = draft.layers.iter().map(layer).collect();
+        let layers = if rows.is_some() { Vec::new() } else { draft.layers.iter().map(layer).collect() };
         let most = self.layers_a_finish();
         let sixteen = most == 16;
         let kind = if sixteen { LayoutKind::FinishSixteen } else { LayoutKind::FinishFour };
@@ -185,6 +212,6 @@ impl Builder<'_> {
         let constants = [("WG_SIZE", f64::from(WORKGROUP))];
         let module = Module::FinishLayers { sixteen };
         let finish = self.kernels().pipeline(module, "finish_layers", &constants, checks);
-        Apart { layers, finish, finishes }
+        Apart { layers, rows, finish, finishes }
     }
 }

@@ -169,9 +169,9 @@ impl Bound {
 
     /// Records the whole compression into passes of its own. With many layers this is faster than [`Bound::record`]: wgpu
     /// separates two uses of a buffer in one pass by a barrier, one a layer, but those between passes all at once. Layers
-    /// that have buffers of their own go through each stage at the same time, with scratch of their own in the workspace;
-    /// not with cached norms, segments, pools, [`Selector::Bitonic`](crate::Selector::Bitonic), pages, layers of 256 MiB
-    /// of keys or more, or on a CPU.
+    /// that have buffers of their own are then compressed at the same time, with scratch of their own in the workspace; not
+    /// with cached norms, segments, pools, [`Selector::Bitonic`](crate::Selector::Bitonic), pages, layers of 256 MiB of
+    /// keys or more, or on a CPU.
     ///
     /// # Errors
     /// As [`Bound::record`].

@@ -22,6 +22,7 @@ pub(crate) enum LayoutKind {
     CompactJoinedPaged,
     Pages,
     Row,
+    RowApart,
     FinishFour,
     FinishSixteen,
 }
@@ -50,7 +51,7 @@ const FINISH: [(u32, bool); 19] = [
 ];
 
 impl LayoutKind {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::KeyNorm,
         Self::KeyDiff,
         Self::TopK,
@@ -70,6 +71,7 @@ impl LayoutKind {
         Self::CompactJoinedPaged,
         Self::Pages,
         Self::Row,
+        Self::RowApart,
         Self::FinishFour,
         Self::FinishSixteen,
     ];
@@ -120,6 +122,7 @@ impl LayoutKind {
             Self::Row => {
                 &[(1, false), (2, false), (3, false), (4, false), (5, false), (6, false), (7, false), (8, true)]
             }
+            Self::RowApart => &[(1, false), (2, false), (3, true), (4, true), (5, false), (6, false), (8, true)],
             Self::FinishFour => FINISH.split_at(7).0,
             Self::FinishSixteen => &FINISH,
         }
@@ -135,6 +138,7 @@ impl LayoutKind {
                 | Self::Rotate
                 | Self::Renumber
                 | Self::Row
+                | Self::RowApart
                 | Self::FinishFour
                 | Self::FinishSixteen
         )

@@ -114,6 +114,8 @@ pub enum Module {
         dtype: Dtype,
         /// How the lanes of a token are added.
         reduction: Reduction,
+        /// With scratch of its own for each layer.
+        apart: bool,
     },
     /// Cache state after a compression of many layers at once.
     FinishLayers {
@@ -154,7 +156,7 @@ impl Module {
         all.extend([Dtype::F32, Dtype::F16, Dtype::Bf16].map(|dtype| Self::Rotate { dtype }));
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
-                all.push(Self::Row { dtype, reduction });
+                all.extend([false, true].map(|apart| Self::Row { dtype, reduction, apart }));
                 for (vec4, paged) in [(true, false), (false, false), (true, true), (false, true)] {
                     all.push(Self::KeyNorm { dtype, vec4, reduction, paged });
                     all.push(Self::KeyDiff { dtype, vec4, reduction, paged });
@@ -211,7 +213,8 @@ impl Module {
             Self::State => "keynorm.state",
             Self::Append => "keynorm.append",
             Self::Compact { .. } => "keynorm.compact",
-            Self::Row { .. } => "keynorm.row",
+            Self::Row { apart: false, .. } => "keynorm.row",
+            Self::Row { apart: true, .. } => "keynorm.row_apart",
             Self::FinishLayers { .. } => "keynorm.finish_layers",
             Self::Pages => "keynorm.pages",
             Self::CompactBands { .. } => "keynorm.compact_bands",
@@ -307,8 +310,8 @@ impl Module {
             ]
             .concat(),
             Self::External => [shader!("external.wgsl"), score_rows, digits, recent, state, address(false)].concat(),
-            Self::Row { dtype, reduction } => [
-                shader!("row.wgsl"),
+            Self::Row { dtype, reduction, apart } => [
+                if apart { shader!("row_apart.wgsl") } else { shader!("row.wgsl") },
                 shader!("shared/row_params.wgsl"),
                 shader!("shared/row_body.wgsl"),
                 select_row,
@@ -396,7 +399,8 @@ impl Module {
             Self::KeyNorm { paged, .. } | Self::ValueKeyRatio { paged, .. } => LayoutKind::score(false, *paged),
             Self::KeyDiff { paged, .. } => LayoutKind::score(true, *paged),
             Self::External => LayoutKind::KeyNorm,
-            Self::Row { .. } => LayoutKind::Row,
+            Self::Row { apart: false, .. } => LayoutKind::Row,
+            Self::Row { apart: true, .. } => LayoutKind::RowApart,
             Self::FinishLayers { sixteen: false } => LayoutKind::FinishFour,
             Self::FinishLayers { sixteen: true } => LayoutKind::FinishSixteen,
             Self::Pages => LayoutKind::Pages,

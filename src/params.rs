@@ -220,7 +220,11 @@ pub struct RowParams {
     pub recent: u32,
     pub share_low: u32,
     pub share_high: u32,
+    pub infos_base: u32,
+    pub told_status_ix: u32,
     pub pad0: u32,
+    pub pad1: u32,
+    pub pad2: u32,
 }
 
 /// Mirror of `Params` in finish_layers.wgsl.

@@ -1,6 +1,6 @@
 //! A whole compression in one dispatch: where it can be had, where it pays, and what it is bound to.
 
-use crate::bind::{MAX_SLICE, params_binding, range_binding, row_binding, words_binding};
+use crate::bind::{MAX_SLICE, params_binding, range_binding, words_binding};
 use crate::bound::{Bound, Stages};
 use crate::criterion::Score;
 use crate::device::Capabilities;
@@ -120,7 +120,11 @@ impl Builder<'_> {
             recent: policy.recent,
             share_low: word(share),
             share_high: word(share >> 32),
+            infos_base: word(scratch.apart().infos),
+            told_status_ix: word(scratch.apart().told),
             pad0: 0,
+            pad1: 0,
+            pad2: 0,
         })
     }
 
@@ -131,31 +135,70 @@ impl Builder<'_> {
         (rules, views): (&wgpu::Buffer, &Views<'_>),
         checks: &mut Checks,
     ) -> Option<RowStage> {
-        let (scratch, place) = (&self.plan.scratch, &draft.rows);
-        let num_rows = place.num_rows.into();
+        let num_rows = draft.rows.num_rows.into();
         let (offset, workgroup) = draft.row_params.zip(self.row_workgroup(num_rows)).filter(|_| !self.apart)?;
-        let view = &views.layers[place.layer as usize];
-        let rows = |buffer, stride| row_binding(buffer, place.first_scratch_row, place.num_rows, stride);
-        let position_words = u64::from(place.num_rows) * u64::from(self.plan.shape.capacity) + 64;
+        let [keys, values, positions] = self.row_bindings(draft, views);
+        let scratch = self.row_scratch(None, draft.rows.first_scratch_row, draft.rows.num_rows);
         let bindings = [
             params_binding::<RowParams>(params, offset),
-            range_binding(view.keys.buffer, draft.window.keys),
-            range_binding(view.values.buffer, draft.window.values),
+            keys,
+            values,
             self.state.meta().as_entire_binding(),
-            words_binding(self.state.positions(), place.first_position, position_words),
-            rows(&self.workspace.order_keys, scratch.order_stride),
-            rows(&self.workspace.lists, scratch.lists_stride),
-            self.state.status().as_entire_binding(),
+            positions,
+            scratch.order_keys,
+            scratch.lists,
+            scratch.status,
             rules.as_entire_binding(),
         ];
         Some(RowStage {
-            pipeline: self.row_pipeline(workgroup, checks),
+            pipeline: self.row_pipeline(workgroup, false, checks),
             group: self.group(LayoutKind::Row, &bindings, checks),
             pays: self.kernels().capabilities.serial || fills_card(&self.plan.shape, &self.plan.policy, num_rows),
         })
     }
 
-    fn row_pipeline(&self, workgroup: u32, checks: &mut Checks) -> wgpu::ComputePipeline {
+    /// The rows of a layer with scratch of its own.
+    pub(crate) fn row_group_apart(
+        &self,
+        (layer, draft): (usize, &LayerDraft),
+        params: &wgpu::Buffer,
+        (rules, views): (&wgpu::Buffer, &Views<'_>),
+        checks: &mut Checks,
+    ) -> Option<wgpu::BindGroup> {
+        let [keys, values, positions] = self.row_bindings(draft, views);
+        let own = &self.workspace.apart[layer];
+        let bindings = [
+            params_binding::<RowParams>(params, draft.row_params?),
+            keys,
+            values,
+            self.state.meta().as_entire_binding(),
+            positions,
+            own.order_keys.as_entire_binding(),
+            own.lists.as_entire_binding(),
+            rules.as_entire_binding(),
+        ];
+        Some(self.group(LayoutKind::RowApart, &bindings, checks))
+    }
+
+    /// Keys, values and positions.
+    fn row_bindings<'a>(&'a self, draft: &LayerDraft, views: &Views<'a>) -> [wgpu::BindingResource<'a>; 3] {
+        let view = &views.layers[draft.rows.layer as usize];
+        let position_words = u64::from(draft.rows.num_rows) * u64::from(self.plan.shape.capacity) + 64;
+        [
+            range_binding(view.keys.buffer, draft.window.keys),
+            range_binding(view.values.buffer, draft.window.values),
+            words_binding(self.state.positions(), draft.rows.first_position, position_words),
+        ]
+    }
+
+    /// The pipeline for the rows of all layers at once; `None` where the kernel cannot take them or does not pay.
+    pub(crate) fn rows_apart_pipeline(&self, num_rows: u64, checks: &mut Checks) -> Option<wgpu::ComputePipeline> {
+        let workgroup = self.row_workgroup(num_rows)?;
+        let pays = fills_card(&self.plan.shape, &self.plan.policy, num_rows);
+        pays.then(|| self.row_pipeline(workgroup, true, checks))
+    }
+
+    fn row_pipeline(&self, workgroup: u32, apart: bool, checks: &mut Checks) -> wgpu::ComputePipeline {
         let shape = &self.plan.shape;
         let chunks = shape.keys.chunks().max(shape.values.chunks());
         let mut constants = vec![
@@ -168,7 +211,7 @@ impl Builder<'_> {
         constants.extend(self.moves_constants());
         let constants: Vec<_> = constants.into_iter().map(|(name, value)| (name, f64::from(value))).collect();
         let reduction = self.kernels().capabilities.reduction(shape.keys.norm_lanes());
-        let module = Module::Row { dtype: shape.keys.dtype, reduction };
+        let module = Module::Row { dtype: shape.keys.dtype, reduction, apart };
         self.kernels().pipeline(module, "compress_row", &constants, checks)
     }
 }

@@ -159,7 +159,11 @@ impl<'a> Prepared<'a> {
         for _ in 0..RECORDS {
             let whole = Instant::now();
             let mut encoder = self.gpu.encoder();
-            {
+            if self.passes {
+                let start = Instant::now();
+                self.bound.encode(&mut encoder, self.data.shape.capacity).map_err(|e| e.to_string())?;
+                records.push(micros(start));
+            } else {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
                 let start = Instant::now();
                 self.record(&mut pass, Stages::ALL)?;

@@ -59,19 +59,6 @@ fn note_num_moved(local_row: u32, count: u32) {
     wg_moves.num_moved = count;
 }
 
-// Positions go to their slots at once, so that nobody asks which slots were kept.
-fn note_kept(local_row: u32, s: SelectRow, first_slot: u32, kept: u32) {
-}
-
-// Fill: positions of the slots that keep theirs. Those of holes are written too, and again when they are filled.
-fn emit_positions(index: u32, s: SelectRow) {
-    if s.row.active_row && params.order != POSITIONAL {
-        for (var slot = s.row.compacted + index; slot < s.budget; slot += WG_SIZE) {
-            positions[s.row.positions_base + slot] = position_of(s.row, slot);
-        }
-    }
-}
-
 // Every load or store of the workgroup so far comes before what follows.
 fn all_done() {
     storageBarrier();
@@ -125,6 +112,6 @@ fn compress(wg: vec3<u32>, index: u32) {
     }
     finish_positions(wg.y, index, s.row, moves);
     if index == 0u {
-        finish_row(wg.y, s, len > 0u, status_bits(s) | atomicLoad(&wg_status));
+        finish_row(wg.y, s, moves, status_bits(s) | atomicLoad(&wg_status));
     }
 }

@@ -23,5 +23,9 @@ struct Params {
     recent: u32,          // tokens
     share_low: u32,       // share of the length that `recent` is at most, times 2^40
     share_high: u32,      // NO_SHARE: no such bound
+    infos_base: u32,      // apart: words from a layer's lists to its row infos
+    told_status_ix: u32,  // and to its status bits
     pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }

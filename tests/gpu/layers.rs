@@ -1,10 +1,12 @@
 //! Many layers at once, in passes of their own. Not taken on CPUs by themselves, so subgroups are switched by hand.
 
-use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Score, Switch};
+use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Score, Selector, Switch};
 
 use crate::support::{Built, Case, Data, Fixture, Layout, gpu, gpu_with, run, shape};
 
 const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
+/// Whole rows in a dispatch a layer, and stage by stage.
+const SELECTORS: [Selector; 2] = [Selector::Auto, Selector::Radix];
 
 /// 18 layers of which 16 are compressed, two sequences with three heads, and a second round.
 fn many(dtype: Dtype, order: Order, subgroups: Switch) -> Case {
@@ -32,13 +34,16 @@ fn long(order: Order, num_layers: u32, capacity: u32) -> Case {
 fn dtypes_orders_and_reductions() {
     for order in ORDERS {
         for (subgroups, dtype) in [(Switch::Off, Dtype::F16), (Switch::On, Dtype::F32), (Switch::Off, Dtype::Bf16)] {
-            let mut case = many(dtype, order, subgroups);
-            run(&case);
-            (case.data, case.active) = (Data::Special, vec![false, true]);
-            run(&case);
-            // Keys and values that are bound as one.
-            (case.layout, case.active) = (Layout::Interleaved { words: 4 }, vec![]);
-            run(&case);
+            for selector in SELECTORS {
+                let mut case = many(dtype, order, subgroups);
+                case.policy.selector = selector;
+                run(&case);
+                (case.data, case.active) = (Data::Special, vec![false, true]);
+                run(&case);
+                // Keys and values that are bound as one.
+                (case.layout, case.active) = (Layout::Interleaved { words: 4 }, vec![]);
+                run(&case);
+            }
         }
     }
 }
@@ -48,9 +53,9 @@ fn dtypes_orders_and_reductions() {
 fn more_layers_than_a_dispatch_binds() {
     let few = gpu_with(|limits| limits.max_storage_buffers_per_shader_stage = 8);
     for order in ORDERS {
-        for num_layers in [19, 20] {
+        for (num_layers, selector) in [19, 20].into_iter().zip(SELECTORS) {
             let mut case = many(Dtype::F16, order, Switch::Off);
-            case.shape.num_layers = num_layers;
+            (case.shape.num_layers, case.policy.selector) = (num_layers, selector);
             run(&case);
             let mut fixture = Fixture::built(&few, &case, &Built::default());
             fixture.compress_and_compare(&few, &case, "eight buffers");
@@ -99,8 +104,10 @@ fn long_rows() {
 #[test]
 fn status_is_told_once() {
     let gpu = gpu();
-    for capacity in [1100, 9000] {
+    for (capacity, selector) in [(1100, Selector::Auto), (1100, Selector::Radix), (9000, Selector::Auto)] {
         let mut case = long(Order::Fill, 3, capacity);
+        // Enough rows for the first to be taken whole.
+        (case.shape.num_layers, case.policy.selector) = (24, selector);
         case.data = Data::Special;
         let mut fixture = Fixture::new(gpu, &case);
         fixture.compress_and_compare(gpu, &case, "special");

@@ -118,9 +118,10 @@ fn whole_rows(order: Order, subgroups: Switch) -> Case {
     case
 }
 
-/// The rows of many layers at once; the last finish has fewer layers than the others.
-fn layers_at_once(order: Order, data: Data) -> Case {
+/// Many layers at once, by whole rows or stage by stage; the last finish has fewer layers than the others.
+fn layers_at_once(selector: Selector, order: Order, data: Data) -> Case {
     let mut case = whole_rows(order, Switch::On);
+    case.policy.selector = selector;
     (case.shape.num_layers, case.shape.batch_size) = (20, 2);
     case.policy.skip_layers = vec![1, 9];
     (case.lengths, case.appended, case.active) = (vec![290, 77], vec![3, 200], vec![]);
@@ -494,7 +495,8 @@ pub fn quick() -> Vec<Quick> {
         add("whole rows, raised", least(Selector::Auto, order, 5, Direction::Lowest), false);
         add("whole rows of 512", one_workgroup(Selector::Auto, order), false);
         for data in [Data::Special, Data::Ties] {
-            add("layers at once", layers_at_once(order, data), false);
+            add("whole rows of layers at once", layers_at_once(Selector::Auto, order, data), false);
+            add("layers at once", layers_at_once(Selector::Radix, order, data), false);
         }
     }
     add("spread", spread(Order::Fill), false);

@@ -101,6 +101,8 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
     ("shared/select_row.wgsl", "s.pooled_budget & ~POOL_RAISED", "s.pooled_budget"),
     ("row.wgsl", "position_of(r, mover)", "position_of(r, hole)"),
     ("row.wgsl", "= lists[list_base + params.staged_offset + j];", "= lists[list_base + j];"),
+    ("row_apart.wgsl", "lists[info + 9u] = bits;", ""),
+    ("row_apart.wgsl", "+ first_slot / 8u] = kept;", "+ first_slot / 8u] = 255u;"),
     ("finish_layers.wgsl", "atomicOr(&status[layer], bits);", ""),
     ("finish_layers.wgsl", "[wg.z % 4u]", "[0]"),
     ("finish_layers.wgsl", "info.compacted = wg_info[6];", "info.compacted = wg_info[5];"),
