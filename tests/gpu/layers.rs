@@ -2,7 +2,7 @@
 
 use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Score, Selector, Switch};
 
-use crate::support::{Built, Case, Data, Fixture, Layout, gpu, gpu_with, run, shape};
+use crate::support::{BUILT, Built, Case, Data, Fixture, Layout, bind, gpu, gpu_with, run, shape};
 
 const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
 /// Whole rows in a dispatch a layer, and stage by stage.
@@ -116,6 +116,25 @@ fn status_is_told_once() {
         fixture.restart(gpu, &case);
         fixture.compress_and_compare(gpu, &case, "clean");
         assert!(fixture.host.iter().all(|layer| layer.status == 0), "the keys are clean");
+    }
+}
+
+/// Plans that go by stages and by whole rows take turns in one workspace: what one has told the other does not tell again.
+#[test]
+fn plans_share_a_workspace() {
+    let gpu = gpu();
+    for order in ORDERS {
+        let mut case = many(Dtype::F16, order, Switch::On);
+        (case.policy.selector, case.data) = (Selector::Radix, Data::Special);
+        let mut fixture = Fixture::new(gpu, &case);
+        fixture.compress_and_compare(gpu, &case, "by stages");
+        for (selector, data) in [(Selector::Auto, Data::Random), (Selector::Radix, Data::Random)] {
+            (case.policy.selector, case.data) = (selector, data);
+            let plan = BUILT.compressor(gpu, &case.options).plan(&case.shape, &case.policy).expect("a plan");
+            fixture.bound = bind(gpu, &plan, &fixture.host, &fixture.buffers, &fixture.state, &fixture.workspace);
+            fixture.restart(gpu, &case);
+            fixture.compress_and_compare(gpu, &case, &format!("by {selector:?}"));
+        }
     }
 }
 

@@ -129,6 +129,12 @@ pub const EXCUSED: &[(&str, &str, usize, &str)] = &[
     ("bitonic.wgsl", ";", 4, "equivalent here: the 1024 invocations take a sorted row in one step"),
     ("bitonic.wgsl", ";", 7, "equivalent: the first exchange is between values that one invocation has loaded itself"),
     (
+        "row_apart.wgsl",
+        "if local_row != 0u {",
+        0,
+        "equivalent: another row of the layer clears the same; that it is cleared, layers::plans_share_a_workspace tells",
+    ),
+    (
         "finish_layers.wgsl",
         "if wg.y != 0u && j == 0u {",
         0,
