@@ -1,6 +1,6 @@
 //! Layers whose rows exceed a binding: scored and moved by bands of tokens.
 
-use crate::bind::{params_binding, range_binding, slice_chunks};
+use crate::bind::{params_binding, range_binding};
 use crate::criterion::Score;
 use crate::draft::{
     Builder, CheckedLayer, INFOS_A_SLOT, ParamsBlock, RowRange, ScoredSlots, access_of, tensor_layout, word,
@@ -8,6 +8,7 @@ use crate::draft::{
 use crate::kernel::Checks;
 use crate::layout::LayoutKind;
 use crate::module::{Access, Module};
+use crate::moves::slice_chunks;
 use crate::pages::Views;
 use crate::params::BandParams;
 use crate::plan::{ScoreTiles, WORKGROUP};

@@ -2,17 +2,16 @@
 
 use std::sync::Arc;
 
-use crate::bound::{Bound, LayerWindow, Moves, SelectWindow};
+use crate::bound::{Bound, LayerWindow, SelectWindow};
 use crate::draft::{Builder, INFOS_A_SLOT, LayerDraft, ParamsBlock, RowRange, SelectDraft, word};
 use crate::error::BuildError;
 use crate::kernel::{Checks, Kernels};
 use crate::layout::LayoutKind;
-use crate::module::{Access, Module};
+use crate::module::Access;
 use crate::pages::Views;
 use crate::params::{AppendParams, CompactParams, OrderParams, RowRule, TopKParams};
-use crate::plan::{Plan, WORKGROUP};
-use crate::policy::{BudgetRule, Order};
-use crate::shape::{KvShape, TensorSpec};
+use crate::plan::Plan;
+use crate::policy::BudgetRule;
 use crate::state::CacheState;
 use crate::windows::{BoundRange, WindowLimits};
 use crate::workspace::{ROW_INFO_WORDS, Workspace};
@@ -180,60 +179,6 @@ impl Builder<'_> {
         }
     }
 
-    /// Lanes that move a row of a tensor. On a CPU an invocation moves whole rows.
-    fn move_lanes(&self, spec: &TensorSpec) -> u32 {
-        if self.kernels().capabilities.serial { 1 } else { spec.lanes() }
-    }
-
-    /// The constants of the kernels that move rows.
-    pub(crate) fn moves_constants(&self) -> [(&'static str, u32); 4] {
-        let (keys, values) = (&self.plan.shape.keys, &self.plan.shape.values);
-        [
-            ("KEY_CHUNKS", keys.chunks()),
-            ("KEY_LANES", self.move_lanes(keys)),
-            ("VALUE_CHUNKS", values.chunks()),
-            ("VALUE_LANES", self.move_lanes(values)),
-        ]
-    }
-
-    fn moves(&self, draft: &LayerDraft, checks: &mut Checks) -> Moves {
-        let shape = &self.plan.shape;
-        // Short rows have no work for a wide workgroup.
-        let wide = if shape.capacity > 1024 { self.kernels().capabilities.row_workgroup } else { WORKGROUP };
-        // In one pass the moves of a layer wait for those of the one before.
-        let rows = shape.rows_per_layer().saturating_mul(if self.apart { self.layers_at_once } else { 1 });
-        let slice = if self.kernels().capabilities.serial { MAX_SLICE } else { slice_chunks(shape, rows, wide) };
-        let (keys, values) = (&shape.keys, &shape.values);
-        let (key_lanes, value_lanes) = (self.move_lanes(keys), self.move_lanes(values));
-        // Bound with keys that end within a chunk, values do not go by the keys' file.
-        let is_joined = draft.values_access == Access::Joined;
-        let tails = (keys.has_tail(), values.has_tail() || (is_joined && keys.has_tail()));
-        let module = Module::Compact {
-            keys_vec4: draft.keys_access == Access::Vec4,
-            values_vec4: (draft.values_access != Access::Joined).then_some(draft.values_access == Access::Vec4),
-            tails,
-            paged: self.pages.is_some(),
-        };
-        let mut pipeline = |entry, workgroup: u32| {
-            let mut constants = vec![("WG_SIZE", f64::from(workgroup)), ("SLICE_CHUNKS", f64::from(slice))];
-            constants.extend(self.moves_constants().map(|(name, value)| (name, f64::from(value))));
-            constants.extend(self.page_size());
-            let words = [("KEY_WORDS", keys, tails.0), ("VALUE_WORDS", values, tails.1)].into_iter();
-            constants.extend(words.filter(|w| w.2).map(|(name, spec, _)| (name, f64::from(spec.row_bytes() / 4))));
-            self.kernels().pipeline(module, entry, &constants, checks)
-        };
-        let unit = WORKGROUP / key_lanes.max(value_lanes) * 4;
-        match self.plan.policy.order {
-            Order::Fill => Moves::Fill { fill: pipeline("fill", WORKGROUP), unit },
-            Order::Positional => Moves::Positional {
-                walk: pipeline("walk", wide),
-                range: pipeline("range", WORKGROUP),
-                slices: keys.chunks().div_ceil(slice) + values.chunks().div_ceil(slice),
-                unit,
-            },
-        }
-    }
-
     fn select_window(
         &self,
         draft: &SelectDraft,
@@ -362,16 +307,6 @@ pub(crate) fn bind_group(
             entries: &entries,
         })
     })
-}
-
-/// Widest column slice of a walk, 16-byte chunks.
-pub(crate) const MAX_SLICE: u32 = 16;
-
-/// Column slices of the walk, 16-byte chunks: as wide as leaves enough workgroups to fill the card.
-pub(crate) fn slice_chunks(shape: &KvShape, rows: u32, workgroup: u32) -> u32 {
-    let chunks = rows.saturating_mul(shape.keys.chunks() + shape.values.chunks());
-    let wanted = 64 * 1024 / workgroup;
-    [16, 8, 4].into_iter().find(|slice| chunks / slice >= wanted).unwrap_or(if workgroup == 1024 { 4 } else { 2 })
 }
 
 pub(crate) fn params_binding<T>(buffer: &wgpu::Buffer, offset: u32) -> wgpu::BindingResource<'_> {

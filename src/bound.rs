@@ -5,10 +5,10 @@ use std::sync::Arc;
 use crate::apart::Apart;
 use crate::bands::BandedLayer;
 use crate::error::ArgumentError;
+use crate::moves::Moves;
 use crate::pages::FreedPages;
 use crate::plan::{PlanInner, ROW_TOKENS, SELECT_TILE, WORKGROUP};
 use crate::policy::{Order, Selector};
-use crate::ranges::{Ranges, ranges};
 use crate::row::RowStage;
 use crate::score::ScoreStage;
 use crate::state::{CacheState, MAX_SEGMENTS, check_slot};
@@ -73,39 +73,6 @@ pub(crate) struct LayerWindow {
     pub moves: Moves,
     /// Where one dispatch can take whole rows.
     pub row: Option<RowStage>,
-}
-
-#[derive(Debug)]
-pub(crate) enum Moves {
-    Fill {
-        fill: wgpu::ComputePipeline,
-        /// Rows that a workgroup moves.
-        unit: u32,
-    },
-    Positional {
-        walk: wgpu::ComputePipeline,
-        range: wgpu::ComputePipeline,
-        /// Workgroups a row.
-        slices: u32,
-        /// Ranks that a workgroup of `range` moves at a time.
-        unit: u32,
-    },
-}
-
-/// One dispatch of the moves.
-pub(crate) struct MoveDispatch<'a> {
-    pipeline: &'a wgpu::ComputePipeline,
-    params: u32,
-    workgroups: (u32, u32, u32),
-}
-
-impl MoveDispatch<'_> {
-    pub(crate) fn record(&self, pass: &mut wgpu::ComputePass<'_>, window: &LayerWindow) {
-        let (x, y, z) = self.workgroups;
-        pass.set_pipeline(self.pipeline);
-        pass.set_bind_group(0, &window.compact_group, &[self.params]);
-        pass.dispatch_workgroups(x, y, z);
-    }
 }
 
 #[derive(Debug)]
@@ -431,51 +398,6 @@ impl Bound {
             pass.set_bind_group(0, &window.state_group, &[window.params_offset]);
             pass.dispatch_workgroups(max_len.div_ceil(WORKGROUP), window.num_rows, 1);
         }
-    }
-
-    fn record_moves(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
-        for layer in &self.banded {
-            layer.record_moves(pass, max_len, self.plan.max_budget(max_len));
-        }
-        for window in &self.layers {
-            for dispatch in self.move_dispatches(window, max_len, 1) {
-                dispatch.record(pass, window);
-            }
-        }
-    }
-
-    /// The dispatches that move a window's rows, each after the one before; `layers_at_once` of them run beside each other.
-    pub(crate) fn move_dispatches<'a>(
-        &self,
-        window: &'a LayerWindow,
-        max_len: u32,
-        layers_at_once: u32,
-    ) -> impl Iterator<Item = MoveDispatch<'a>> {
-        let (rows, params) = (window.num_rows, window.compact_params);
-        let (first, ranges, last) = match &window.moves {
-            Moves::Fill { fill, unit } => {
-                let workgroups = (self.plan.max_moved(max_len).div_ceil(*unit), rows, 2);
-                (MoveDispatch { pipeline: fill, params, workgroups }, None, None)
-            }
-            Moves::Positional { walk, range, slices, unit } => {
-                let at_once = slices.saturating_mul(rows).saturating_mul(layers_at_once);
-                let ranges = ranges(max_len, self.plan.max_budget(max_len), at_once);
-                let walk_at = |block: u32| MoveDispatch {
-                    pipeline: walk,
-                    params: params + PARAMS_STRIDE * block,
-                    workgroups: (*slices, rows, 1),
-                };
-                let of_range = move |ix: u32, ranges: Ranges| MoveDispatch {
-                    pipeline: range,
-                    params: params + PARAMS_STRIDE * (2 + ix),
-                    workgroups: (ranges.len(ix).div_ceil(*unit), rows, 2),
-                };
-                let last = ranges.map(|ranges| walk_at(2 + ranges.count));
-                let ranges = ranges.map(|ranges| (0..ranges.count).map(move |ix| of_range(ix, ranges)));
-                (walk_at(u32::from(last.is_some())), ranges, last)
-            }
-        };
-        std::iter::once(first).chain(ranges.into_iter().flatten()).chain(last)
     }
 
     /// The dispatches of the radix selector: pipelines, and workgroups a row.

@@ -17,6 +17,7 @@ pub mod kept;
 mod kernel;
 mod layout;
 mod module;
+mod moves;
 mod pages;
 #[doc(hidden)]
 pub mod params;

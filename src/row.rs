@@ -1,6 +1,6 @@
 //! A whole compression in one dispatch: where it can be had, where it pays, and what it is bound to.
 
-use crate::bind::{MAX_SLICE, params_binding, range_binding, words_binding};
+use crate::bind::{params_binding, range_binding, words_binding};
 use crate::bound::{Bound, Stages};
 use crate::criterion::Score;
 use crate::device::Capabilities;
@@ -8,6 +8,7 @@ use crate::draft::{Builder, LayerDraft, RowRange, direction_words, word};
 use crate::kernel::Checks;
 use crate::layout::LayoutKind;
 use crate::module::{Access, Module, Reduction};
+use crate::moves::MAX_SLICE;
 use crate::pages::Views;
 use crate::params::{RowParams, TensorLayout};
 use crate::plan::{ROW_TOKENS, WORKGROUP, scan_group};

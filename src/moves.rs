@@ -1,0 +1,156 @@
+//! The moves of a compaction: their pipelines, and the dispatches that record them.
+
+use crate::bound::{Bound, LayerWindow, PARAMS_STRIDE};
+use crate::draft::{Builder, LayerDraft};
+use crate::kernel::Checks;
+use crate::module::{Access, Module};
+use crate::plan::WORKGROUP;
+use crate::policy::Order;
+use crate::ranges::{Ranges, ranges};
+use crate::shape::{KvShape, TensorSpec};
+
+#[derive(Debug)]
+pub(crate) enum Moves {
+    Fill {
+        fill: wgpu::ComputePipeline,
+        /// Rows that a workgroup moves.
+        unit: u32,
+    },
+    Positional {
+        walk: wgpu::ComputePipeline,
+        range: wgpu::ComputePipeline,
+        /// Workgroups a row.
+        slices: u32,
+        /// Ranks that a workgroup of `range` moves at a time.
+        unit: u32,
+    },
+}
+
+/// One dispatch of the moves.
+pub(crate) struct MoveDispatch<'a> {
+    pipeline: &'a wgpu::ComputePipeline,
+    params: u32,
+    workgroups: (u32, u32, u32),
+}
+
+impl MoveDispatch<'_> {
+    pub(crate) fn record(&self, pass: &mut wgpu::ComputePass<'_>, window: &LayerWindow) {
+        let (x, y, z) = self.workgroups;
+        pass.set_pipeline(self.pipeline);
+        pass.set_bind_group(0, &window.compact_group, &[self.params]);
+        pass.dispatch_workgroups(x, y, z);
+    }
+}
+
+impl Bound {
+    pub(crate) fn record_moves(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
+        for layer in &self.banded {
+            layer.record_moves(pass, max_len, self.plan.max_budget(max_len));
+        }
+        for window in &self.layers {
+            for dispatch in self.move_dispatches(window, max_len, 1) {
+                dispatch.record(pass, window);
+            }
+        }
+    }
+
+    /// The dispatches that move a window's rows, each after the one before; `layers_at_once` of them run beside each other.
+    pub(crate) fn move_dispatches<'a>(
+        &self,
+        window: &'a LayerWindow,
+        max_len: u32,
+        layers_at_once: u32,
+    ) -> impl Iterator<Item = MoveDispatch<'a>> {
+        let (rows, params) = (window.num_rows, window.compact_params);
+        let (first, ranges, last) = match &window.moves {
+            Moves::Fill { fill, unit } => {
+                let workgroups = (self.plan.max_moved(max_len).div_ceil(*unit), rows, 2);
+                (MoveDispatch { pipeline: fill, params, workgroups }, None, None)
+            }
+            Moves::Positional { walk, range, slices, unit } => {
+                let at_once = slices.saturating_mul(rows).saturating_mul(layers_at_once);
+                let ranges = ranges(max_len, self.plan.max_budget(max_len), at_once);
+                let walk_at = |block: u32| MoveDispatch {
+                    pipeline: walk,
+                    params: params + PARAMS_STRIDE * block,
+                    workgroups: (*slices, rows, 1),
+                };
+                let of_range = move |ix: u32, ranges: Ranges| MoveDispatch {
+                    pipeline: range,
+                    params: params + PARAMS_STRIDE * (2 + ix),
+                    workgroups: (ranges.len(ix).div_ceil(*unit), rows, 2),
+                };
+                let last = ranges.map(|ranges| walk_at(2 + ranges.count));
+                let ranges = ranges.map(|ranges| (0..ranges.count).map(move |ix| of_range(ix, ranges)));
+                (walk_at(u32::from(last.is_some())), ranges, last)
+            }
+        };
+        std::iter::once(first).chain(ranges.into_iter().flatten()).chain(last)
+    }
+}
+
+impl Builder<'_> {
+    /// Lanes that move a row of a tensor. On a CPU an invocation moves whole rows.
+    fn move_lanes(&self, spec: &TensorSpec) -> u32 {
+        if self.kernels().capabilities.serial { 1 } else { spec.lanes() }
+    }
+
+    /// The constants of the kernels that move rows.
+    pub(crate) fn moves_constants(&self) -> [(&'static str, u32); 4] {
+        let (keys, values) = (&self.plan.shape.keys, &self.plan.shape.values);
+        [
+            ("KEY_CHUNKS", keys.chunks()),
+            ("KEY_LANES", self.move_lanes(keys)),
+            ("VALUE_CHUNKS", values.chunks()),
+            ("VALUE_LANES", self.move_lanes(values)),
+        ]
+    }
+
+    pub(crate) fn moves(&self, draft: &LayerDraft, checks: &mut Checks) -> Moves {
+        let shape = &self.plan.shape;
+        // Short rows have no work for a wide workgroup.
+        let wide = if shape.capacity > 1024 { self.kernels().capabilities.row_workgroup } else { WORKGROUP };
+        // In one pass the moves of a layer wait for those of the one before.
+        let rows = shape.rows_per_layer().saturating_mul(if self.apart { self.layers_at_once } else { 1 });
+        let slice = if self.kernels().capabilities.serial { MAX_SLICE } else { slice_chunks(shape, rows, wide) };
+        let (keys, values) = (&shape.keys, &shape.values);
+        let (key_lanes, value_lanes) = (self.move_lanes(keys), self.move_lanes(values));
+        // Bound with keys that end within a chunk, values do not go by the keys' file.
+        let is_joined = draft.values_access == Access::Joined;
+        let tails = (keys.has_tail(), values.has_tail() || (is_joined && keys.has_tail()));
+        let module = Module::Compact {
+            keys_vec4: draft.keys_access == Access::Vec4,
+            values_vec4: (draft.values_access != Access::Joined).then_some(draft.values_access == Access::Vec4),
+            tails,
+            paged: self.pages.is_some(),
+        };
+        let mut pipeline = |entry, workgroup: u32| {
+            let mut constants = vec![("WG_SIZE", f64::from(workgroup)), ("SLICE_CHUNKS", f64::from(slice))];
+            constants.extend(self.moves_constants().map(|(name, value)| (name, f64::from(value))));
+            constants.extend(self.page_size());
+            let words = [("KEY_WORDS", keys, tails.0), ("VALUE_WORDS", values, tails.1)].into_iter();
+            constants.extend(words.filter(|w| w.2).map(|(name, spec, _)| (name, f64::from(spec.row_bytes() / 4))));
+            self.kernels().pipeline(module, entry, &constants, checks)
+        };
+        let unit = WORKGROUP / key_lanes.max(value_lanes) * 4;
+        match self.plan.policy.order {
+            Order::Fill => Moves::Fill { fill: pipeline("fill", WORKGROUP), unit },
+            Order::Positional => Moves::Positional {
+                walk: pipeline("walk", wide),
+                range: pipeline("range", WORKGROUP),
+                slices: keys.chunks().div_ceil(slice) + values.chunks().div_ceil(slice),
+                unit,
+            },
+        }
+    }
+}
+
+/// Widest column slice of a walk, 16-byte chunks.
+pub(crate) const MAX_SLICE: u32 = 16;
+
+/// Column slices of the walk, 16-byte chunks: as wide as leaves enough workgroups to fill the card.
+pub(crate) fn slice_chunks(shape: &KvShape, rows: u32, workgroup: u32) -> u32 {
+    let chunks = rows.saturating_mul(shape.keys.chunks() + shape.values.chunks());
+    let wanted = 64 * 1024 / workgroup;
+    [16, 8, 4].into_iter().find(|slice| chunks / slice >= wanted).unwrap_or(if workgroup == 1024 { 4 } else { 2 })
+}
