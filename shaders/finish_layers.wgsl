@@ -5,7 +5,8 @@
 //!   1 state_meta read_write u32, by StateLayout
 //!   2 positions read_write u32 [row, capacity] original position
 //!   3 status read_write atomic u32 [layer] sticky bits
-//! Entry points: finish_layers · dispatch (ceil(max_len / WG_SIZE), rows_per_layer, layers up to the number of lists) · none
+//! Entry points: finish_layers · dispatch (any, rows_per_layer, layers up to the number of lists) · none: goes round for
+//!   more slots
 //! Overrides: WG_SIZE = 256
 //! Workgroup bytes: 64
 //! Algorithm: as state.wgsl. What layers have of their own is a buffer each, so that the dispatches before this share none
@@ -61,11 +62,15 @@ fn info_of(which: u32, row: u32, index: u32) -> RowInfo {
 }
 
 @compute @workgroup_size(WG_SIZE)
-fn finish_layers(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn finish_layers(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) num: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
     let layer = params.layers[wg.z / 4u][wg.z % 4u];
     let info = info_of(wg.z, wg.y, index);
-    let j = wg.x * WG_SIZE + index;
-    if wg.y == 0u && j == 0u {
+    let is_first = wg.x == 0u && index == 0u;
+    if is_first && wg.y == 0u {
         let bits = list_word(wg.z, params.status_base);
         if bits != 0u {
             atomicOr(&status[layer], bits);
@@ -75,8 +80,10 @@ fn finish_layers(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation
         return;
     }
     let state_row = layer * params.state.rows_per_layer + wg.y;
-    finish_slot(wg.z, wg.y * params.lists_stride, info, state_row, j);
-    if j == 0u {
+    for (var j = wg.x * WG_SIZE + index; j < info.budget; j += num.x * WG_SIZE) {
+        finish_slot(wg.z, wg.y * params.lists_stride, info, state_row, j);
+    }
+    if is_first {
         finish_row(info, state_row, layer, 0u);
     }
 }

@@ -10,7 +10,7 @@
 //!   5 status read_write atomic u32 [layer] sticky bits
 //!   6 key_norms read_write u32 [row, capacity] squared norm, f32 bits (CACHED)
 //!   7 norm_copies read u32 [row, order_stride] squared norm, f32 bits (CACHED, Positional)
-//! Entry points: finish · dispatch (ceil(max_len / WG_SIZE), num_rows, 1) · none
+//! Entry points: finish · dispatch (any, num_rows, 1) · none: goes round for more slots
 //!   mark_scored · dispatch (ceil(num_rows / WG_SIZE), ceil(max_new / SCORE_TILE), 1) · none
 //! Overrides: WG_SIZE = 256; CACHED = false; SCORE_TILE = 64
 //! Workgroup bytes: 0
@@ -52,7 +52,11 @@ fn move_norm(to: u32, source: u32) {
 }
 
 @compute @workgroup_size(WG_SIZE)
-fn finish(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn finish(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) num: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
     let info = row_infos[params.first_info + wg.y];
     if info.active_row == 0u || info.len == 0u {
         return;
@@ -60,9 +64,10 @@ fn finish(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index)
     let global_row = params.first_row + wg.y;
     let layer = params.first_layer + global_row / params.state.rows_per_layer;
     let state_row = layer * params.state.rows_per_layer + global_row % params.state.rows_per_layer;
-    let j = wg.x * WG_SIZE + index;
-    finish_slot(wg.y, wg.y * params.lists_stride, info, state_row, j);
-    if j == 0u {
+    for (var j = wg.x * WG_SIZE + index; j < info.budget; j += num.x * WG_SIZE) {
+        finish_slot(wg.y, wg.y * params.lists_stride, info, state_row, j);
+    }
+    if wg.x == 0u && index == 0u {
         finish_row(info, state_row, layer, select(0u, info.budget, CACHED));
     }
 }

@@ -126,7 +126,8 @@ impl Apart {
         for finish in finishes {
             pass.set_pipeline(&self.finish);
             pass.set_bind_group(0, &finish.group, &[]);
-            pass.dispatch_workgroups(max_len.div_ceil(WORKGROUP), rows, finish.num_layers);
+            let workgroups = bound.finish_workgroups(max_len, rows.saturating_mul(finish.num_layers));
+            pass.dispatch_workgroups(workgroups, rows, finish.num_layers);
         }
     }
 }

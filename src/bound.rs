@@ -103,6 +103,9 @@ pub(crate) enum Path {
     BitonicLong,
 }
 
+/// Workgroups of the state's update: twice what an H100 holds at a time.
+const FINISH_WORKGROUPS: u32 = 2048;
+
 /// Bytes between parameter blocks: WebGPU's largest uniform offset alignment.
 pub(crate) const PARAMS_STRIDE: u32 = 256;
 
@@ -391,12 +394,17 @@ impl Bound {
         }
     }
 
-    /// A prefix that must stay raises budgets beyond what the plan knows, so the grid is that of the lengths.
+    /// Workgroups of a row of the state's update, which goes round for what they do not cover: no more than fill the card.
+    pub(crate) fn finish_workgroups(&self, max_len: u32, num_rows: u32) -> u32 {
+        let slots = self.plan.max_budget(max_len).div_ceil(WORKGROUP);
+        slots.min(FINISH_WORKGROUPS / num_rows).max(1)
+    }
+
     fn record_finish(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
         pass.set_pipeline(&self.plan.select.finish);
         for window in &self.selects {
             pass.set_bind_group(0, &window.state_group, &[window.params_offset]);
-            pass.dispatch_workgroups(max_len.div_ceil(WORKGROUP), window.num_rows, 1);
+            pass.dispatch_workgroups(self.finish_workgroups(max_len, window.num_rows), window.num_rows, 1);
         }
     }
 

@@ -1,17 +1,16 @@
-// What a compression leaves in the cache state. The kernel's file says where the lists are and how norms move.
+// What a compression leaves in the cache state, of slots below a row's budget. The kernel's file says where the lists are
+// and how norms move.
 
 const POSITIONAL: u32 = 1u;
 
 fn finish_slot(which: u32, list_base: u32, info: RowInfo, state_row: u32, j: u32) {
     let positions_base = params.state.positions_base + state_row * params.state.capacity;
     if params.order == POSITIONAL {
-        if j < info.budget {
-            positions[positions_base + j] = list_word(which, list_base + params.staged_offset + j);
-            place_norm(positions_base + j, which, list_base + j);
-        }
+        positions[positions_base + j] = list_word(which, list_base + params.staged_offset + j);
+        place_norm(positions_base + j, which, list_base + j);
         return;
     }
-    if j >= info.compacted && j < info.budget {
+    if j >= info.compacted {
         let kept = list_word(which, list_base + params.staged_offset + j / 8u) >> (j % 8u);
         if (kept & 1u) != 0u {
             positions[positions_base + j] = info.num_seen - (info.len - j);

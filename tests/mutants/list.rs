@@ -108,7 +108,7 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
     ("finish_layers.wgsl", "info.compacted = wg_info[6];", "info.compacted = wg_info[5];"),
     ("shared/lists_16.wgsl", "case 11u: { return lists11[ix]; }", "case 11u: { return lists10[ix]; }"),
     ("shared/finish_slot.wgsl", "(kept & 1u) != 0u", "true"),
-    ("shared/finish_slot.wgsl", "j >= info.compacted && ", ""),
+    ("shared/finish_slot.wgsl", "if j >= info.compacted {", "if true {"),
     ("shared/top_k_rows.wgsl", "+ first_slot / 8u] = kept;", "+ first_slot / 8u] = 255u;"),
     ("radix.wgsl", "atomicStore(&histogram[params.told_status_ix], ", "let taken = vec2<u32>("),
     ("shared/row_body.wgsl", "atomicStore(&wg_status, 0u);", ""),
@@ -136,7 +136,7 @@ pub const EXCUSED: &[(&str, &str, usize, &str)] = &[
     ),
     (
         "finish_layers.wgsl",
-        "if wg.y != 0u && j == 0u {",
+        "if is_first && wg.y != 0u {",
         0,
         "equivalent: another row of the layer tells the same, as often as there are others",
     ),
