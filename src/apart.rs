@@ -26,8 +26,7 @@ pub(crate) fn takes_apart(shape: &KvShape, policy: &Policy, capabilities: &Capab
         && !policy.cached_norms
         && !policy.segments
         && policy.pool.is_none()
-        // A CPU has nothing to overlap.
-        && !capabilities.serial
+        && capabilities.layers_at_once
         && rows * capacity * u64::from(shape.keys.row_bytes()) < LARGE_LAYER
         && u64::from(shape.num_layers) * rows * capacity * 4 <= capabilities.max_binding_bytes
 }

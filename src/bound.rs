@@ -140,8 +140,8 @@ impl Bound {
     /// Records the whole compression into passes of its own. With many layers this is faster than [`Bound::record`]: wgpu
     /// separates two uses of a buffer in one pass by a barrier, one a layer, but those between passes all at once. Layers
     /// that have buffers of their own are then compressed at the same time, with scratch of their own in the workspace; not
-    /// with cached norms, segments, pools, [`Selector::Bitonic`](crate::Selector::Bitonic), pages, layers of 256 MiB of
-    /// keys or more, or on a CPU.
+    /// with cached norms, segments, pools, [`Selector::Bitonic`](crate::Selector::Bitonic), pages, or layers of 256 MiB of
+    /// keys or more, and by [`Options::layers_at_once`](crate::Options::layers_at_once) not on a CPU.
     ///
     /// # Errors
     /// As [`Bound::record`].

@@ -24,6 +24,11 @@ pub struct Options {
     /// workgroup memory, but an invocation a token. The bits of the result do not depend on it for f16
     /// and bf16 caches; for f32 caches only as far as the driver contracts multiply and add.
     pub subgroups: Switch,
+    /// Scratch of its own for each layer, so that [`Bound::encode`](crate::Bound::encode) can compress many layers at the
+    /// same time. A [`Workspace`](crate::Workspace) is twice as large by it; hosts that record into passes of their own
+    /// switch it off. `Auto` is on, but on a CPU adapter, which has nothing to overlap. The bits of the result do not depend
+    /// on it.
+    pub layers_at_once: Switch,
     /// A cache that pipelines are created with ([`wgpu::Features::PIPELINE_CACHE`]).
     pub pipeline_cache: Option<wgpu::PipelineCache>,
     /// Largest storage binding that is used, bytes; caches beyond it go in windows of whole rows, rows beyond it in
@@ -107,6 +112,8 @@ pub(crate) struct Capabilities {
     /// Keys that a bitonic sort holds in workgroup memory.
     pub sort_len: u32,
     pub max_workgroups: u32,
+    /// Layers have scratch of their own.
+    pub layers_at_once: bool,
     /// Layers whose scratch one dispatch can bind.
     pub layers_a_finish: u32,
     /// Lanes run on a CPU: an invocation takes a whole token, in the norm and in the moves.
@@ -170,6 +177,11 @@ impl Capabilities {
             serial,
             wide: serial && device.features().contains(wgpu::Features::SHADER_INT64),
             max_workgroups: limits.max_compute_workgroups_per_dimension,
+            layers_at_once: match options.layers_at_once {
+                Switch::Auto => !serial,
+                Switch::On => true,
+                Switch::Off => false,
+            },
             layers_a_finish: if limits.max_storage_buffers_per_shader_stage >= 19 { 16 } else { 4 },
         })
     }

@@ -152,10 +152,10 @@ fn draw(report: &Report, panel: &Panel, series: &[Series], path: &Path) -> DrawR
     let root = SVGBackend::new(path, (960, 600)).into_drawing_area();
     root.fill(&WHITE)?;
     let grey = RGBColor(85, 85, 85);
-    let rows = if panel.layers > 1 {
-        format!("{} layers × {} rows", panel.layers, panel.batch_rows)
-    } else {
-        format!("{} rows", panel.batch_rows)
+    let rows = match (panel.layers, panel.batch_rows) {
+        (1, 1) => "1 row".to_owned(),
+        (1, rows) => format!("{rows} rows"),
+        (layers, rows) => format!("{layers} layers × {rows} rows"),
     };
     let title = format!(
         "KV-cache compression: {rows}, head dimension {}, {}, keep {}",

@@ -119,6 +119,23 @@ fn status_is_told_once() {
     }
 }
 
+/// By hand also on a CPU; switched off, `encode` does the same with half the scratch.
+#[test]
+fn switched_by_hand() {
+    let gpu = gpu();
+    for order in ORDERS {
+        for selector in SELECTORS {
+            let bytes = [Switch::On, Switch::Off].map(|layers_at_once| {
+                let mut case = many(Dtype::F16, order, Switch::Auto);
+                (case.policy.selector, case.options.layers_at_once) = (selector, layers_at_once);
+                run(&case);
+                Fixture::new(gpu, &case).workspace.bytes()
+            });
+            assert!(bytes[0] > bytes[1] * 3 / 2, "{bytes:?} bytes of scratch");
+        }
+    }
+}
+
 /// Plans that go by stages and by whole rows take turns in one workspace: what one has told the other does not tell again.
 #[test]
 fn plans_share_a_workspace() {

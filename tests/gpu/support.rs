@@ -50,7 +50,10 @@ pub fn gpu_with(edit: impl FnOnce(&mut wgpu::Limits)) -> Gpu {
 
 /// Compressors by their options. Cases share them, so that a pipeline is compiled once.
 #[derive(Default)]
-pub struct Built(Mutex<Vec<(Switch, Option<u64>, Compressor)>>);
+pub struct Built(Mutex<Vec<(BuiltBy, Compressor)>>);
+
+/// Subgroups, layers at once, largest binding.
+type BuiltBy = (Switch, Switch, Option<u64>);
 
 impl Built {
     pub const fn new() -> Self {
@@ -59,13 +62,12 @@ impl Built {
 
     pub fn compressor(&self, gpu: &Gpu, options: &Options) -> Compressor {
         let mut built = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let same =
-            |b: &&(Switch, Option<u64>, Compressor)| (b.0, b.1) == (options.subgroups, options.max_binding_bytes);
-        if let Some(found) = built.iter().find(same) {
-            return found.2.clone();
+        let by = (options.subgroups, options.layers_at_once, options.max_binding_bytes);
+        if let Some(found) = built.iter().find(|b| b.0 == by) {
+            return found.1.clone();
         }
         let new = Compressor::new(&gpu.device, options.clone()).expect("a compressor");
-        built.push((options.subgroups, options.max_binding_bytes, new.clone()));
+        built.push((by, new.clone()));
         new
     }
 }
