@@ -25,8 +25,8 @@ pub struct Options {
     /// and bf16 caches; for f32 caches only as far as the driver contracts multiply and add.
     pub subgroups: Switch,
     /// Scratch of its own for each layer, so that [`Bound::encode`](crate::Bound::encode) can compress many layers at the
-    /// same time. A [`Workspace`](crate::Workspace) is twice as large by it; hosts that record into passes of their own
-    /// switch it off. `Auto` is on, but on a CPU adapter, which has nothing to overlap. The bits of the result do not depend
+    /// same time. A [`Workspace`](crate::Workspace) is twice as large by it; hosts that record into passes of their own, or
+    /// keep all layers in one buffer, switch it off. `Auto` is on, but on a CPU adapter, which has nothing to overlap. The bits of the result do not depend
     /// on it.
     pub layers_at_once: Switch,
     /// A cache that pipelines are created with ([`wgpu::Features::PIPELINE_CACHE`]).

@@ -119,6 +119,22 @@ fn status_is_told_once() {
     }
 }
 
+/// So many rows that the workgroups of the state's update go round: in one pass, and of many layers at once.
+#[test]
+fn more_slots_than_workgroups() {
+    for order in ORDERS {
+        for encoded in [false, true] {
+            let mut case = many(Dtype::F16, order, Switch::On);
+            (case.shape.num_layers, case.shape.batch_size, case.shape.num_kv_heads) = (4, 75, 4);
+            (case.shape.keys.head_dim, case.shape.values.head_dim, case.shape.capacity) = (16, 16, 700);
+            case.policy = Policy { order, selector: Selector::Radix, ..Policy::new(Budget::keep_ratio(0.9)) };
+            (case.lengths, case.appended) = ((0..75).map(|b| 650 - b).collect(), vec![]);
+            (case.data, case.encoded) = (Data::Sparse, encoded);
+            run(&case);
+        }
+    }
+}
+
 /// By hand also on a CPU; switched off, `encode` does the same with half the scratch.
 #[test]
 fn switched_by_hand() {
