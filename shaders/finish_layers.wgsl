@@ -33,8 +33,6 @@ struct Params {
 
 override WG_SIZE: u32 = 256u;
 
-const INFO_WORDS: u32 = 16u;
-
 // Norms are not cached here.
 fn place_norm(to: u32, which: u32, listed_ix: u32) {
 }
@@ -51,13 +49,13 @@ fn info_of(which: u32, row: u32, index: u32) -> RowInfo {
     }
     workgroupBarrier();
     var info: RowInfo;
-    info.len = wg_info[0];
-    info.budget = wg_info[1];
-    info.num_moved = wg_info[2];
-    info.compacted = wg_info[6];
-    info.num_seen = wg_info[7];
-    info.active_row = wg_info[8];
-    info.status = wg_info[9];
+    info.len = wg_info[LEN_IX];
+    info.budget = wg_info[BUDGET_IX];
+    info.num_moved = wg_info[NUM_MOVED_IX];
+    info.compacted = wg_info[COMPACTED_IX];
+    info.num_seen = wg_info[NUM_SEEN_IX];
+    info.active_row = wg_info[ACTIVE_ROW_IX];
+    info.status = wg_info[STATUS_IX];
     return info;
 }
 

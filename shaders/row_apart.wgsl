@@ -25,30 +25,22 @@
 @group(0) @binding(6) var<storage, read_write> lists: array<u32>;
 @group(0) @binding(8) var<storage, read> rules: array<RowRule>;
 
-const INFO_WORDS: u32 = 16u;
-
-fn note_kept(local_row: u32, s: SelectRow, first_slot: u32, kept: u32) {
-    if first_slot < s.budget {
-        lists[local_row * params.lists_stride + params.staged_offset + first_slot / 8u] = kept;
-    }
-}
-
 fn emit_positions(index: u32, s: SelectRow) {
 }
 
 fn finish_positions(local_row: u32, index: u32, r: Row, moves: Moves) {
 }
 
-// The fields of RowInfo that finish_layers.wgsl reads.
+// What finish_layers.wgsl reads.
 fn finish_row(local_row: u32, s: SelectRow, moves: Moves, bits: u32) {
     let info = params.infos_base + local_row * INFO_WORDS;
-    lists[info] = s.row.len;
-    lists[info + 1u] = s.budget;
-    lists[info + 2u] = moves.num_moved;
-    lists[info + 6u] = s.row.compacted;
-    lists[info + 7u] = s.row.num_seen;
-    lists[info + 8u] = select(0u, 1u, s.row.active_row);
-    lists[info + 9u] = bits;
+    lists[info + LEN_IX] = s.row.len;
+    lists[info + BUDGET_IX] = s.budget;
+    lists[info + NUM_MOVED_IX] = moves.num_moved;
+    lists[info + COMPACTED_IX] = s.row.compacted;
+    lists[info + NUM_SEEN_IX] = s.row.num_seen;
+    lists[info + ACTIVE_ROW_IX] = select(0u, 1u, s.row.active_row);
+    lists[info + STATUS_IX] = bits;
     if local_row == 0u {
         lists[params.told_status_ix] = 0u; // each row tells its own
     }

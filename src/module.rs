@@ -242,7 +242,8 @@ impl Module {
         let digits = shader!("shared/first_digit.wgsl");
         let rule = concat!(shader!("shared/row_rule.wgsl"), shader!("shared/wide.wgsl"));
         let select_row = shader!("shared/select_row.wgsl");
-        let rows = [params, shader!("shared/top_k_rows.wgsl"), select_row, rule].concat();
+        let kept_bits = shader!("shared/kept_bits.wgsl");
+        let rows = [params, shader!("shared/top_k_rows.wgsl"), kept_bits, select_row, rule].concat();
         let radix_row = shader!("shared/radix_row.wgsl");
         let moves = concat!(shader!("shared/fill.wgsl"), shader!("shared/walk.wgsl"));
         let rows = rows.as_str();
@@ -250,6 +251,7 @@ impl Module {
         let write_key = shader!("shared/write_key.wgsl");
         let score_rows = concat!(shader!("shared/score_rows.wgsl"), shader!("shared/write_key.wgsl"));
         let info = shader!("shared/row_info.wgsl");
+        let info_words = shader!("shared/info_words.wgsl");
         let finish_slot = shader!("shared/finish_slot.wgsl");
         let scan = shader!("shared/scan.wgsl");
         let emit = shader!("shared/top_k_emit.wgsl");
@@ -312,6 +314,8 @@ impl Module {
             Self::External => [shader!("external.wgsl"), score_rows, digits, recent, state, address(false)].concat(),
             Self::Row { dtype, reduction, apart } => [
                 if apart { shader!("row_apart.wgsl") } else { shader!("row.wgsl") },
+                if apart { kept_bits } else { "" },
+                if apart { info_words } else { "" },
                 shader!("shared/row_params.wgsl"),
                 shader!("shared/row_body.wgsl"),
                 select_row,
@@ -338,6 +342,7 @@ impl Module {
                 if sixteen { shader!("shared/lists_16.wgsl") } else { shader!("shared/lists_4.wgsl") },
                 finish_slot,
                 info,
+                info_words,
                 layout,
             ]
             .concat(),

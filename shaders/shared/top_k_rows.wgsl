@@ -62,13 +62,6 @@ fn write_row_info(local_row: u32, s: SelectRow) {
     row_infos[ix].status = status_bits(s);
 }
 
-// Fill: a word for each eight slots of the front, bit i for slot i.
-fn note_kept(local_row: u32, s: SelectRow, first_slot: u32, kept: u32) {
-    if first_slot < s.budget {
-        lists[local_row * params.lists_stride + params.staged_offset + first_slot / 8u] = kept;
-    }
-}
-
 fn note_first_moved(local_row: u32, rank: u32) {
     row_infos[params.first_info + local_row].first_moved = rank;
 }
