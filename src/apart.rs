@@ -6,7 +6,7 @@ use crate::bound::{Bound, LayerWindow, Path};
 use crate::device::Capabilities;
 use crate::draft::{Builder, CheckedLayer, LayerDraft, ParamsBlock, SelectDraft, word};
 use crate::kernel::Checks;
-use crate::layout::LayoutKind;
+use crate::layout::{LayoutKind, MOST_FINISHED};
 use crate::module::Module;
 use crate::pages::Views;
 use crate::params::FinishLayersParams;
@@ -152,7 +152,7 @@ impl Builder<'_> {
         let ids: Vec<u32> = layers.iter().map(|layer| layer.layer).collect();
         let layout = scratch.apart();
         let finish = |ids: &[u32]| {
-            let mut layers = [0; 16];
+            let mut layers = [0; MOST_FINISHED];
             layers[..ids.len()].copy_from_slice(ids);
             params.push(&FinishLayersParams {
                 state: self.state_layout(0),
@@ -171,7 +171,7 @@ impl Builder<'_> {
     }
 
     fn layers_a_finish(&self) -> usize {
-        self.kernels().capabilities.layers_a_finish as usize
+        self.kernels().capabilities.layers_a_finish
     }
 
     pub(crate) fn bound_apart(
@@ -195,7 +195,7 @@ impl Builder<'_> {
         };
         let layers = if rows.is_some() { Vec::new() } else { draft.layers.iter().map(layer).collect() };
         let most = self.layers_a_finish();
-        let sixteen = most == 16;
+        let sixteen = most == MOST_FINISHED;
         let kind = if sixteen { LayoutKind::FinishSixteen } else { LayoutKind::FinishFour };
         let finish = |(&offset, scratches): (&u32, &[crate::workspace::ApartScratch])| {
             let mut bindings = vec![

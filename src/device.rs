@@ -1,6 +1,7 @@
 //! What a device offers, and which kernel variants follow from it.
 
 use crate::error::BuildError;
+use crate::layout::{FINISH_BUFFERS, MOST_FINISHED};
 use crate::module::Reduction;
 
 /// Whether an optional feature is used.
@@ -16,7 +17,8 @@ pub enum Switch {
     Off,
 }
 
-/// Options of a [`Compressor`](crate::Compressor). The defaults serve; the switches exist for tests and comparisons.
+/// Options of a [`Compressor`](crate::Compressor). The defaults serve; the switches exist for tests and comparisons, but for
+/// `layers_at_once`.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Options {
@@ -90,7 +92,7 @@ pub fn recommended_limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
         max_compute_invocations_per_workgroup: have.max_compute_invocations_per_workgroup,
         max_compute_workgroup_size_x: have.max_compute_workgroup_size_x,
         max_compute_workgroup_storage_size: have.max_compute_workgroup_storage_size,
-        max_storage_buffers_per_shader_stage: have.max_storage_buffers_per_shader_stage.min(19),
+        max_storage_buffers_per_shader_stage: have.max_storage_buffers_per_shader_stage.min(FINISH_BUFFERS),
         min_storage_buffer_offset_alignment: have.min_storage_buffer_offset_alignment,
         ..wgpu::Limits::default().or_worse_values_from(&have)
     }
@@ -115,7 +117,7 @@ pub(crate) struct Capabilities {
     /// Layers have scratch of their own.
     pub layers_at_once: bool,
     /// Layers whose scratch one dispatch can bind.
-    pub layers_a_finish: u32,
+    pub layers_a_finish: usize,
     /// Lanes run on a CPU: an invocation takes a whole token, in the norm and in the moves.
     pub serial: bool,
     /// Moves are by 64-bit words: such a device loads each lane's word by itself.
@@ -182,7 +184,11 @@ impl Capabilities {
                 Switch::On => true,
                 Switch::Off => false,
             },
-            layers_a_finish: if limits.max_storage_buffers_per_shader_stage >= 19 { 16 } else { 4 },
+            layers_a_finish: if limits.max_storage_buffers_per_shader_stage >= FINISH_BUFFERS {
+                MOST_FINISHED
+            } else {
+                4
+            },
         })
     }
 }

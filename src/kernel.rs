@@ -36,7 +36,7 @@ impl Kernels {
         let capabilities = Capabilities::of(device, options)?;
         let mut layouts = HashMap::new();
         let num_buffers = device.limits().max_storage_buffers_per_shader_stage;
-        for kind in LayoutKind::ALL.into_iter().filter(|kind| kind.more_buffers() <= num_buffers) {
+        for kind in LayoutKind::ALL.into_iter().filter(|kind| kind.fits(num_buffers)) {
             layouts.insert(kind, checks.guard(device, "keynorm layouts", || create_layout(device, kind)));
         }
         Ok(Self {

@@ -27,8 +27,12 @@ pub(crate) enum LayoutKind {
     FinishSixteen,
 }
 
+/// Layers that a dispatch finishes at most, and storage buffers of a stage that it takes.
+pub(crate) const MOST_FINISHED: usize = 16;
+pub(crate) const FINISH_BUFFERS: u32 = 3 + MOST_FINISHED as u32;
+
 /// State, then the scratch of layers.
-const FINISH: [(u32, bool); 19] = [
+const FINISH: [(u32, bool); FINISH_BUFFERS as usize] = [
     (1, false),
     (2, false),
     (3, false),
@@ -144,9 +148,9 @@ impl LayoutKind {
         )
     }
 
-    /// Storage buffers that a device must bind at once, where that is more than every device does.
-    pub fn more_buffers(self) -> u32 {
-        if self == Self::FinishSixteen { 19 } else { 0 }
+    /// Whether a stage of so many storage buffers has room for it.
+    pub fn fits(self, num_buffers: u32) -> bool {
+        self.storage().len() <= num_buffers as usize
     }
 
     /// Binding numbers in order, the uniform's first.

@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::layout::MOST_FINISHED;
 use crate::shape::KvShape;
 use crate::state::StateOffsets;
 
@@ -232,7 +233,7 @@ pub struct RowParams {
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct FinishLayersParams {
     pub state: StateLayout,
-    pub layers: [u32; 16],
+    pub layers: [u32; MOST_FINISHED],
     pub lists_stride: u32,
     pub staged_offset: u32,
     pub infos_base: u32,
