@@ -25,9 +25,9 @@ impl Bound {
         checks: &mut Checks,
     ) -> Result<Self, BuildError> {
         let inner = &plan.inner;
-        let layers_at_once = layers_at_once(&inner.layers, views);
+        let overlapping_layers = overlapping_layers(&inner.layers, views);
         let builder =
-            Builder { plan: inner, device, state, workspace, pages: views.pages, layers_at_once, apart: false };
+            Builder { plan: inner, device, state, workspace, pages: views.pages, overlapping_layers, apart: false };
         let layers = builder.check(views)?;
         let mut params = ParamsBlock::default();
         let drafts: Vec<_> = layers.iter().flat_map(|layer| builder.draft_layer(layer, &mut params)).collect();
@@ -47,7 +47,7 @@ impl Bound {
         Ok(Self {
             plan: Arc::clone(inner),
             layers,
-            layers_at_once,
+            overlapping_layers,
             apart,
             banded,
             selects,
@@ -72,7 +72,7 @@ pub(crate) struct RowScratch<'a> {
 }
 
 /// Layers whose moves can overlap: all, where none shares a buffer with another.
-fn layers_at_once(layers: &[u32], views: &Views<'_>) -> u32 {
+fn overlapping_layers(layers: &[u32], views: &Views<'_>) -> u32 {
     let buffers_of = |layer: u32| views.layers.get(layer as usize).map(|v| [v.keys.buffer, v.values.buffer]);
     let buffers: Vec<_> = layers.iter().filter_map(|&layer| buffers_of(layer)).collect();
     let shares = |ix: usize| buffers[..ix].iter().any(|b| b.iter().any(|b| buffers[ix].contains(b)));

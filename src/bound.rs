@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::apart::Apart;
 use crate::bands::BandedLayer;
 use crate::error::ArgumentError;
+use crate::layers::Apart;
 use crate::moves::Moves;
 use crate::pages::FreedPages;
 use crate::plan::{PlanInner, ROW_TOKENS, SELECT_TILE, WORKGROUP};
@@ -49,7 +49,7 @@ pub struct Bound {
     pub(crate) plan: Arc<PlanInner>,
     pub(crate) layers: Vec<LayerWindow>,
     /// Layers whose dispatches can overlap in passes of their own.
-    pub(crate) layers_at_once: u32,
+    pub(crate) overlapping_layers: u32,
     /// Where every stage of all layers can.
     pub(crate) apart: Option<Apart>,
     /// Of the layers whose rows exceed a binding.

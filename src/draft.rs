@@ -122,7 +122,7 @@ pub(crate) struct Builder<'a> {
     pub workspace: &'a Workspace,
     pub pages: Option<PageShape>,
     /// Compressed layers whose moves can overlap; 1 where layers share buffers.
-    pub layers_at_once: u32,
+    pub overlapping_layers: u32,
     /// Drafts and binds what goes by layers' scratch of their own.
     pub apart: bool,
 }

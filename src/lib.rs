@@ -1,6 +1,5 @@
 #![doc = include_str!("../README.md")]
 
-mod apart;
 mod axes;
 mod bands;
 mod bind;
@@ -15,6 +14,7 @@ mod draft;
 mod error;
 pub mod kept;
 mod kernel;
+mod layers;
 mod layout;
 mod module;
 mod moves;

@@ -54,12 +54,12 @@ impl Bound {
         }
     }
 
-    /// The dispatches that move a window's rows, each after the one before; `layers_at_once` of them run beside each other.
+    /// The dispatches that move a window's rows, each after the one before; `overlapping_layers` of them run beside each other.
     pub(crate) fn move_dispatches<'a>(
         &self,
         window: &'a LayerWindow,
         max_len: u32,
-        layers_at_once: u32,
+        overlapping_layers: u32,
     ) -> impl Iterator<Item = MoveDispatch<'a>> {
         let (rows, params) = (window.num_rows, window.compact_params);
         let (first, ranges, last) = match &window.moves {
@@ -68,7 +68,7 @@ impl Bound {
                 (MoveDispatch { pipeline: fill, params, workgroups }, None, None)
             }
             Moves::Positional { walk, range, slices, unit } => {
-                let at_once = slices.saturating_mul(rows).saturating_mul(layers_at_once);
+                let at_once = slices.saturating_mul(rows).saturating_mul(overlapping_layers);
                 let ranges = ranges(max_len, self.plan.max_budget(max_len), at_once);
                 let walk_at = |block: u32| MoveDispatch {
                     pipeline: walk,
@@ -111,7 +111,7 @@ impl Builder<'_> {
         // Short rows have no work for a wide workgroup.
         let wide = if shape.capacity > 1024 { self.kernels().capabilities.row_workgroup } else { WORKGROUP };
         // In one pass the moves of a layer wait for those of the one before.
-        let rows = shape.rows_per_layer().saturating_mul(if self.apart { self.layers_at_once } else { 1 });
+        let rows = shape.rows_per_layer().saturating_mul(if self.apart { self.overlapping_layers } else { 1 });
         let slice = if self.kernels().capabilities.serial { MAX_SLICE } else { slice_chunks(shape, rows, wide) };
         let (keys, values) = (&shape.keys, &shape.values);
         let (key_lanes, value_lanes) = (self.move_lanes(keys), self.move_lanes(values));

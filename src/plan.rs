@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::apart::takes_apart;
 use crate::bound::Bound;
 use crate::criterion::Score;
 use crate::device::Capabilities;
 use crate::draft::word;
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Checks, Kernels};
+use crate::layers::takes_apart;
 use crate::module::Module;
 use crate::pages::{PageShape, PagedKvView, Views};
 use crate::policy::{Budget, BudgetRule, Order, Policy, Selector};

@@ -1,5 +1,5 @@
-//! Many layers at once: each stage in a pass of its own, where the dispatches of different layers share no buffer that
-//! they write, so that wgpu puts no barrier between them and they overlap.
+//! Many layers at once: whole rows, or each stage, in a pass of its own, where the dispatches of different layers share no
+//! buffer that they write, so that wgpu puts no barrier between them and they overlap.
 
 use crate::bind::params_binding;
 use crate::bound::{Bound, LayerWindow, Path};
@@ -100,21 +100,19 @@ impl Bound {
             }
         }
         let windows = || apart.layers.iter().map(|layer| &layer.window);
-        let moves_of = |window| self.move_dispatches(window, max_len, self.layers_at_once);
+        let moves_of = |window| self.move_dispatches(window, max_len, self.overlapping_layers);
         // The moves of a layer wait for each other; every layer has as many.
         for step in 0..windows().next().map_or(0, |window| moves_of(window).count()) {
             let mut pass = encoder.begin_compute_pass(&open("keynorm.compact"));
-            // The finishes wait for each other: the first goes beside the moves.
-            let (first, others) = apart.finishes.split_at(usize::from(step == 0));
-            apart.record_finishes(self, &mut pass, first, max_len);
+            // The finishes wait for each other: the first goes beside the first moves, the others after them.
+            let (beside, after) = if step == 0 { apart.finishes.split_at(1) } else { Default::default() };
+            apart.record_finishes(self, &mut pass, beside, max_len);
             for window in windows() {
                 if let Some(dispatch) = moves_of(window).nth(step) {
                     dispatch.record(&mut pass, window);
                 }
             }
-            if step == 0 {
-                apart.record_finishes(self, &mut pass, others, max_len);
-            }
+            apart.record_finishes(self, &mut pass, after, max_len);
         }
     }
 }
@@ -139,7 +137,10 @@ impl Builder<'_> {
             LayerWindows::Rows { windows, .. } => windows.len() == 1,
             LayerWindows::Bands { .. } => false,
         };
-        if scratch.layers_apart == 0 || self.layers_at_once == 1 || self.pages.is_some() || !layers.iter().all(is_whole)
+        if scratch.layers_apart == 0
+            || self.overlapping_layers == 1
+            || self.pages.is_some()
+            || !layers.iter().all(is_whole)
         {
             return None;
         }
