@@ -153,7 +153,7 @@ impl<'a> Prepared<'a> {
         Ok((wall, self.verifier.read(self.gpu)?))
     }
 
-    /// Host time of `record` alone, and of encoder, pass, `record` and `finish`. Nothing is submitted.
+    /// Host time of `record` or `encode` alone, and of that with the encoder, its pass and `finish`. Nothing is submitted.
     fn record_times(&self) -> Result<(Option<f64>, Option<f64>)> {
         let (mut records, mut finishes) = (Vec::new(), Vec::new());
         for _ in 0..RECORDS {
