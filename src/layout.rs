@@ -27,9 +27,9 @@ pub(crate) enum LayoutKind {
     FinishSixteen,
 }
 
-/// Layers that a dispatch finishes at most, and storage buffers of a stage that it takes.
-pub(crate) const MOST_FINISHED: usize = 16;
-pub(crate) const FINISH_BUFFERS: u32 = 3 + MOST_FINISHED as u32;
+/// Storage buffers of a stage that the widest finish takes, and how many layers it finishes: all but three are scratch.
+pub(crate) const FINISH_BUFFERS: u32 = 19;
+pub(crate) const MOST_FINISHED: usize = FINISH_BUFFERS as usize - 3;
 
 /// State, then the scratch of layers.
 const FINISH: [(u32, bool); FINISH_BUFFERS as usize] = [
