@@ -68,7 +68,7 @@ pub(crate) struct LayerWindow {
     pub num_rows: u32,
     pub score: ScoreStage,
     pub compact_group: wgpu::BindGroup,
-    /// Offset of the parameters of `fill`, or of the walk that takes all; those of [`WALK_LEN`] and its ranges follow.
+    /// Offset of the parameters of `fill`, or of the walk that takes all; those of a first walk and of its ranges follow.
     pub compact_params: u32,
     pub moves: Moves,
     /// Where one dispatch can take whole rows.

@@ -8,7 +8,7 @@ use crate::pages::PageShape;
 use crate::params::{AppendParams, CompactParams, KeyNormParams, OrderParams, StateLayout, TensorLayout, TopKParams};
 use crate::plan::{PlanInner, ROW_TOKENS};
 use crate::policy::{Direction, Order};
-use crate::ranges::{MAX_RANGES, WALK_LEN};
+use crate::ranges::RangeRule;
 use crate::score::{digit_window, params_of_score};
 use crate::shape::Lattice;
 use crate::state::{CacheState, NUM_APPEND_SLOTS, append_slot_words};
@@ -179,9 +179,10 @@ impl Builder<'_> {
             };
             let compact_params = params.push(&compact);
             if self.plan.policy.order == Order::Positional {
-                params.push(&CompactParams { walk_len: WALK_LEN, ..compact });
-                for range_ix in 0..=MAX_RANGES {
-                    params.push(&CompactParams { walk_len: WALK_LEN, range_ix, ..compact });
+                let RangeRule { walk_len, most } = RangeRule::of(self.kernels().capabilities.serial);
+                params.push(&CompactParams { walk_len, ..compact });
+                for range_ix in 0..=most {
+                    params.push(&CompactParams { walk_len, range_ix, ..compact });
                 }
             }
             let table = layer.table.map(|t| BoundRange::aligned((t.offset, t.end()), self.limits()));

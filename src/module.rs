@@ -155,8 +155,10 @@ impl Module {
         ];
         all.extend([Dtype::F32, Dtype::F16, Dtype::Bf16].map(|dtype| Self::Rotate { dtype }));
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-            for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
+            for reduction in [Reduction::Subgroup, Reduction::Workgroup] {
                 all.extend([false, true].map(|apart| Self::Row { dtype, reduction, apart }));
+            }
+            for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
                 for (vec4, paged) in [(true, false), (false, false), (true, true), (false, true)] {
                     all.push(Self::KeyNorm { dtype, vec4, reduction, paged });
                     all.push(Self::KeyDiff { dtype, vec4, reduction, paged });
@@ -227,10 +229,10 @@ impl Module {
         self.source_by(false)
     }
 
-    /// As [`Module::source`]; with `wide` moves are by 64-bit words, which takes `SHADER_INT64`.
+    /// As [`Module::source`]; with `wide` 16-byte accesses are by 64-bit words, which takes `SHADER_INT64`.
     #[must_use]
     pub fn source_by(&self, wide: bool) -> String {
-        let moved_keys = |vec4| if wide && vec4 { shader!("shared/keys_u64.wgsl") } else { keys(vec4) };
+        let wide_keys = |vec4| if wide && vec4 { shader!("shared/keys_u64.wgsl") } else { keys(vec4) };
         let moved_values = if wide { shader!("shared/values_u64.wgsl") } else { shader!("shared/values_vec4.wgsl") };
         let address = |paged| {
             if paged { shader!("shared/address_paged.wgsl") } else { shader!("shared/address_strided.wgsl") }
@@ -265,7 +267,7 @@ impl Module {
                 order_key,
                 state,
                 address(paged),
-                elements(dtype, vec4).as_str(),
+                elements(dtype, wide_keys(vec4)).as_str(),
                 norm_tokens(reduction),
                 shader!("shared/score_tile.wgsl"),
                 reduce(reduction),
@@ -279,7 +281,7 @@ impl Module {
                 recent,
                 state,
                 address(paged),
-                elements(dtype, vec4).as_str(),
+                elements(dtype, wide_keys(vec4)).as_str(),
                 unpacked(dtype),
                 shader!("shared/inverse_sqrt.wgsl"),
                 match reduction {
@@ -303,7 +305,7 @@ impl Module {
                 recent,
                 state,
                 address(paged),
-                elements(dtype, vec4).as_str(),
+                elements(dtype, wide_keys(vec4)).as_str(),
                 shader!("shared/inverse_sqrt.wgsl"),
                 norm_tokens(reduction),
                 shader!("shared/score_tile.wgsl"),
@@ -327,9 +329,9 @@ impl Module {
                 order_key,
                 state,
                 address(false),
-                moved_keys(true),
+                keys(true),
                 squares(dtype),
-                moved_values,
+                shader!("shared/values_vec4.wgsl"),
                 emit,
                 scan,
                 norm_tokens(reduction),
@@ -373,7 +375,7 @@ impl Module {
                 moves,
                 info,
                 address(paged),
-                if tails.0 { shader!("shared/keys_tail.wgsl") } else { moved_keys(keys_vec4) },
+                if tails.0 { shader!("shared/keys_tail.wgsl") } else { wide_keys(keys_vec4) },
                 match (values_vec4, tails.1) {
                     (None, true) => shader!("shared/values_joined_tail.wgsl"),
                     (None, false) => shader!("shared/values_joined.wgsl"),
@@ -389,7 +391,7 @@ impl Module {
                 address(false),
                 match (pair, vec4, tail) {
                     (false, _, true) => shader!("shared/keys_tail.wgsl"),
-                    (false, _, false) => moved_keys(vec4),
+                    (false, _, false) => wide_keys(vec4),
                     (true, _, true) => shader!("shared/keys_pair_tail.wgsl"),
                     (true, true, false) => shader!("shared/keys_pair_vec4.wgsl"),
                     (true, false, false) => shader!("shared/keys_pair_word.wgsl"),
@@ -429,8 +431,8 @@ fn keys(vec4: bool) -> &'static str {
 }
 
 /// Access to keys and their squares.
-fn elements(dtype: Dtype, vec4: bool) -> String {
-    let access = if dtype.is_quantised() { shader!("shared/blocks.wgsl") } else { keys(vec4) };
+fn elements(dtype: Dtype, keys: &str) -> String {
+    let access = if dtype.is_quantised() { shader!("shared/blocks.wgsl") } else { keys };
     [squares(dtype), access].concat()
 }
 

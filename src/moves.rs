@@ -6,7 +6,7 @@ use crate::kernel::Checks;
 use crate::module::{Access, Module};
 use crate::plan::WORKGROUP;
 use crate::policy::Order;
-use crate::ranges::{Ranges, ranges};
+use crate::ranges::{RangeRule, Ranges, ranges};
 use crate::shape::{KvShape, TensorSpec};
 
 #[derive(Debug)]
@@ -69,7 +69,8 @@ impl Bound {
             }
             Moves::Positional { walk, range, slices, unit } => {
                 let at_once = slices.saturating_mul(rows).saturating_mul(overlapping_layers);
-                let ranges = ranges(max_len, self.plan.max_budget(max_len), at_once);
+                let rule = RangeRule::of(self.plan.kernels.capabilities.serial);
+                let ranges = ranges(max_len, self.plan.max_budget(max_len), at_once, rule);
                 let walk_at = |block: u32| MoveDispatch {
                     pipeline: walk,
                     params: params + PARAMS_STRIDE * block,
@@ -108,11 +109,16 @@ impl Builder<'_> {
 
     pub(crate) fn moves(&self, draft: &LayerDraft, checks: &mut Checks) -> Moves {
         let shape = &self.plan.shape;
-        // Short rows have no work for a wide workgroup.
-        let wide = if shape.capacity > 1024 { self.kernels().capabilities.row_workgroup } else { WORKGROUP };
+        let serial = self.kernels().capabilities.serial;
+        // Short rows have no work for a wide workgroup. On a CPU no lane waits for another.
+        let wide = match shape.capacity {
+            _ if serial => MAX_SLICE,
+            ..=1024 => WORKGROUP,
+            _ => self.kernels().capabilities.row_workgroup,
+        };
         // In one pass the moves of a layer wait for those of the one before.
         let rows = shape.rows_per_layer().saturating_mul(if self.apart { self.overlapping_layers } else { 1 });
-        let slice = if self.kernels().capabilities.serial { MAX_SLICE } else { slice_chunks(shape, rows, wide) };
+        let slice = if serial { MAX_SLICE } else { slice_chunks(shape, rows, wide) };
         let (keys, values) = (&shape.keys, &shape.values);
         let (key_lanes, value_lanes) = (self.move_lanes(keys), self.move_lanes(values));
         // Bound with keys that end within a chunk, values do not go by the keys' file.

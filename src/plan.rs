@@ -108,7 +108,7 @@ impl Plan {
         let rules = rows.map(|(layer, head)| policy.rule_of(layer, head)).collect::<Result<_, _>>()?;
         let num_rows = layers.len() as u64 * u64::from(shape.rows_per_layer());
         let scratch = scratch_layout(shape, policy, num_rows, &kernels.capabilities);
-        let tiles = score_tiles(shape, policy);
+        let tiles = score_tiles(shape, policy, kernels.capabilities.serial);
         check_grid(shape, &tiles, kernels.capabilities.max_workgroups)?;
         let inner = PlanInner {
             kernels: Arc::clone(kernels),
@@ -411,13 +411,15 @@ fn check_grid(shape: &KvShape, tiles: &ScoreTiles, available: u32) -> Result<(),
     Ok(())
 }
 
-fn score_tiles(shape: &KvShape, policy: &Policy) -> ScoreTiles {
+fn score_tiles(shape: &KvShape, policy: &Policy, serial: bool) -> ScoreTiles {
     if policy.caches_sums() {
         // Whole tiles of the sums, so that what is summed and what is scored are the same tokens.
         let tile = sum_tile(&shape.keys);
         return ScoreTiles { plain: tile, fused: tile };
     }
-    ScoreTiles { plain: score_tile(&shape.keys, 128), fused: score_tile(&shape.keys, 512) }
+    // A histogram takes as long for few tokens as for many, which a CPU cannot hide.
+    let fused = if serial { 2048 } else { 512 };
+    ScoreTiles { plain: score_tile(&shape.keys, 128), fused: score_tile(&shape.keys, fused) }
 }
 
 /// The scan takes two levels of about the root of the workgroup.

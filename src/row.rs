@@ -31,7 +31,9 @@ const MEMORY_EACH: [u32; 2] = [5, 25];
 /// Invocations of the workgroup that takes a whole row of so many; `None` where the plan asks for more than the kernel
 /// does, or rows may be longer than it holds.
 fn row_workgroup(shape: &KvShape, policy: &Policy, capabilities: &Capabilities, num_rows: u64) -> Option<u32> {
-    let plain = policy.selector == Selector::Auto
+    // On a CPU the chain is faster: there a workgroup's locals go through memory at each barrier.
+    let plain = !capabilities.serial
+        && policy.selector == Selector::Auto
         && policy.score_in_use() == Score::KeyNorm
         && !policy.cached_norms
         && !policy.segments
@@ -154,7 +156,7 @@ impl Builder<'_> {
         Some(RowStage {
             pipeline: self.row_pipeline(workgroup, false, checks),
             group: self.group(LayoutKind::Row, &bindings, checks),
-            pays: self.kernels().capabilities.serial || fills_card(&self.plan.shape, &self.plan.policy, num_rows),
+            pays: fills_card(&self.plan.shape, &self.plan.policy, num_rows),
         })
     }
 

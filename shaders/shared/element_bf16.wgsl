@@ -1,4 +1,6 @@
 // bf16 elements: two a word, eight a chunk. Magnitudes below 2^-63 count as zero, so that squares are exact in f32.
+const LINE_CHUNKS: u32 = 4u; // chunks of a cache line
+
 fn bf16_value(high_half: u32) -> f32 {
     return bitcast<f32>(select(high_half, 0u, (high_half & 0x7fff0000u) < 0x20000000u));
 }

@@ -1,4 +1,6 @@
 // f16 elements: two a word, eight a chunk. Their squares are exact in f32, so only the order of additions matters.
+const LINE_CHUNKS: u32 = 4u; // chunks of a cache line
+
 fn add_word(word: u32, sum: f32) -> f32 {
     let e = unpack2x16float(word);
     return (sum + e.x * e.x) + e.y * e.y;
