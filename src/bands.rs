@@ -6,15 +6,17 @@ use crate::draft::{
     Builder, CheckedLayer, INFOS_A_SLOT, ParamsBlock, RowRange, ScoredSlots, access_of, tensor_layout, word,
 };
 use crate::kernel::Checks;
+use crate::lattice::Lattice;
 use crate::layout::LayoutKind;
 use crate::module::{Access, Module};
 use crate::moves::slice_chunks;
 use crate::pages::Views;
 use crate::params::BandParams;
-use crate::plan::{ScoreTiles, WORKGROUP};
+use crate::plan::WORKGROUP;
 use crate::policy::Order;
+use crate::score::ScoreTiles;
 use crate::score::Scored;
-use crate::shape::{Lattice, TensorSpec};
+use crate::shape::TensorSpec;
 use crate::windows::{Band, LayerWindows, RowGroup};
 
 /// A bound layer, in the order of its dispatches.

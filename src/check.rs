@@ -3,8 +3,9 @@
 use crate::criterion::Score;
 use crate::draft::{Builder, CheckedLayer};
 use crate::error::{ArgumentError, BuildError};
+use crate::lattice::{Lattice, range_lattice};
 use crate::pages::{Views, check_pages, check_table, pool_shape, pool_windows};
-use crate::shape::{Dtype, Lattice, TensorSpec, range_lattice};
+use crate::shape::{Dtype, TensorSpec};
 use crate::state::check_count;
 use crate::view::check_tensor;
 use crate::windows::{LayerWindows, layer_windows, rows_range};

@@ -23,13 +23,14 @@ pub enum Switch {
 #[non_exhaustive]
 pub struct Options {
     /// Subgroup shuffles in the norm ([`wgpu::Features::SUBGROUP`]). `Auto` on a CPU adapter takes neither shuffles nor
-    /// workgroup memory, but an invocation a token. The bits of the result do not depend on it for f16
-    /// and bf16 caches; for f32 caches only as far as the driver contracts multiply and add.
+    /// workgroup memory, but an invocation a token, and never whole rows in one dispatch; `On` and `Off` make it work as a
+    /// GPU does, for tests. The bits of the result do not depend on it for f16 and bf16 caches; for f32 caches only as far
+    /// as the driver contracts multiply and add.
     pub subgroups: Switch,
     /// Scratch of its own for each layer, so that [`Bound::encode`](crate::Bound::encode) can compress many layers at the
     /// same time. A [`Workspace`](crate::Workspace) is twice as large by it; hosts that record into passes of their own, or
-    /// keep all layers in one buffer, switch it off. `Auto` is on, but on a CPU adapter, which has nothing to overlap. The bits of the result do not depend
-    /// on it.
+    /// keep all layers in one buffer, switch it off. `Auto` is on, but on a CPU adapter, which has nothing to overlap. The
+    /// bits of the result do not depend on it.
     pub layers_at_once: Switch,
     /// A cache that pipelines are created with ([`wgpu::Features::PIPELINE_CACHE`]).
     pub pipeline_cache: Option<wgpu::PipelineCache>,
@@ -118,9 +119,9 @@ pub(crate) struct Capabilities {
     pub layers_at_once: bool,
     /// Layers whose scratch one dispatch can bind.
     pub layers_a_finish: usize,
-    /// Lanes run on a CPU: an invocation takes a whole token, in the norm and in the moves.
+    /// Lanes run on a CPU: an invocation takes a whole token, in the norm and in the moves; walks are short and narrow.
     pub serial: bool,
-    /// Moves are by 64-bit words: such a device loads each lane's word by itself.
+    /// Accesses of 16 bytes are by 64-bit words: such a device loads each lane's word by itself.
     pub wide: bool,
 }
 

@@ -3,6 +3,7 @@
 use crate::bound::{PARAMS_STRIDE, POOL_PASSES, sort_steps};
 use crate::criterion::Score;
 use crate::kernel::Checks;
+use crate::lattice::Lattice;
 use crate::module::Access;
 use crate::pages::PageShape;
 use crate::params::{AppendParams, CompactParams, KeyNormParams, OrderParams, StateLayout, TensorLayout, TopKParams};
@@ -10,7 +11,6 @@ use crate::plan::{PlanInner, ROW_TOKENS};
 use crate::policy::{Direction, Order};
 use crate::ranges::RangeRule;
 use crate::score::{digit_window, params_of_score};
-use crate::shape::Lattice;
 use crate::state::{CacheState, NUM_APPEND_SLOTS, append_slot_words};
 use crate::windows::{BoundRange, LayerWindows, Window, rows_range, scratch_windows};
 use crate::workspace::{ROW_INFO_WORDS, Workspace};

@@ -4,7 +4,8 @@
 use crate::bound::Stages;
 use crate::error::{ArgumentError, ReadError};
 use crate::kept::read_words;
-use crate::shape::{KvShape, Lattice, Strides, TensorSpec};
+use crate::lattice::Lattice;
+use crate::shape::{KvShape, Strides, TensorSpec};
 use crate::view::{KvView, TensorView};
 use crate::windows::{BoundRange, LayerWindows, Window, WindowLimits};
 

@@ -9,11 +9,10 @@ use crate::draft::word;
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Checks, Kernels};
 use crate::layers::takes_apart;
-use crate::module::Module;
 use crate::pages::{PageShape, PagedKvView, Views};
 use crate::policy::{Budget, BudgetRule, Order, Policy, Selector};
-use crate::reference::key_diff::sum_tile;
-use crate::score::{score_tile, sums_layout};
+use crate::score::{ScoreTiles, sums_layout};
+use crate::select::SelectPipelines;
 use crate::shape::KvShape;
 use crate::state::CacheState;
 use crate::view::{KvView, TensorView};
@@ -50,45 +49,6 @@ pub(crate) struct PlanInner {
     pub tiles: ScoreTiles,
 }
 
-/// Tokens a workgroup scores, alone and with the histogram fused.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ScoreTiles {
-    pub plain: u32,
-    pub fused: u32,
-}
-
-impl ScoreTiles {
-    pub const fn of(self, fused: bool) -> u32 {
-        if fused { self.fused } else { self.plain }
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct SelectPipelines {
-    /// By workgroups of [`WORKGROUP`], twice that, and of [`Capabilities::row_workgroup`].
-    pub radix_rows: [wgpu::ComputePipeline; 3],
-    pub count_digits: wgpu::ComputePipeline,
-    pub collect: wgpu::ComputePipeline,
-    pub emit: wgpu::ComputePipeline,
-    pub bitonic: Option<BitonicPipelines>,
-    pub order: Option<wgpu::ComputePipeline>,
-    pub reserve: Option<wgpu::ComputePipeline>,
-    /// `count` and `pick`.
-    pub pool: Option<[wgpu::ComputePipeline; 2]>,
-    pub finish: wgpu::ComputePipeline,
-    pub append: wgpu::ComputePipeline,
-    pub mark_scored: wgpu::ComputePipeline,
-}
-
-#[derive(Debug)]
-pub(crate) struct BitonicPipelines {
-    pub row: wgpu::ComputePipeline,
-    pub tiles: wgpu::ComputePipeline,
-    pub step: wgpu::ComputePipeline,
-    pub merge: wgpu::ComputePipeline,
-    pub pick: wgpu::ComputePipeline,
-}
-
 impl Plan {
     pub(crate) fn new(
         kernels: &Arc<Kernels>,
@@ -108,7 +68,7 @@ impl Plan {
         let rules = rows.map(|(layer, head)| policy.rule_of(layer, head)).collect::<Result<_, _>>()?;
         let num_rows = layers.len() as u64 * u64::from(shape.rows_per_layer());
         let scratch = scratch_layout(shape, policy, num_rows, &kernels.capabilities);
-        let tiles = score_tiles(shape, policy, kernels.capabilities.serial);
+        let tiles = ScoreTiles::new(shape, policy, kernels.capabilities.serial);
         check_grid(shape, &tiles, kernels.capabilities.max_workgroups)?;
         let inner = PlanInner {
             kernels: Arc::clone(kernels),
@@ -117,7 +77,7 @@ impl Plan {
             rules,
             layers,
             scratch,
-            select: select_pipelines(kernels, policy, &tiles, checks),
+            select: SelectPipelines::new(kernels, policy, &tiles, checks),
             tiles,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -409,70 +369,4 @@ fn check_grid(shape: &KvShape, tiles: &ScoreTiles, available: u32) -> Result<(),
         });
     }
     Ok(())
-}
-
-fn score_tiles(shape: &KvShape, policy: &Policy, serial: bool) -> ScoreTiles {
-    if policy.caches_sums() {
-        // Whole tiles of the sums, so that what is summed and what is scored are the same tokens.
-        let tile = sum_tile(&shape.keys);
-        return ScoreTiles { plain: tile, fused: tile };
-    }
-    // A histogram takes as long for few tokens as for many, which a CPU cannot hide.
-    let fused = if serial { 2048 } else { 512 };
-    ScoreTiles { plain: score_tile(&shape.keys, 128), fused: score_tile(&shape.keys, fused) }
-}
-
-/// The scan takes two levels of about the root of the workgroup.
-pub(crate) fn scan_group(workgroup: u32) -> u32 {
-    if workgroup > 512 { 32 } else { 16 }
-}
-
-fn select_pipelines(kernels: &Kernels, policy: &Policy, tiles: &ScoreTiles, checks: &mut Checks) -> SelectPipelines {
-    let row_workgroup = kernels.capabilities.row_workgroup;
-    let (wide, narrow) = (f64::from(row_workgroup), f64::from(WORKGROUP));
-    let sort_len = f64::from(kernels.capabilities.sort_len);
-    let mut radix = |entry, workgroup: u32| {
-        let constants = [("WG_SIZE", workgroup.into()), ("SCAN_GROUP", scan_group(workgroup).into())];
-        kernels.pipeline(Module::Radix, entry, &constants, checks)
-    };
-    let radix_rows = [WORKGROUP, row_workgroup.min(2 * WORKGROUP), row_workgroup].map(|w| radix("radix_row", w));
-    let [count_digits, collect, emit] = ["count_digits", "collect", "emit"].map(|entry| radix(entry, WORKGROUP));
-    let bitonic = (policy.selector == Selector::Bitonic).then(|| {
-        let mut bitonic = |entry, workgroup| {
-            kernels.pipeline(Module::Bitonic, entry, &[("WG_SIZE", workgroup), ("SORT_LEN", sort_len)], checks)
-        };
-        BitonicPipelines {
-            row: bitonic("bitonic_row", wide),
-            tiles: bitonic("bitonic_tiles", wide),
-            step: bitonic("bitonic_step", narrow),
-            merge: bitonic("bitonic_merge", wide),
-            pick: bitonic("bitonic_pick", narrow),
-        }
-    });
-    let mut other = |module, entry, cached: bool| {
-        let mut constants = vec![("WG_SIZE", narrow)];
-        match module {
-            Module::State => {
-                constants.push(("CACHED", f64::from(u8::from(cached))));
-                constants.push(("SCORE_TILE", f64::from(tiles.plain)));
-            }
-            Module::Reserve | Module::Pool => constants.push(("SCAN_GROUP", scan_group(WORKGROUP).into())),
-            _ => (),
-        }
-        kernels.pipeline(module, entry, &constants, checks)
-    };
-    let cached = policy.cached_norms;
-    SelectPipelines {
-        radix_rows,
-        count_digits,
-        collect,
-        emit,
-        bitonic,
-        order: cached.then(|| other(Module::Order, "order", cached)),
-        reserve: policy.segments.then(|| other(Module::Reserve, "reserve", cached)),
-        pool: policy.pool.map(|_| ["count", "pick"].map(|entry| other(Module::Pool, entry, cached))),
-        finish: other(Module::State, "finish", cached),
-        append: other(Module::Append, "append", cached),
-        mark_scored: other(Module::State, "mark_scored", cached),
-    }
 }

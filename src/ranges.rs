@@ -12,7 +12,7 @@ pub(crate) struct RangeRule {
 impl RangeRule {
     /// On a CPU a walk costs a rank about three times what a range does, and a dispatch next to nothing.
     pub const fn of(serial: bool) -> Self {
-        if serial { Self { walk_len: 1024, most: 12 } } else { Self { walk_len: 8192, most: 8 } }
+        if serial { Self { walk_len: 1024, most: 40 } } else { Self { walk_len: 8192, most: 8 } }
     }
 }
 

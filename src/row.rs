@@ -11,9 +11,10 @@ use crate::module::{Access, Module, Reduction};
 use crate::moves::MAX_SLICE;
 use crate::pages::Views;
 use crate::params::{RowParams, TensorLayout};
-use crate::plan::{ROW_TOKENS, WORKGROUP, scan_group};
+use crate::plan::{ROW_TOKENS, WORKGROUP};
 use crate::policy::{Order, Policy, Selector};
 use crate::score::digit_window;
+use crate::select::scan_group;
 use crate::shape::{Dtype, KvShape};
 
 /// Of one window of rows.

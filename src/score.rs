@@ -239,6 +239,30 @@ impl Builder<'_> {
     }
 }
 
+/// Tokens a workgroup scores, alone and with the histogram fused.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ScoreTiles {
+    pub plain: u32,
+    pub fused: u32,
+}
+
+impl ScoreTiles {
+    pub fn new(shape: &KvShape, policy: &Policy, serial: bool) -> Self {
+        if policy.caches_sums() {
+            // Whole tiles of the sums, so that what is summed and what is scored are the same tokens.
+            let tile = sum_tile(&shape.keys);
+            return Self { plain: tile, fused: tile };
+        }
+        // A histogram takes as long for few tokens as for many, which a CPU cannot hide.
+        let fused = if serial { 2048 } else { 512 };
+        Self { plain: score_tile(&shape.keys, 128), fused: score_tile(&shape.keys, fused) }
+    }
+
+    pub const fn of(self, fused: bool) -> u32 {
+        if fused { self.fused } else { self.plain }
+    }
+}
+
 /// Tokens a workgroup of the norm scores, about as many as wanted.
 pub(crate) fn score_tile(spec: &TensorSpec, wanted: u32) -> u32 {
     let round = WORKGROUP / spec.norm_lanes() * 4;

@@ -1,7 +1,8 @@
 //! The caller's buffers: keys and values of a layer.
 
 use crate::error::ArgumentError;
-use crate::shape::{KvShape, Lattice, Strides, TensorSpec};
+use crate::lattice::Lattice;
+use crate::shape::{KvShape, Strides, TensorSpec};
 
 /// Keys or values of one layer in the caller's buffer.
 #[derive(Debug, Clone, Copy)]

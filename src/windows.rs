@@ -1,6 +1,6 @@
 //! Windows: runs of whole rows whose bytes fit one binding; where a row alone does not, bands of its tokens that do.
 
-use crate::shape::Lattice;
+use crate::lattice::Lattice;
 
 /// A range of a buffer that is bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Rows of thousands of tokens: every path by which the radix selector finds a threshold, and the moves of `Positional`
 //! by ranges.
 
-use keynorm::{Budget, Direction, Dtype, Order, Policy, Selector, Stages};
+use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Selector, Stages, Switch};
 
 use crate::support::{Case, Data, Fixture, gpu, run, shape, submit};
 
@@ -81,7 +81,10 @@ fn bitonic_agrees_on_long_rows() {
     }
 }
 
-/// Budgets beyond what the first walk takes: by one, two and four ranges, and by none where they would be too many.
+/// The first walk and the most ranges that follow it are one pair on CPUs, another elsewhere.
+const RANGE_RULES: [Switch; 2] = [Switch::Auto, Switch::Off];
+
+/// Budgets beyond what the first walk takes: on GPUs by one, two and four ranges, and by none where they would be too many.
 #[test]
 fn positional_by_ranges() {
     for (lengths, keep_ratio) in [
@@ -91,10 +94,11 @@ fn positional_by_ranges() {
         ([17_000, 16_000], 0.5),
         ([20_000, 19_000], 0.9),
     ] {
-        for direction in DIRECTIONS {
+        for (direction, subgroups) in DIRECTIONS.into_iter().flat_map(|d| RANGE_RULES.map(|s| (d, s))) {
             let mut case = case(&lengths, Dtype::F16, radix(keep_ratio, Order::Positional));
             case.shape.values.head_dim = 24;
             case.policy.direction = direction;
+            case.options = Options::with_subgroups(subgroups);
             run(&case);
         }
     }
@@ -103,23 +107,29 @@ fn positional_by_ranges() {
 /// Rows that ranges do not serve as expected.
 #[test]
 fn positional_by_ranges_of_other_lengths() {
-    let positional = |budget| Policy { order: Order::Positional, ..Policy::new(budget) };
-    // The second row moves by less than 200 slots, so that ranges are short and the last walk takes the rest.
-    run(&case(&[40_000, 12_000], Dtype::F16, positional(Budget::KeepTokens(11_900))));
-    // The first row to move lies beyond the first walk; at the end of the budget; nowhere.
-    for sinks in [9000, 10_000, 20_000] {
-        let mut case = case(&[20_000, 10_001], Dtype::F16, positional(Budget::keep_ratio(0.5)));
-        case.policy.sinks = sinks;
+    for subgroups in RANGE_RULES {
+        let case = |lengths: &[u32], budget| {
+            let mut case = case(lengths, Dtype::F16, Policy { order: Order::Positional, ..Policy::new(budget) });
+            case.options = Options::with_subgroups(subgroups);
+            case
+        };
+        // The second row moves by less than 200 slots, so that ranges are short and the last walk takes the rest.
+        run(&case(&[40_000, 12_000], Budget::KeepTokens(11_900)));
+        // The first row to move lies beyond the first walk; at the end of the budget; nowhere.
+        for sinks in [1500, 9000, 10_000, 20_000] {
+            let mut case = case(&[20_000, 10_001], Budget::keep_ratio(0.5));
+            case.policy.sinks = sinks;
+            run(&case);
+        }
+        // Rows move from the end by one distance.
+        let mut case = case(&[20_000, 18_000], Budget::KeepTokens(16_000));
+        case.policy.recent = 15_900;
+        case.active = vec![true, false];
+        run(&case);
+        case.active.clear();
+        (case.lengths, case.appended) = (vec![19_000, 3000], vec![1000, 17_000]);
         run(&case);
     }
-    // Rows move from the end by one distance.
-    let mut case = case(&[20_000, 18_000], Dtype::F16, positional(Budget::KeepTokens(16_000)));
-    case.policy.recent = 15_900;
-    case.active = vec![true, false];
-    run(&case);
-    case.active.clear();
-    (case.lengths, case.appended) = (vec![19_000, 3000], vec![1000, 17_000]);
-    run(&case);
 }
 
 /// More tiles than a workgroup has invocations.

@@ -1,4 +1,4 @@
-//! Whole rows in one dispatch: rows enough that GPUs take them so too, not CPUs alone.
+//! Whole rows in one dispatch: rows enough that a GPU takes them so, a CPU adapter with subgroups switched by hand.
 
 use keynorm::{Budget, BudgetOverride, Direction, Dtype, Options, Order, Policy, Switch};
 

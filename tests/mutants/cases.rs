@@ -118,6 +118,17 @@ fn whole_rows(order: Order, subgroups: Switch) -> Case {
     case
 }
 
+/// A case's sequences again and again, so that a workgroup takes each row whole.
+fn many_rows(mut case: Case) -> Case {
+    let times = 96_u32.div_ceil(case.shape.rows_per_layer());
+    case.shape.batch_size *= times;
+    let times = times as usize;
+    (case.lengths, case.appended) = (case.lengths.repeat(times), case.appended.repeat(times));
+    case.active = case.active.repeat(times);
+    case.options = Options::with_subgroups(Switch::On);
+    case
+}
+
 /// Many layers at once, by whole rows or stage by stage; the last finish has fewer layers than the others.
 fn layers_at_once(selector: Selector, order: Order, data: Data) -> Case {
     let mut case = whole_rows(order, Switch::On);
@@ -130,9 +141,11 @@ fn layers_at_once(selector: Selector, order: Order, data: Data) -> Case {
     case
 }
 
-/// Enough kept rows for every piece of the positional walk.
+/// Enough kept rows for every piece of the positional walk, by the workgroups that GPUs take.
 fn walk() -> Case {
-    Case::new(shape(1, 2, 2600, 16, Dtype::F16), policy(0.6, Selector::Radix, Order::Positional))
+    let mut case = Case::new(shape(1, 2, 2600, 16, Dtype::F16), policy(0.6, Selector::Radix, Order::Positional));
+    case.options = Options::with_subgroups(Switch::Off);
+    case
 }
 
 /// Keys of one bin: so many that they are held in workgroup memory, or read again for each digit.
@@ -148,11 +161,13 @@ fn outside(power: i32, capacity: u32) -> Case {
     Case { data: Data::Scaled { power }, ..near(0, capacity, Order::Fill) }
 }
 
-/// Positional by four ranges; the first row moves by few slots, so that the last walk finds much.
-fn ranges() -> Case {
+/// Positional by four ranges, on CPUs by themselves thirteen; the first row moves by few slots, so that the last walk finds
+/// much.
+fn ranges(subgroups: Switch) -> Case {
     let mut case = Case::new(shape(2, 1, 20_000, 16, Dtype::F16), policy(0.0, Selector::Radix, Order::Positional));
     case.policy.budget = Budget::KeepTokens(16_000);
     case.lengths = vec![16_100, 20_000];
+    case.options = Options::with_subgroups(subgroups);
     case
 }
 
@@ -486,14 +501,15 @@ pub fn quick() -> Vec<Quick> {
     near.shape.num_kv_heads = 2;
     add("pooled, near", near, false);
     for order in [Order::Fill, Order::Positional] {
-        for subgroups in [Switch::Auto, Switch::Off, Switch::On] {
+        for subgroups in [Switch::Off, Switch::On] {
             add("whole rows", whole_rows(order, subgroups), false);
         }
-        add("whole rows of ties", ties(Selector::Auto, order), false);
-        add("whole rows, random", random(Selector::Auto, order), false);
-        add("whole rows, least", least(Selector::Auto, order, 0, Direction::Lowest), false);
-        add("whole rows, raised", least(Selector::Auto, order, 5, Direction::Lowest), false);
-        add("whole rows of 512", one_workgroup(Selector::Auto, order), false);
+        let tied = Case { layout: Layout::Nhd, ..ties(Selector::Auto, order) };
+        add("whole rows of ties", many_rows(tied), false);
+        add("whole rows, random", many_rows(random(Selector::Auto, order)), false);
+        add("whole rows, least", many_rows(least(Selector::Auto, order, 0, Direction::Lowest)), false);
+        add("whole rows, raised", many_rows(least(Selector::Auto, order, 5, Direction::Lowest)), false);
+        add("whole rows of 512", many_rows(one_workgroup(Selector::Auto, order)), false);
         for data in [Data::Special, Data::Ties] {
             add("whole rows of layers at once", layers_at_once(Selector::Auto, order, data), false);
             add("layers at once", layers_at_once(Selector::Radix, order, data), false);
@@ -502,8 +518,13 @@ pub fn quick() -> Vec<Quick> {
     add("spread", spread(Order::Fill), false);
     add("spread apart", spread(Order::Positional), true);
     add("walk", walk(), false);
-    add("ranges", ranges(), false);
+    for subgroups in [Switch::Auto, Switch::Off] {
+        add("ranges", ranges(subgroups), false);
+    }
     add("edge", edge(), false);
+    let mut wide = Case::new(shape(1, 2, 40, 320, Dtype::F32), policy(0.5, Selector::Auto, Order::Fill));
+    wide.lengths = vec![39];
+    add("tokens of more chunks than lanes", wide, false);
     for order in [Order::Fill, Order::Positional] {
         for layout in [Layout::TokenMajor, Layout::Nhd, Layout::Hnd, Layout::Offset { words: 1, pad_elements: 2 }] {
             add("bands", bands(Selector::Radix, order, layout), false);

@@ -61,6 +61,8 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
     ("shared/element_bf16.wgsl", "0x20000000u", "0x20800000u"),
     ("shared/element_bf16.wgsl", "0x007f007fu", "0x007e007fu"),
     ("shared/element_f16.wgsl", "0x03ff03ffu", "0x03fe03ffu"),
+    ("shared/element_f32.wgsl", "0x007fffffu", "0x007ffffeu"),
+    ("shared/reduce_serial.wgsl", "base, lane + LANES);", "base, lane + 2u * LANES);"),
     ("shared/blocks.wgsl", "f32(chunk.x) * (scale * scale)", "f32(chunk.x) * scale"),
     ("shared/blocks.wgsl", "word << 16u,", "word << 15u,"),
     ("shared/blocks_q8_0.wgsl", "select(last & 0xffffu, last, second)", "last"),
@@ -167,6 +169,19 @@ pub const EXCUSED: &[(&str, &str, usize, &str)] = &[
         "changes the norm of the mean: all cosines of a row by one factor, which keeps their order",
     ),
     ("shared/diff_serial.wgsl", "for (var c = lane; c <= CHUNKS; c += LANES) {", 2, "as the one before"),
+    (
+        "shared/reduce_serial.wgsl",
+        "for (var c = lane + 2u * LANES; c <= CHUNKS; c += LANES) {",
+        0,
+        "equivalent: add_chunk adds nothing there",
+    ),
+    ("shared/reduce_serial.wgsl", "if CHUNKS >= 2u * LANES {", 0, "equivalent: the loop finds nothing"),
+    (
+        "shared/reduce_serial.wgsl",
+        "for (var i = 0u; i <= CHUNKS / LINE_CHUNKS; i++) {",
+        0,
+        "equivalent: what is touched is not used",
+    ),
     ("shared/diff_workgroup.wgsl", ";", 0, "as that of shared/reduce_workgroup.wgsl"),
     (
         "shared/reduce_workgroup.wgsl",

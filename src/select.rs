@@ -1,0 +1,90 @@
+//! The pipelines that select what stays, and keep the cache state.
+
+use crate::kernel::{Checks, Kernels};
+use crate::module::Module;
+use crate::plan::WORKGROUP;
+use crate::policy::{Policy, Selector};
+use crate::score::ScoreTiles;
+
+#[derive(Debug)]
+pub(crate) struct SelectPipelines {
+    /// By workgroups of [`WORKGROUP`], twice that, and of [`Capabilities::row_workgroup`](crate::device::Capabilities).
+    pub radix_rows: [wgpu::ComputePipeline; 3],
+    pub count_digits: wgpu::ComputePipeline,
+    pub collect: wgpu::ComputePipeline,
+    pub emit: wgpu::ComputePipeline,
+    pub bitonic: Option<BitonicPipelines>,
+    pub order: Option<wgpu::ComputePipeline>,
+    pub reserve: Option<wgpu::ComputePipeline>,
+    /// `count` and `pick`.
+    pub pool: Option<[wgpu::ComputePipeline; 2]>,
+    pub finish: wgpu::ComputePipeline,
+    pub append: wgpu::ComputePipeline,
+    pub mark_scored: wgpu::ComputePipeline,
+}
+
+#[derive(Debug)]
+pub(crate) struct BitonicPipelines {
+    pub row: wgpu::ComputePipeline,
+    pub tiles: wgpu::ComputePipeline,
+    pub step: wgpu::ComputePipeline,
+    pub merge: wgpu::ComputePipeline,
+    pub pick: wgpu::ComputePipeline,
+}
+
+impl SelectPipelines {
+    pub fn new(kernels: &Kernels, policy: &Policy, tiles: &ScoreTiles, checks: &mut Checks) -> Self {
+        let row_workgroup = kernels.capabilities.row_workgroup;
+        let (wide, narrow) = (f64::from(row_workgroup), f64::from(WORKGROUP));
+        let sort_len = f64::from(kernels.capabilities.sort_len);
+        let mut radix = |entry, workgroup: u32| {
+            let constants = [("WG_SIZE", workgroup.into()), ("SCAN_GROUP", scan_group(workgroup).into())];
+            kernels.pipeline(Module::Radix, entry, &constants, checks)
+        };
+        let radix_rows = [WORKGROUP, row_workgroup.min(2 * WORKGROUP), row_workgroup].map(|w| radix("radix_row", w));
+        let [count_digits, collect, emit] = ["count_digits", "collect", "emit"].map(|entry| radix(entry, WORKGROUP));
+        let bitonic = (policy.selector == Selector::Bitonic).then(|| {
+            let mut bitonic = |entry, workgroup| {
+                kernels.pipeline(Module::Bitonic, entry, &[("WG_SIZE", workgroup), ("SORT_LEN", sort_len)], checks)
+            };
+            BitonicPipelines {
+                row: bitonic("bitonic_row", wide),
+                tiles: bitonic("bitonic_tiles", wide),
+                step: bitonic("bitonic_step", narrow),
+                merge: bitonic("bitonic_merge", wide),
+                pick: bitonic("bitonic_pick", narrow),
+            }
+        });
+        let mut other = |module, entry, cached: bool| {
+            let mut constants = vec![("WG_SIZE", narrow)];
+            match module {
+                Module::State => {
+                    constants.push(("CACHED", f64::from(u8::from(cached))));
+                    constants.push(("SCORE_TILE", f64::from(tiles.plain)));
+                }
+                Module::Reserve | Module::Pool => constants.push(("SCAN_GROUP", scan_group(WORKGROUP).into())),
+                _ => (),
+            }
+            kernels.pipeline(module, entry, &constants, checks)
+        };
+        let cached = policy.cached_norms;
+        Self {
+            radix_rows,
+            count_digits,
+            collect,
+            emit,
+            bitonic,
+            order: cached.then(|| other(Module::Order, "order", cached)),
+            reserve: policy.segments.then(|| other(Module::Reserve, "reserve", cached)),
+            pool: policy.pool.map(|_| ["count", "pick"].map(|entry| other(Module::Pool, entry, cached))),
+            finish: other(Module::State, "finish", cached),
+            append: other(Module::Append, "append", cached),
+            mark_scored: other(Module::State, "mark_scored", cached),
+        }
+    }
+}
+
+/// The scan takes two levels of about the root of the workgroup.
+pub(crate) fn scan_group(workgroup: u32) -> u32 {
+    if workgroup > 512 { 32 } else { 16 }
+}

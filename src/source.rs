@@ -1,0 +1,252 @@
+//! The text of shader modules: which files each is made of.
+
+use crate::module::{Module, Reduction};
+use crate::shape::Dtype;
+
+macro_rules! shader {
+    ($path:literal) => {
+        include_str!(concat!("../shaders/", $path))
+    };
+}
+
+impl Module {
+    /// WGSL text: the kernel's file first, so that line numbers in messages are its own.
+    #[must_use]
+    pub fn source(&self) -> String {
+        self.source_by(false)
+    }
+
+    /// As [`Module::source`]; with `wide` 16-byte accesses are by 64-bit words, which takes `SHADER_INT64`.
+    #[must_use]
+    pub fn source_by(&self, wide: bool) -> String {
+        let wide_keys = |vec4| if wide && vec4 { shader!("shared/keys_u64.wgsl") } else { keys(vec4) };
+        let moved_values = if wide { shader!("shared/values_u64.wgsl") } else { shader!("shared/values_vec4.wgsl") };
+        let address = |paged| {
+            if paged { shader!("shared/address_paged.wgsl") } else { shader!("shared/address_strided.wgsl") }
+        };
+        let layout = shader!("shared/state_layout.wgsl");
+        let state = [layout, shader!("shared/state_rows.wgsl")].concat();
+        let state = state.as_str();
+        let params = shader!("shared/top_k_params.wgsl");
+        let digits = shader!("shared/first_digit.wgsl");
+        let rule = concat!(shader!("shared/row_rule.wgsl"), shader!("shared/wide.wgsl"));
+        let select_row = shader!("shared/select_row.wgsl");
+        let kept_bits = shader!("shared/kept_bits.wgsl");
+        let rows = [params, shader!("shared/top_k_rows.wgsl"), kept_bits, select_row, rule].concat();
+        let radix_row = shader!("shared/radix_row.wgsl");
+        let moves = concat!(shader!("shared/fill.wgsl"), shader!("shared/walk.wgsl"));
+        let rows = rows.as_str();
+        let order_key = shader!("shared/order_key.wgsl");
+        let write_key = shader!("shared/write_key.wgsl");
+        let score_rows = concat!(shader!("shared/score_rows.wgsl"), shader!("shared/write_key.wgsl"));
+        let info = shader!("shared/row_info.wgsl");
+        let info_words = shader!("shared/info_words.wgsl");
+        let finish_slot = shader!("shared/finish_slot.wgsl");
+        let scan = shader!("shared/scan.wgsl");
+        let emit = shader!("shared/top_k_emit.wgsl");
+        let recent = concat!(shader!("shared/wide.wgsl"), shader!("shared/recent.wgsl"));
+        match *self {
+            Self::KeyNorm { dtype, vec4, reduction, paged } => [
+                shader!("key_norm.wgsl"),
+                write_key,
+                digits,
+                recent,
+                order_key,
+                state,
+                address(paged),
+                elements(dtype, wide_keys(vec4)).as_str(),
+                norm_tokens(reduction),
+                shader!("shared/score_tile.wgsl"),
+                reduce(reduction),
+                score_entry(reduction),
+            ]
+            .concat(),
+            Self::KeyDiff { dtype, vec4, reduction, paged } => [
+                shader!("key_diff.wgsl"),
+                score_rows,
+                digits,
+                recent,
+                state,
+                address(paged),
+                elements(dtype, wide_keys(vec4)).as_str(),
+                unpacked(dtype),
+                shader!("shared/inverse_sqrt.wgsl"),
+                match reduction {
+                    Reduction::Subgroup => {
+                        concat!(shader!("shared/diff_tile.wgsl"), shader!("shared/diff_subgroup.wgsl"))
+                    }
+                    Reduction::Workgroup => {
+                        concat!(shader!("shared/diff_tile.wgsl"), shader!("shared/diff_workgroup.wgsl"))
+                    }
+                    Reduction::Serial => shader!("shared/diff_serial.wgsl"),
+                },
+                if reduction == Reduction::Serial { "" } else { shader!("shared/reduced.wgsl") },
+                reduce(reduction),
+                if reduction == Reduction::Serial { "" } else { score_entry(reduction) },
+            ]
+            .concat(),
+            Self::ValueKeyRatio { dtype, vec4, reduction, paged } => [
+                shader!("value_key_ratio.wgsl"),
+                score_rows,
+                digits,
+                recent,
+                state,
+                address(paged),
+                elements(dtype, wide_keys(vec4)).as_str(),
+                shader!("shared/inverse_sqrt.wgsl"),
+                norm_tokens(reduction),
+                shader!("shared/score_tile.wgsl"),
+                reduce(reduction),
+                score_entry(reduction),
+            ]
+            .concat(),
+            Self::External => [shader!("external.wgsl"), score_rows, digits, recent, state, address(false)].concat(),
+            Self::Row { dtype, reduction, apart } => [
+                if apart { shader!("row_apart.wgsl") } else { shader!("row.wgsl") },
+                if apart { kept_bits } else { "" },
+                if apart { info_words } else { "" },
+                shader!("shared/row_params.wgsl"),
+                shader!("shared/row_body.wgsl"),
+                select_row,
+                radix_row,
+                moves,
+                digits,
+                rule,
+                shader!("shared/recent.wgsl"),
+                order_key,
+                state,
+                address(false),
+                keys(true),
+                squares(dtype),
+                shader!("shared/values_vec4.wgsl"),
+                emit,
+                scan,
+                norm_tokens(reduction),
+                reduce(reduction),
+                row_entry(reduction),
+            ]
+            .concat(),
+            Self::FinishLayers { sixteen } => [
+                shader!("finish_layers.wgsl"),
+                if sixteen { shader!("shared/lists_16.wgsl") } else { shader!("shared/lists_4.wgsl") },
+                finish_slot,
+                info,
+                info_words,
+                layout,
+            ]
+            .concat(),
+            Self::Radix => [shader!("radix.wgsl"), radix_row, digits, rows, info, state, emit, scan].concat(),
+            Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
+            Self::Order => [shader!("order.wgsl"), order_key, recent, state].concat(),
+            Self::Reserve => [shader!("reserve.wgsl"), params, state, scan].concat(),
+            Self::Pool => [shader!("pool.wgsl"), params, rule, info, layout, scan].concat(),
+            Self::Rotate { dtype } => [
+                shader!("rotate.wgsl"),
+                match dtype {
+                    Dtype::F32 => shader!("shared/pair_f32.wgsl"),
+                    Dtype::F16 => shader!("shared/pair_f16.wgsl"),
+                    Dtype::Bf16 => shader!("shared/pair_bf16.wgsl"),
+                    Dtype::Q8_0 | Dtype::Q4_0 | Dtype::I8Scaled => "", // refused
+                },
+                state,
+                shader!("shared/longest_row.wgsl"),
+                shader!("shared/wide.wgsl"),
+            ]
+            .concat(),
+            Self::Renumber => [shader!("renumber.wgsl"), layout, shader!("shared/longest_row.wgsl")].concat(),
+            Self::State => [shader!("state.wgsl"), finish_slot, params, info, layout].concat(),
+            Self::Append => [shader!("append.wgsl"), layout].concat(),
+            Self::Pages => [shader!("pages.wgsl"), layout].concat(),
+            Self::Compact { keys_vec4, values_vec4, tails, paged } => [
+                shader!("compact.wgsl"),
+                moves,
+                info,
+                address(paged),
+                if tails.0 { shader!("shared/keys_tail.wgsl") } else { wide_keys(keys_vec4) },
+                match (values_vec4, tails.1) {
+                    (None, true) => shader!("shared/values_joined_tail.wgsl"),
+                    (None, false) => shader!("shared/values_joined.wgsl"),
+                    (Some(_), true) => shader!("shared/values_tail.wgsl"),
+                    (Some(true), false) => moved_values,
+                    (Some(false), false) => shader!("shared/values_word.wgsl"),
+                },
+            ]
+            .concat(),
+            Self::CompactBands { vec4, tail, pair } => [
+                shader!("compact_bands.wgsl"),
+                info,
+                address(false),
+                match (pair, vec4, tail) {
+                    (false, _, true) => shader!("shared/keys_tail.wgsl"),
+                    (false, _, false) => wide_keys(vec4),
+                    (true, _, true) => shader!("shared/keys_pair_tail.wgsl"),
+                    (true, true, false) => shader!("shared/keys_pair_vec4.wgsl"),
+                    (true, false, false) => shader!("shared/keys_pair_word.wgsl"),
+                },
+            ]
+            .concat(),
+        }
+    }
+}
+
+fn keys(vec4: bool) -> &'static str {
+    if vec4 { shader!("shared/keys_vec4.wgsl") } else { shader!("shared/keys_word.wgsl") }
+}
+
+/// Access to keys and their squares.
+fn elements(dtype: Dtype, keys: &str) -> String {
+    let access = if dtype.is_quantised() { shader!("shared/blocks.wgsl") } else { keys };
+    [squares(dtype), access].concat()
+}
+
+fn squares(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => shader!("shared/element_f32.wgsl"),
+        Dtype::F16 => shader!("shared/element_f16.wgsl"),
+        Dtype::Bf16 => shader!("shared/element_bf16.wgsl"),
+        Dtype::Q8_0 => shader!("shared/blocks_q8_0.wgsl"),
+        Dtype::Q4_0 => shader!("shared/blocks_q4_0.wgsl"),
+        Dtype::I8Scaled => shader!("shared/blocks_i8.wgsl"),
+    }
+}
+
+fn unpacked(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => shader!("shared/unpack_f32.wgsl"),
+        Dtype::F16 => shader!("shared/unpack_f16.wgsl"),
+        Dtype::Bf16 => shader!("shared/unpack_bf16.wgsl"),
+        // Plans refuse the scores that take elements one by one.
+        Dtype::Q8_0 | Dtype::Q4_0 | Dtype::I8Scaled => "",
+    }
+}
+
+/// Norms of tokens, but for the sum over lanes where several take part.
+fn norm_tokens(reduction: Reduction) -> &'static str {
+    match reduction {
+        Reduction::Serial => shader!("shared/reduce_serial.wgsl"),
+        _ => concat!(shader!("shared/reduced.wgsl"), shader!("shared/score_tokens.wgsl")),
+    }
+}
+
+/// The sum over lanes.
+fn reduce(reduction: Reduction) -> &'static str {
+    match reduction {
+        Reduction::Subgroup => shader!("shared/reduce_subgroup.wgsl"),
+        Reduction::Workgroup => shader!("shared/reduce_workgroup.wgsl"),
+        Reduction::Serial => "",
+    }
+}
+
+fn score_entry(reduction: Reduction) -> &'static str {
+    match reduction {
+        Reduction::Subgroup => shader!("shared/score_subgroup.wgsl"),
+        _ => shader!("shared/score_workgroup.wgsl"),
+    }
+}
+
+fn row_entry(reduction: Reduction) -> &'static str {
+    match reduction {
+        Reduction::Subgroup => shader!("shared/row_subgroup.wgsl"),
+        _ => shader!("shared/row_workgroup.wgsl"),
+    }
+}
