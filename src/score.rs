@@ -254,7 +254,7 @@ impl ScoreTiles {
             return Self { plain: tile, fused: tile };
         }
         // A histogram takes as long for few tokens as for many, which a CPU cannot hide.
-        let fused = if serial { 2048 } else { 512 };
+        let fused = if serial { 4096 } else { 512 };
         Self { plain: score_tile(&shape.keys, 128), fused: score_tile(&shape.keys, fused) }
     }
 
