@@ -110,7 +110,7 @@ impl Builder<'_> {
     pub(crate) fn moves(&self, draft: &LayerDraft, checks: &mut Checks) -> Moves {
         let shape = &self.plan.shape;
         let serial = self.kernels().capabilities.serial;
-        // Short rows have no work for a wide workgroup. On a CPU no lane waits for another.
+        // Short rows have no work for a wide workgroup; on a CPU a column slice has none.
         let wide = match shape.capacity {
             _ if serial => MAX_SLICE,
             ..=1024 => WORKGROUP,
