@@ -18,7 +18,7 @@
 //! Algorithm: LANES invocations share a token (shared/score_tile.wgsl); invocation j sums the squares of its 16-byte
 //!   chunks j, j + LANES, … from left to right, then a butterfly at distances LANES / 2 … 1 adds the lanes. Four tokens
 //!   are in flight an invocation: four named loads, since a private array would go to local memory. On a
-//!   CPU one invocation takes all lanes of a token in turn (shared/reduce_serial.wgsl).
+//!   CPU one invocation takes all lanes of a token, whose cache lines it reads ahead (shared/reduce_serial.wgsl).
 //!   The fused histogram counts the first radix digit, so that the radix selector starts one pass ahead.
 //! Invariants: loads of tokens past the length are redirected to the last token and their results dropped, so the tail
 //!   of a cache is never read. Lanes without a chunk add zero. Squares of f16 and bf16 are exact in f32, so contraction

@@ -1,7 +1,7 @@
 // The norm of quantised rows, a block at a time. A chunk is (sum of the squared quants, bits of the scale in f32, 0, 0): the
 // sum is exact, and below 2^24.
 
-const LINE_CHUNKS: u32 = 1024u; // more than a token has: decoding a block takes longer than its line
+const LINE_CHUNKS: u32 = 1024u; // more than a token has: blocks are not read ahead
 
 fn squares_of_bytes(word: u32) -> u32 {
     let q = bitcast<vec4<i32>>(vec4<u32>(word << 24u, word << 16u, word << 8u, word)) >> vec4<u32>(24u);
