@@ -26,7 +26,7 @@ struct Params {
     keys: TensorLayout,
     values: TensorLayout,
     num_rows: u32,       // rows of this window
-    first_row: u32,      // row of the layer that is row 0 here
+    first_row: u32,      // row of the first layer that is row 0 here
     first_sequence: u32,
     num_kv_heads: u32,
     lists_stride: u32,   // words
@@ -35,8 +35,8 @@ struct Params {
     range_ix: u32,       // ranges before this dispatch; of a first walk 0xffffffff
     table_base: u32,     // words: of a paged cache, sequence 0's row of the table
     table_stride: u32,   // words
+    rows_per_layer: u32,
     pad0: u32,
-    pad1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -51,7 +51,8 @@ override VALUE_LANES: u32 = 16u;
 override SLICE_CHUNKS: u32 = 4u;
 
 fn place_of_row(t: TensorLayout, local_row: u32) -> Place {
-    return place_of(t, params.first_row + local_row, params.num_kv_heads);
+    let run_row = params.first_row + local_row;
+    return place_of(t, run_row / params.rows_per_layer, run_row % params.rows_per_layer, params.num_kv_heads);
 }
 
 @compute @workgroup_size(WG_SIZE)

@@ -53,7 +53,7 @@ struct Moves {
 var<workgroup> wg_moves: Moves;
 
 fn row_base_of(local_row: u32) -> u32 {
-    return place_of(params.tensor, params.first_row + local_row, params.num_kv_heads);
+    return place_of(params.tensor, 0u, params.first_row + local_row, params.num_kv_heads);
 }
 
 // Words of `lists` from move 0 to its source.

@@ -37,9 +37,8 @@ fn key_of(r: Row, slot: u32, word: u32) -> u32 {
 
 @compute @workgroup_size(WG_SIZE)
 fn score(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let row = params.first_row + wg.y;
-    let r = scored_row(row);
-    let place = place_of_row(row);
+    let r = scored_row(wg.y);
+    let place = place_of_row(r);
     start_histogram(index);
     for (var slot = wg.x * TILE + index; slot < min(r.len, (wg.x + 1u) * TILE); slot += WG_SIZE) {
         write_key(wg.y, slot, key_of(r, slot, scores[token_base(params.keys, place, slot)]));

@@ -70,9 +70,9 @@ fn sums_base(local_row: u32) -> u32 {
 }
 
 // The first token that the dispatch scores.
-fn first_slot(r: Row, row: u32) -> u32 {
+fn first_slot(r: Row) -> u32 {
     if CACHED {
-        return min(state_meta[params.state.scored_base + params.layer * params.state.rows_per_layer + row], r.len);
+        return min(state_meta[params.state.scored_base + r.layer * params.state.rows_per_layer + r.row], r.len);
     }
     return 0u;
 }
@@ -201,9 +201,8 @@ fn store_tile(wg: vec3<u32>, num_tiles: u32, index: u32, sum: Quads) {
 
 @compute @workgroup_size(WG_SIZE)
 fn add_tiles(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let row = params.first_row + wg.y;
-    let r = scored_row(row);
-    let first = first_slot(r, row);
+    let r = scored_row(wg.y);
+    let first = first_slot(r);
     let per_segment = WG_SIZE / SEGMENTS;
     let quad = wg.x * per_segment + index % per_segment;
     // No more tiles than have been summed.

@@ -27,7 +27,7 @@
 struct Params {
     state: StateLayout,
     num_rows: u32,          // rows of this window
-    first_row: u32,         // row of the layer that is row 0 here
+    first_row: u32,         // row of layer `layer` that is row 0 here
     layer: u32,
     order_stride: u32,      // words
     keys: TensorLayout,
@@ -71,22 +71,22 @@ fn end_of(r: Row) -> u32 {
 }
 
 // The first token that the dispatch scores.
-fn first_slot(r: Row, row: u32) -> u32 {
+fn first_slot(r: Row) -> u32 {
     if CACHED {
-        let scored = state_meta[params.state.scored_base + params.layer * params.state.rows_per_layer + row];
+        let scored = state_meta[params.state.scored_base + r.layer * params.state.rows_per_layer + r.row];
         return max(params.first_slot, min(scored, r.len));
     }
     return params.first_slot;
 }
 
-fn write_score(wg: vec3<u32>, r: Row, row: u32, slot: u32, sum: f32, nan: bool) {
+fn write_score(wg: vec3<u32>, r: Row, slot: u32, sum: f32, nan: bool) {
     let norm = select(min(bitcast<u32>(sum) & 0x7fffffffu, INFINITY_BITS), NAN_NORM, nan);
     if CACHED {
         order_keys[r.positions_base + slot] = norm;
         return;
     }
     if norm >= INFINITY_BITS {
-        atomicOr(&status[params.layer], STATUS_NON_FINITE_KEY);
+        atomicOr(&status[r.layer], STATUS_NON_FINITE_KEY);
     }
-    write_key(wg.y, slot, order_key(r, params.layer, row, slot, norm));
+    write_key(wg.y, slot, order_key(r, slot, norm));
 }

@@ -45,7 +45,7 @@ override WG_SIZE: u32 = 256u;
 // A norm that is not known.
 const NO_NORM: u32 = 0xffffffffu;
 
-fn order_slot(r: Row, local_row: u32, layer: u32, row: u32, slot: u32, scored: u32) {
+fn order_slot(r: Row, local_row: u32, slot: u32, scored: u32) {
     let norm_ix = r.positions_base + slot;
     var norm = NO_NORM;
     if slot < scored {
@@ -55,11 +55,11 @@ fn order_slot(r: Row, local_row: u32, layer: u32, row: u32, slot: u32, scored: u
     }
     var key = 0u;
     if norm == NO_NORM {
-        atomicOr(&status[layer], STATUS_NORM_MISSING);
+        atomicOr(&status[r.layer], STATUS_NORM_MISSING);
     } else {
-        key = order_key(r, layer, row, slot, norm);
+        key = order_key(r, slot, norm);
         if norm >= INFINITY_BITS {
-            atomicOr(&status[layer], STATUS_NON_FINITE_KEY);
+            atomicOr(&status[r.layer], STATUS_NON_FINITE_KEY);
         }
     }
     let ix = local_row * params.order_stride + slot;
@@ -80,7 +80,7 @@ fn order(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) 
     for (var i = 0u; i < 4u; i++) {
         let slot = (wg.x * 4u + i) * WG_SIZE + index;
         if slot < len {
-            order_slot(r, wg.y, layer, row, slot, scored);
+            order_slot(r, wg.y, slot, scored);
         }
     }
 }

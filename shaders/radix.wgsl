@@ -20,8 +20,6 @@
 const HELD_IX: u32 = SMALL_BINS;
 const MAX_HELD: u32 = NUM_BINS - SMALL_BINS;
 
-const NO_STATUS: u32 = 0xffffffffu;
-
 var<workgroup> wg_below: atomic<u32>;
 var<workgroup> wg_equal: atomic<u32>;
 
@@ -37,17 +35,8 @@ fn radix_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_ind
     s = select_in_row(index, k, s);
     if index == 0u {
         write_row_info(wg.y, s);
-        tell_status(wg.y);
     }
     let scanned = emit_tile(index, wg.y, s, k, 0u, 0u, 0u);
-}
-
-// Where layers have scratch of their own, the score's status bits wait there: they are taken, so that the next score finds
-// none, and left for finish_layers.wgsl.
-fn tell_status(local_row: u32) {
-    if local_row == 0u && params.score_status_ix != NO_STATUS {
-        atomicStore(&histogram[params.told_status_ix], atomicExchange(&histogram[params.score_status_ix], 0u));
-    }
 }
 
 // Counts first digits where the score stage has not: the keys may be the caller's.
@@ -202,7 +191,6 @@ fn emit(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
         s.num_ties = found.rank + 1u;
         if wg.x == 0u && index == 0u {
             write_row_info(wg.y, s);
-            tell_status(wg.y);
         }
     }
     let before = before_tile(wg, index, s);

@@ -23,6 +23,32 @@
 //!   last; its length, which one invocation loads before all others begin and writes at the end. Of what a layer's rows
 //!   share, tokens seen and activity are only read.
 
+struct Params {
+    state: StateLayout,
+    keys: TensorLayout,
+    values: TensorLayout,
+    num_rows: u32,        // rows of this window
+    first_row: u32,       // row of layer `layer` that is row 0 here
+    layer: u32,
+    first_sequence: u32,
+    first_rule: u32,      // index of the layer's first rule
+    order_stride: u32,    // words between rows of order_keys
+    lists_stride: u32,    // words between rows of lists
+    staged_offset: u32,   // words from a row's slots to its positions
+    order: u32,           // 0 fill, 1 positional
+    keys_held: u32,       // 8: keys that an invocation holds
+    digit_shift: u32,     // the window of first digits
+    digit_base: u32,
+    direction: u32,       // 0 lowest, 1 highest, 2 random
+    seed_low: u32,
+    seed_high: u32,
+    sinks: u32,           // tokens
+    recent: u32,          // tokens
+    share_low: u32,       // share of the length that `recent` is at most, times 2^40
+    share_high: u32,      // NO_SHARE: no such bound
+    pad0: u32,
+}
+
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(3) var<storage, read_write> state_meta: array<u32>;
 @group(0) @binding(4) var<storage, read_write> positions: array<u32>;
@@ -30,6 +56,94 @@
 @group(0) @binding(6) var<storage, read_write> lists: array<u32>;
 @group(0) @binding(7) var<storage, read_write> status: array<atomic<u32>>;
 @group(0) @binding(8) var<storage, read> rules: array<RowRule>;
+
+override WG_SIZE: u32 = 256u;
+override SCAN_GROUP: u32 = 16u;
+override LANES: u32 = 16u;
+override CHUNKS: u32 = 16u;
+override KEY_CHUNKS: u32 = 16u;
+override KEY_LANES: u32 = 16u;
+override VALUE_CHUNKS: u32 = 16u;
+override VALUE_LANES: u32 = 16u;
+override SLICE_CHUNKS: u32 = 16u;
+
+const NAN_NORM: u32 = 0x7fc00000u;
+
+// What of a row is moved.
+struct Moves {
+    first_moved: u32, // positional: first rank whose slot is not its rank
+    num_moved: u32,   // fill: rows to move
+    budget: u32,
+}
+
+var<workgroup> wg_moves: Moves;
+var<workgroup> wg_status: atomic<u32>;
+
+fn select_row_of(local_row: u32) -> SelectRow {
+    let run_row = params.first_row + local_row;
+    let layer_ix = run_row / params.state.rows_per_layer;
+    let row = run_row % params.state.rows_per_layer;
+    let heads = params.state.num_kv_heads;
+    var s: SelectRow;
+    s.rule = rules[params.first_rule + layer_ix * heads + row % heads];
+    s.row = load_row(params.state, params.layer + layer_ix, row);
+    return s;
+}
+
+fn place_of_row(t: TensorLayout, local_row: u32) -> Place {
+    let run_row = params.first_row + local_row;
+    let rows_per_layer = params.state.rows_per_layer;
+    return place_of(t, run_row / rows_per_layer, run_row % rows_per_layer, params.state.num_kv_heads);
+}
+
+fn write_score(wg: vec3<u32>, r: Row, slot: u32, sum: f32, nan: bool) {
+    let norm = select(min(bitcast<u32>(sum) & 0x7fffffffu, INFINITY_BITS), NAN_NORM, nan);
+    if norm >= INFINITY_BITS {
+        atomicOr(&wg_status, STATUS_NON_FINITE_KEY);
+    }
+    order_keys[wg.y * params.order_stride + slot] = order_key(r, slot, norm);
+}
+
+fn load_raw(local_row: u32, eight: u32) -> Keys {
+    let first = min(eight * 8u, params.order_stride - 8u);
+    let ix = local_row * params.order_stride + first;
+    return Keys(
+        vec4<u32>(order_keys[ix], order_keys[ix + 1u], order_keys[ix + 2u], order_keys[ix + 3u]),
+        vec4<u32>(order_keys[ix + 4u], order_keys[ix + 5u], order_keys[ix + 6u], order_keys[ix + 7u]),
+    );
+}
+
+fn note_first_moved(local_row: u32, rank: u32) {
+    wg_moves.first_moved = rank;
+}
+
+fn note_num_moved(local_row: u32, count: u32) {
+    wg_moves.num_moved = count;
+}
+
+// Every load or store of the workgroup so far comes before what follows.
+fn all_done() {
+    storageBarrier();
+    workgroupBarrier();
+}
+
+fn fill_row(local_row: u32, index: u32, len: u32, num_moved: u32) {
+    for (var first = 0u; first < num_moved; first += WG_SIZE / KEY_LANES * 4u) {
+        fill_keys(local_row, first, index, len, num_moved);
+    }
+    for (var first = 0u; first < num_moved; first += WG_SIZE / VALUE_LANES * 4u) {
+        fill_values(local_row, first, index, len, num_moved);
+    }
+}
+
+fn walk_row(local_row: u32, index: u32, moves: Moves) {
+    for (var slice = 0u; slice * SLICE_CHUNKS < KEY_CHUNKS; slice++) {
+        walk_keys(local_row, slice, index, moves.budget, moves.first_moved);
+    }
+    for (var slice = 0u; slice * SLICE_CHUNKS < VALUE_CHUNKS; slice++) {
+        walk_values(local_row, slice, index, moves.budget, moves.first_moved);
+    }
+}
 
 // Positions go to their slots at once, so that nobody asks which slots were kept.
 fn note_kept(local_row: u32, s: SelectRow, first_slot: u32, kept: u32) {
@@ -58,14 +172,46 @@ fn finish_positions(local_row: u32, index: u32, r: Row, moves: Moves) {
     }
 }
 
-fn finish_row(local_row: u32, s: SelectRow, moves: Moves, bits: u32) {
+fn finish_row(s: SelectRow, bits: u32) {
     if s.row.active_row && s.row.len > 0u {
-        let state_row = params.layer * params.state.rows_per_layer + params.first_row + local_row;
+        let state_row = s.row.layer * params.state.rows_per_layer + s.row.row;
         state_meta[params.state.lengths_base + state_row] = s.budget;
         state_meta[params.state.compacted_base + state_row] = s.budget;
         state_meta[params.state.scored_base + state_row] = 0u;
         if bits != 0u {
-            atomicOr(&status[params.layer], bits);
+            atomicOr(&status[s.row.layer], bits);
         }
+    }
+}
+
+fn compress(wg: vec3<u32>, index: u32) {
+    if index == 0u {
+        wg_row = select_row_of(wg.y);
+        atomicStore(&wg_status, 0u);
+    }
+    start_selection(index);
+    var s = workgroupUniformLoad(&wg_row);
+    let place = place_of_row(params.keys, wg.y);
+    // An inactive sequence is not read.
+    let len = select(0u, s.row.len, s.row.active_row);
+    score_tokens(wg, index, s.row, place, 0u, len, len);
+    all_done();
+    let k = mask_keys(load_raw(wg.y, index), s.row.len, index);
+    s = select_in_row(index, k, s);
+    if index == 0u {
+        wg_moves = Moves(s.budget, 0u, s.budget);
+    }
+    let scanned = emit_tile(index, wg.y, s, k, 0u, 0u, 0u);
+    emit_positions(index, s);
+    all_done();
+    let moves = workgroupUniformLoad(&wg_moves);
+    if params.order == POSITIONAL {
+        walk_row(wg.y, index, moves);
+    } else {
+        fill_row(wg.y, index, s.row.len, moves.num_moved);
+    }
+    finish_positions(wg.y, index, s.row, moves);
+    if index == 0u {
+        finish_row(s, status_bits(s) | atomicLoad(&wg_status));
     }
 }

@@ -34,9 +34,7 @@ override WG_SIZE: u32 = 256u;
 override CACHED: bool = false;
 override SCORE_TILE: u32 = 64u; // tokens a workgroup of the score dispatch covers
 
-fn list_word(which: u32, ix: u32) -> u32 {
-    return lists[ix];
-}
+const POSITIONAL: u32 = 1u;
 
 // From the copy of a listed slot's norm.
 fn place_norm(to: u32, local_row: u32, listed_ix: u32) {
@@ -48,6 +46,41 @@ fn place_norm(to: u32, local_row: u32, listed_ix: u32) {
 fn move_norm(to: u32, source: u32) {
     if CACHED {
         key_norms[to] = key_norms[source];
+    }
+}
+
+fn finish_slot(local_row: u32, info: RowInfo, state_row: u32, j: u32) {
+    let positions_base = params.state.positions_base + state_row * params.state.capacity;
+    let list_base = local_row * params.lists_stride;
+    if params.order == POSITIONAL {
+        positions[positions_base + j] = lists[list_base + params.staged_offset + j];
+        place_norm(positions_base + j, local_row, list_base + j);
+        return;
+    }
+    if j >= info.compacted {
+        let kept = lists[list_base + params.staged_offset + j / 8u] >> (j % 8u);
+        if (kept & 1u) != 0u {
+            positions[positions_base + j] = info.num_seen - (info.len - j);
+        }
+    }
+    if j < info.num_moved {
+        let hole = lists[list_base + j];
+        let mover = lists[list_base + info.len - info.num_moved + j];
+        var position = info.num_seen - (info.len - mover);
+        if mover < info.compacted {
+            position = positions[positions_base + mover];
+        }
+        positions[positions_base + hole] = position;
+        move_norm(positions_base + hole, positions_base + mover);
+    }
+}
+
+fn finish_row(info: RowInfo, state_row: u32, layer: u32) {
+    state_meta[params.state.lengths_base + state_row] = info.budget;
+    state_meta[params.state.compacted_base + state_row] = info.budget;
+    state_meta[params.state.scored_base + state_row] = select(0u, info.budget, CACHED);
+    if info.status != 0u {
+        atomicOr(&status[layer], info.status);
     }
 }
 
@@ -65,10 +98,10 @@ fn finish(
     let layer = params.first_layer + global_row / params.state.rows_per_layer;
     let state_row = layer * params.state.rows_per_layer + global_row % params.state.rows_per_layer;
     for (var j = wg.x * WG_SIZE + index; j < info.budget; j += num.x * WG_SIZE) {
-        finish_slot(wg.y, wg.y * params.lists_stride, info, state_row, j);
+        finish_slot(wg.y, info, state_row, j);
     }
     if wg.x == 0u && index == 0u {
-        finish_row(info, state_row, layer, select(0u, info.budget, CACHED));
+        finish_row(info, state_row, layer);
     }
 }
 

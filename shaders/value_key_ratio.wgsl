@@ -21,7 +21,7 @@ const BAD: u32 = 0xffffffffu;
 const MIN_NORMAL_BITS: u32 = 0x00800000u;
 
 // Every token is scored.
-fn first_slot(r: Row, row: u32) -> u32 {
+fn first_slot(r: Row) -> u32 {
     return 0u;
 }
 
@@ -29,7 +29,7 @@ fn without_subnormals(x: f32) -> f32 {
     return select(x, 0.0, bitcast<u32>(x) < MIN_NORMAL_BITS);
 }
 
-fn write_score(wg: vec3<u32>, r: Row, row: u32, slot: u32, square: f32, nan: bool) {
+fn write_score(wg: vec3<u32>, r: Row, slot: u32, square: f32, nan: bool) {
     let square_bits = bitcast<u32>(square);
     let bad = nan || (square_bits & 0x7fffffffu) >= INFINITY_BITS;
     let ix = wg.y * params.order_stride + slot;

@@ -8,7 +8,7 @@ use crate::draft::{
 use crate::kernel::Checks;
 use crate::lattice::Lattice;
 use crate::layout::LayoutKind;
-use crate::module::{Access, Module};
+use crate::module::{Access, Module, Tokens};
 use crate::moves::slice_chunks;
 use crate::pages::Views;
 use crate::params::BandParams;
@@ -170,15 +170,16 @@ impl Builder<'_> {
         checks: &mut Checks,
     ) -> BandedLayer {
         let view = &views.layers[draft.layer as usize];
-        let (module, constants) = self.score_module(Score::KeyNorm, &self.plan.shape.keys, draft.keys_access);
+        let (module, constants) =
+            self.score_module(Score::KeyNorm, &self.plan.shape.keys, (draft.keys_access, Tokens::Strided));
         let score = |s: &ScoreDraft, checks: &mut Checks| {
-            let tensor = range_binding(view.keys.buffer, s.band.range);
-            let scored = Scored { rows: s.rows, params: s.params, tensor, table: None };
+            let tensor = Some(range_binding(view.keys.buffer, s.band.range));
+            let scored = Scored { rows: s.rows, params: s.params, tensor, tokens: Tokens::Strided, table: None };
             ScoreBand {
                 num_rows: s.rows.num_rows,
                 first_slot: s.band.first_slot,
                 end_slot: s.band.end_slot,
-                pipelines: self.score_pipelines(module, &constants, checks),
+                pipelines: self.score_pipelines(module, 0, &constants, checks),
                 group: self.score_group(scored, params, None, checks),
             }
         };

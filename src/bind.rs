@@ -25,21 +25,18 @@ impl Bound {
         checks: &mut Checks,
     ) -> Result<Self, BuildError> {
         let inner = &plan.inner;
-        let overlapping_layers = overlapping_layers(&inner.layers, views);
-        let builder =
-            Builder { plan: inner, device, state, workspace, pages: views.pages, overlapping_layers, apart: false };
+        let builder = Builder { plan: inner, device, state, workspace, pages: views.pages };
         let layers = builder.check(views)?;
         let mut params = ParamsBlock::default();
-        let drafts: Vec<_> = layers.iter().flat_map(|layer| builder.draft_layer(layer, &mut params)).collect();
+        let runs = builder.layer_runs(&layers, views);
+        let drafts: Vec<_> = runs.iter().flat_map(|run| builder.draft_layers(run, &mut params)).collect();
         let band_drafts: Vec<_> = layers.iter().flat_map(|l| builder.draft_bands(l, &mut params)).collect();
         let table_drafts = builder.draft_tables(&layers, views, &mut params);
         let select_drafts = builder.draft_selects(&mut params);
         let append_params_offset = builder.push_append_params(&mut params);
-        let apart_draft = builder.draft_apart(&layers, &mut params);
         let params = params.into_buffer(device, "keynorm.params", wgpu::BufferUsages::UNIFORM, checks);
         let rules = builder.rule_table(checks);
         let pages = builder.bound_pages(&table_drafts, &params, checks)?;
-        let apart = apart_draft.map(|draft| builder.bound_apart(&draft, &params, (&rules, views), checks));
         let layers = drafts.iter().map(|d| builder.layer_window(d, &params, (&rules, views), checks)).collect();
         let banded = band_drafts.iter().map(|d| builder.banded_layer(d, &params, views, checks)).collect();
         let selects = select_drafts.iter().map(|d| builder.select_window(d, &params, &rules, checks)).collect();
@@ -47,8 +44,6 @@ impl Bound {
         Ok(Self {
             plan: Arc::clone(inner),
             layers,
-            overlapping_layers,
-            apart,
             banded,
             selects,
             pages,
@@ -64,19 +59,7 @@ pub(crate) struct RowScratch<'a> {
     pub order_keys: wgpu::BindingResource<'a>,
     pub lists: wgpu::BindingResource<'a>,
     pub infos: wgpu::BindingResource<'a>,
-    /// Counts of first digits, as the score counts them.
     pub histogram: wgpu::BindingResource<'a>,
-    /// The same and, of a layer's own, its status bits.
-    pub counts: wgpu::BindingResource<'a>,
-    pub status: wgpu::BindingResource<'a>,
-}
-
-/// Layers whose moves can overlap: all, where none shares a buffer with another.
-fn overlapping_layers(layers: &[u32], views: &Views<'_>) -> u32 {
-    let buffers_of = |layer: u32| views.layers.get(layer as usize).map(|v| [v.keys.buffer, v.values.buffer]);
-    let buffers: Vec<_> = layers.iter().filter_map(|&layer| buffers_of(layer)).collect();
-    let shares = |ix: usize| buffers[..ix].iter().any(|b| b.iter().any(|b| buffers[ix].contains(b)));
-    if (0..buffers.len()).any(shares) { 1 } else { word(buffers.len() as u64).max(1) }
 }
 
 impl Builder<'_> {
@@ -121,19 +104,21 @@ impl Builder<'_> {
         let table = views.tables.get(draft.rows.layer as usize).zip(draft.table);
         let table = table.map(|(table, range)| range_binding(table.buffer, range));
         let w = &draft.window;
-        let keys = range_binding(view.keys.buffer, w.keys);
+        let arrays = self.arrays_group(&draft.array, views, checks);
+        let keys = arrays.is_none().then(|| range_binding(view.keys.buffer, w.keys));
         let compact_params = params_binding::<CompactParams>(params, 0);
         let (lists, infos) = self.moves_bindings(&draft.rows);
         let values = range_binding(view.values.buffer, w.values);
         let is_joined = draft.values_access == Access::Joined;
-        let values = (!is_joined).then_some(values);
-        let kind = LayoutKind::compact(is_joined, table.is_some());
+        let values = (!is_joined && arrays.is_none()).then_some(values);
+        let kind = LayoutKind::compact(is_joined, draft.tokens);
         let bindings: Vec<_> =
-            [compact_params, keys].into_iter().chain(values).chain([lists, infos]).chain(table).collect();
+            [compact_params].into_iter().chain(keys).chain(values).chain([lists, infos]).chain(table).collect();
         let compact_group = self.group(kind, &bindings, checks);
         LayerWindow {
             num_rows: w.num_rows,
             score: self.score_stage(draft, params, views, checks),
+            arrays,
             compact_group,
             compact_params: draft.compact_params,
             moves: self.moves(draft, checks),
@@ -148,34 +133,18 @@ impl Builder<'_> {
 
     /// Lists and row infos of rows.
     pub(crate) fn moves_bindings(&self, rows: &RowRange) -> (wgpu::BindingResource<'_>, wgpu::BindingResource<'_>) {
-        let scratch = self.row_scratch(rows.home, rows.first_scratch_row, rows.num_rows);
+        let scratch = self.row_scratch(rows.first_scratch_row, rows.num_rows);
         (scratch.lists, scratch.infos)
     }
 
-    /// The scratch of rows, in that of all layers or in that of their own.
-    pub(crate) fn row_scratch(&self, home: Option<u32>, first_row: u64, num_rows: u32) -> RowScratch<'_> {
+    pub(crate) fn row_scratch(&self, first_row: u64, num_rows: u32) -> RowScratch<'_> {
         let (strides, workspace) = (&self.plan.scratch, self.workspace);
-        let Some(own) = home.and_then(|home| workspace.apart.get(home as usize)) else {
-            let rows = |buffer, stride| row_binding(buffer, first_row, num_rows, stride);
-            let histogram = rows(&workspace.histogram, strides.histogram_stride);
-            return RowScratch {
-                order_keys: rows(&workspace.order_keys, strides.order_stride),
-                lists: rows(&workspace.lists, strides.lists_stride),
-                infos: info_binding(&workspace.row_infos, first_row, num_rows),
-                histogram: histogram.clone(),
-                counts: histogram,
-                status: self.state.status().as_entire_binding(),
-            };
-        };
-        let layout = strides.apart();
-        let words = |first: u64, end: u64| words_binding(&own.lists, first, end - first);
+        let rows = |buffer, stride| row_binding(buffer, first_row, num_rows, stride);
         RowScratch {
-            order_keys: own.order_keys.as_entire_binding(),
-            lists: words(0, layout.infos),
-            infos: words(layout.infos, layout.histogram),
-            histogram: words(layout.histogram, layout.status),
-            counts: words(layout.histogram, layout.words),
-            status: words(layout.status, layout.words),
+            order_keys: rows(&workspace.order_keys, strides.order_stride),
+            lists: rows(&workspace.lists, strides.lists_stride),
+            infos: info_binding(&workspace.row_infos, first_row, num_rows),
+            histogram: rows(&workspace.histogram, strides.histogram_stride),
         }
     }
 
@@ -244,7 +213,7 @@ impl Builder<'_> {
         params: &'a wgpu::Buffer,
         table: &'a wgpu::Buffer,
     ) -> [wgpu::BindingResource<'a>; 8] {
-        let scratch = self.row_scratch(draft.home, draft.first_scratch_row, draft.num_rows);
+        let scratch = self.row_scratch(draft.first_scratch_row, draft.num_rows);
         [
             params_binding::<TopKParams>(params, 0),
             scratch.order_keys,
@@ -252,19 +221,9 @@ impl Builder<'_> {
             words_binding(self.state.positions(), draft.first_position, draft.position_words),
             scratch.lists,
             scratch.infos,
-            scratch.counts,
+            scratch.histogram,
             table.as_entire_binding(),
         ]
-    }
-
-    pub(crate) fn select_group(
-        &self,
-        draft: &SelectDraft,
-        params: &wgpu::Buffer,
-        table: &wgpu::Buffer,
-        checks: &mut Checks,
-    ) -> wgpu::BindGroup {
-        self.group(LayoutKind::TopK, &self.select_bindings(draft, params, table), checks)
     }
 
     fn append_group(&self, params: &wgpu::Buffer, checks: &mut Checks) -> wgpu::BindGroup {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use crate::bands::BandedLayer;
 use crate::error::ArgumentError;
-use crate::layers::Apart;
 use crate::moves::Moves;
 use crate::pages::FreedPages;
 use crate::plan::{PlanInner, ROW_TOKENS, SELECT_TILE, WORKGROUP};
@@ -48,10 +47,6 @@ impl Stages {
 pub struct Bound {
     pub(crate) plan: Arc<PlanInner>,
     pub(crate) layers: Vec<LayerWindow>,
-    /// Layers whose dispatches can overlap in passes of their own.
-    pub(crate) overlapping_layers: u32,
-    /// Where every stage of all layers can.
-    pub(crate) apart: Option<Apart>,
     /// Of the layers whose rows exceed a binding.
     pub(crate) banded: Vec<BandedLayer>,
     pub(crate) selects: Vec<SelectWindow>,
@@ -67,6 +62,8 @@ pub struct Bound {
 pub(crate) struct LayerWindow {
     pub num_rows: u32,
     pub score: ScoreStage,
+    /// Where layers are bound as arrays: group 1 of all kernels that read or move keys.
+    pub arrays: Option<wgpu::BindGroup>,
     pub compact_group: wgpu::BindGroup,
     /// Offset of the parameters of `fill`, or of the walk that takes all; those of a first walk and of its ranges follow.
     pub compact_params: u32,
@@ -109,6 +106,14 @@ const FINISH_WORKGROUPS: u32 = 2048;
 /// Bytes between parameter blocks: WebGPU's largest uniform offset alignment.
 pub(crate) const PARAMS_STRIDE: u32 = 256;
 
+impl LayerWindow {
+    pub(crate) fn choose_arrays(&self, pass: &mut wgpu::ComputePass<'_>) {
+        if let Some(arrays) = &self.arrays {
+            pass.set_bind_group(1, arrays, &[]);
+        }
+    }
+}
+
 impl Bound {
     /// The state that was bound.
     #[must_use]
@@ -126,7 +131,8 @@ impl Bound {
     /// of the rows at execution and sizes the grids; the lengths themselves are read from the cache state on the GPU. A row
     /// that is longer all the same loses which of its tokens are kept; other rows are not touched.
     ///
-    /// Neither submits, polls, maps nor creates anything, and leaves the pass with another pipeline and bind group 0.
+    /// Neither submits, polls, maps nor creates anything, and leaves the pass with another pipeline and bind groups 0
+    /// and 1.
     ///
     /// # Errors
     /// `max_len` above the capacity; nothing is recorded then.
@@ -137,23 +143,18 @@ impl Bound {
         self.record_stages(pass, max_len, Stages::ALL)
     }
 
-    /// Records the whole compression into passes of its own. With many layers this is faster than [`Bound::record`]: wgpu
-    /// separates two uses of a buffer in one pass by a barrier, one a layer, but those between passes all at once. Layers
-    /// that have buffers of their own are then compressed at the same time, with scratch of their own in the workspace; not
-    /// with cached norms, segments, pools, [`Selector::Bitonic`](crate::Selector::Bitonic), pages, or layers of 256 MiB of
-    /// keys or more, and by [`Options::layers_at_once`](crate::Options::layers_at_once) not on a CPU.
+    /// Records the whole compression into one pass of its own or, where layers go one by one, into two: wgpu separates two
+    /// uses of a buffer in one pass by a barrier, one a layer, but those between passes all at once. A pass takes longer to
+    /// begin than a dispatch, so that where one dispatch takes the rows of all layers
+    /// ([`Options::layers_at_once`](crate::Options::layers_at_once)) [`Bound::record`] does as well.
     ///
     /// # Errors
     /// As [`Bound::record`].
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, max_len: u32) -> Result<(), ArgumentError> {
         self.check_max("max_len", max_len)?;
         let open = |label| wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None };
-        if let Some(apart) = self.apart.as_ref().filter(|_| max_len > 0) {
-            self.encode_apart(apart, encoder, max_len);
-            return Ok(());
-        }
-        if self.takes_rows(Stages::ALL) {
-            return self.record(&mut encoder.begin_compute_pass(&open("keynorm.row")), max_len);
+        if self.takes_rows(Stages::ALL) || self.layers.len() + self.banded.len() <= 1 {
+            return self.record(&mut encoder.begin_compute_pass(&open("keynorm")), max_len);
         }
         for (label, stages) in [
             ("keynorm.select", Stages::NORMS.and(Stages::SCORE).and(Stages::SELECT)),
@@ -314,6 +315,7 @@ impl Bound {
         let tiles = self.plan.tiles;
         let tile = tiles.of(fused);
         for window in &self.layers {
+            window.choose_arrays(pass);
             window.score.record(pass, max_len, window.num_rows, (fused, tile));
         }
         for layer in &self.banded {

@@ -1,7 +1,6 @@
 //! What a device offers, and which kernel variants follow from it.
 
 use crate::error::BuildError;
-use crate::layout::{FINISH_BUFFERS, MOST_FINISHED};
 use crate::module::Reduction;
 
 /// Whether an optional feature is used.
@@ -27,10 +26,10 @@ pub struct Options {
     /// GPU does, for tests. The bits of the result do not depend on it for f16 and bf16 caches; for f32 caches only as far
     /// as the driver contracts multiply and add.
     pub subgroups: Switch,
-    /// Scratch of its own for each layer, so that [`Bound::encode`](crate::Bound::encode) can compress many layers at the
-    /// same time. A [`Workspace`](crate::Workspace) is twice as large by it; hosts that record into passes of their own, or
-    /// keep all layers in one buffer, switch it off. `Auto` is on, but on a CPU adapter, which has nothing to overlap. The
-    /// bits of the result do not depend on it.
+    /// One dispatch for the rows of many layers: of neighbours that lie at even distances in one buffer within one binding,
+    /// and, on Vulkan with wgpu's features for arrays of storage buffers (see [`optional_features`]), of layers in buffers of
+    /// their own. `Auto` takes the latter where the device has them and is no CPU, `On` on CPUs too, `Off` neither. The bits
+    /// of the result do not depend on it.
     pub layers_at_once: Switch,
     /// A cache that pipelines are created with ([`wgpu::Features::PIPELINE_CACHE`]).
     pub pipeline_cache: Option<wgpu::PipelineCache>,
@@ -79,11 +78,24 @@ impl Options {
 pub fn optional_features(adapter: &wgpu::Adapter) -> wgpu::Features {
     let is_cpu = adapter.get_info().device_type == wgpu::DeviceType::Cpu;
     let wide = if is_cpu { wgpu::Features::SHADER_INT64 } else { wgpu::Features::empty() };
-    adapter.features() & (wgpu::Features::SUBGROUP | wide)
+    let has_arrays = adapter.features().contains(ARRAYS) && adapter.get_info().backend == wgpu::Backend::Vulkan;
+    let arrays = if has_arrays { ARRAYS } else { wgpu::Features::empty() };
+    adapter.features() & (wgpu::Features::SUBGROUP | wide) | arrays
 }
 
+/// Storage buffers in arrays, which are taken on Vulkan: DX12 has none in wgpu 30, and on Metal they have not been tried.
+/// Indices are the same for a workgroup, but naga does not see it; and wgpu 30 asks Vulkan for indices that are no
+/// constants only with arrays of textures.
+const ARRAYS: wgpu::Features = wgpu::Features::BUFFER_BINDING_ARRAY
+    .union(wgpu::Features::STORAGE_RESOURCE_BINDING_ARRAY)
+    .union(wgpu::Features::TEXTURE_BINDING_ARRAY)
+    .union(wgpu::Features::SAMPLED_TEXTURE_AND_STORAGE_BUFFER_ARRAY_NON_UNIFORM_INDEXING);
+
+/// Elements of such arrays that are asked for: keys and values of 512 layers.
+const MOST_ARRAY_ELEMENTS: u32 = 1024;
+
 /// WebGPU's default limits, raised to the adapter's where keynorm gains from it: binding and buffer sizes, workgroup
-/// size and memory, storage buffers a stage. keynorm works at the default limits too.
+/// size and memory, elements of arrays of buffers. keynorm works at the default limits too.
 #[must_use]
 pub fn recommended_limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
     let have = adapter.limits();
@@ -93,7 +105,9 @@ pub fn recommended_limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
         max_compute_invocations_per_workgroup: have.max_compute_invocations_per_workgroup,
         max_compute_workgroup_size_x: have.max_compute_workgroup_size_x,
         max_compute_workgroup_storage_size: have.max_compute_workgroup_storage_size,
-        max_storage_buffers_per_shader_stage: have.max_storage_buffers_per_shader_stage.min(FINISH_BUFFERS),
+        max_binding_array_elements_per_shader_stage: have
+            .max_binding_array_elements_per_shader_stage
+            .min(MOST_ARRAY_ELEMENTS),
         min_storage_buffer_offset_alignment: have.min_storage_buffer_offset_alignment,
         ..wgpu::Limits::default().or_worse_values_from(&have)
     }
@@ -115,10 +129,10 @@ pub(crate) struct Capabilities {
     /// Keys that a bitonic sort holds in workgroup memory.
     pub sort_len: u32,
     pub max_workgroups: u32,
-    /// Layers have scratch of their own.
+    /// A dispatch takes rows of many layers.
     pub layers_at_once: bool,
-    /// Layers whose scratch one dispatch can bind.
-    pub layers_a_finish: usize,
+    /// Buffers that may be bound as arrays.
+    pub array_elements: u32,
     /// Lanes run on a CPU: an invocation takes a whole token, in the norm and in the moves; walks are short and narrow.
     pub serial: bool,
     /// Accesses of 16 bytes are by 64-bit words: such a device loads each lane's word by itself.
@@ -166,6 +180,11 @@ impl Capabilities {
                 Switch::Off => false,
             };
         let serial = is_cpu && options.subgroups == Switch::Auto;
+        let has_arrays = device.features().contains(ARRAYS) && info.backend == wgpu::Backend::Vulkan;
+        if options.layers_at_once == Switch::On && !has_arrays {
+            return Err(BuildError::MissingFeature { feature: "BUFFER_BINDING_ARRAY" });
+        }
+        let takes_arrays = has_arrays && (options.layers_at_once == Switch::On || !is_cpu);
         let large = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x) >= 1024;
         let max_binding_bytes =
             options.max_binding_bytes.unwrap_or(u64::MAX).min(limits.max_storage_buffer_binding_size).max(1 << 16);
@@ -180,16 +199,8 @@ impl Capabilities {
             serial,
             wide: serial && device.features().contains(wgpu::Features::SHADER_INT64),
             max_workgroups: limits.max_compute_workgroups_per_dimension,
-            layers_at_once: match options.layers_at_once {
-                Switch::Auto => !serial,
-                Switch::On => true,
-                Switch::Off => false,
-            },
-            layers_a_finish: if limits.max_storage_buffers_per_shader_stage >= FINISH_BUFFERS {
-                MOST_FINISHED
-            } else {
-                4
-            },
+            layers_at_once: options.layers_at_once != Switch::Off,
+            array_elements: if takes_arrays { limits.max_binding_array_elements_per_shader_stage } else { 0 },
         })
     }
 }

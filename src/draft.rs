@@ -4,7 +4,8 @@ use crate::bound::{PARAMS_STRIDE, POOL_PASSES, sort_steps};
 use crate::criterion::Score;
 use crate::kernel::Checks;
 use crate::lattice::Lattice;
-use crate::module::Access;
+use crate::layers::{ArrayLayer, LayerRun};
+use crate::module::{Access, Tokens};
 use crate::pages::PageShape;
 use crate::params::{AppendParams, CompactParams, KeyNormParams, OrderParams, StateLayout, TensorLayout, TopKParams};
 use crate::plan::{PlanInner, ROW_TOKENS};
@@ -65,7 +66,7 @@ pub(crate) struct CheckedLayer {
     pub table: Option<Lattice>,
 }
 
-/// Neighbouring rows of a layer, and where they lie in scratch and state.
+/// Neighbouring rows of a layer, or of layers from this one on, and where they lie in scratch and state.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowRange {
     pub layer: u32,
@@ -73,8 +74,6 @@ pub(crate) struct RowRange {
     pub num_rows: u32,
     pub first_scratch_row: u64,
     pub first_position: u64,
-    /// The compressed layer in whose own scratch they lie; `None`: in that of all.
-    pub home: Option<u32>,
 }
 
 /// What of its rows a dispatch of the score reads.
@@ -89,6 +88,9 @@ pub(crate) struct ScoredSlots {
 pub(crate) struct LayerDraft {
     pub rows: RowRange,
     pub window: Window,
+    pub tokens: Tokens,
+    /// Where layers are bound as arrays.
+    pub array: Vec<ArrayLayer>,
     pub table: Option<BoundRange>,
     pub keys_access: Access,
     pub values_access: Access,
@@ -104,7 +106,6 @@ pub(crate) struct LayerDraft {
 #[derive(Clone)]
 pub(crate) struct SelectDraft {
     pub first_scratch_row: u64,
-    pub home: Option<u32>,
     pub num_rows: u32,
     pub first_position: u64,
     pub position_words: u64,
@@ -121,17 +122,13 @@ pub(crate) struct Builder<'a> {
     pub state: &'a CacheState,
     pub workspace: &'a Workspace,
     pub pages: Option<PageShape>,
-    /// Compressed layers whose moves can overlap; 1 where layers share buffers.
-    pub overlapping_layers: u32,
-    /// Drafts and binds what goes by layers' scratch of their own.
-    pub apart: bool,
 }
 
 impl Builder<'_> {
-    /// The drafts of a layer of whole rows; none where it is bound by bands.
-    pub(crate) fn draft_layer(&self, layer: &CheckedLayer, params: &mut ParamsBlock) -> Vec<LayerDraft> {
-        let shape = &self.plan.shape;
-        let LayerWindows::Rows { windows, joined } = &layer.windows else { return Vec::new() };
+    /// The drafts of layers of whole rows; none where they are bound by bands.
+    pub(crate) fn draft_layers(&self, run: &LayerRun<'_>, params: &mut ParamsBlock) -> Vec<LayerDraft> {
+        let (shape, layer) = (&self.plan.shape, &run.layers[0]);
+        let LayerWindows::Rows { windows, joined } = &run.windows else { return Vec::new() };
         let (keys_access, values_access) = match (joined, layer.keys.is_vec4(), layer.values.is_vec4()) {
             (true, true, true) => (Access::Vec4, Access::Joined),
             (true, ..) => (Access::Word, Access::Joined),
@@ -142,8 +139,12 @@ impl Builder<'_> {
             let rows = self.row_range(layer, window.first_row, window.num_rows);
             // Rows of a paged cache are found by the table, from page 0 on.
             let first_row = if self.pages.is_some() { 0 } else { window.first_row };
-            let keys = tensor_layout(&layer.keys, first_row, window.keys, keys_access);
-            let values = tensor_layout(&layer.values, first_row, window.values, values_unit);
+            let layout = |lattice: &Lattice, stride: u64, range, access: Access| TensorLayout {
+                layer_stride: word(stride / access.unit_bytes()),
+                ..tensor_layout(lattice, first_row, range, access)
+            };
+            let keys = layout(&layer.keys, run.strides[0], window.keys, keys_access);
+            let values = layout(&layer.values, run.strides[1], window.values, values_unit);
             let (table_base, table_stride) = self.table_words(layer);
             let compact = CompactParams {
                 keys,
@@ -158,8 +159,8 @@ impl Builder<'_> {
                 range_ix: u32::MAX,
                 table_base,
                 table_stride,
+                rows_per_layer: shape.rows_per_layer(),
                 pad0: 0,
-                pad1: 0,
             };
             let scores = layer.scores.as_ref().map_or(window.keys, |s| rows_range(s, window, self.limits()));
             let given = layer.scores.as_ref().map(|s| tensor_layout(s, first_row, scores, Access::Word));
@@ -193,6 +194,8 @@ impl Builder<'_> {
             LayerDraft {
                 rows,
                 window,
+                tokens: run.tokens,
+                array: run.array(),
                 table,
                 keys_access,
                 values_access,
@@ -212,9 +215,8 @@ impl Builder<'_> {
             layer: layer.layer,
             first_row,
             num_rows,
-            first_scratch_row: if self.apart { first_row.into() } else { row_of(layer.compressed) },
+            first_scratch_row: row_of(layer.compressed),
             first_position: row_of(layer.layer) * u64::from(self.plan.shape.capacity) / 64 * 64,
-            home: self.apart.then_some(layer.compressed),
         }
     }
 
@@ -271,7 +273,6 @@ impl Builder<'_> {
                 let p = self.select_params(first_row, num_rows, first_position, first_layer);
                 drafts.push(SelectDraft {
                     first_scratch_row: first_row,
-                    home: None,
                     num_rows,
                     first_position,
                     position_words: last_position - first_position,
@@ -283,31 +284,6 @@ impl Builder<'_> {
             run_start = end;
         }
         drafts
-    }
-
-    /// Of a layer by itself, in scratch of its own.
-    pub(crate) fn draft_select_of(&self, layer: &CheckedLayer, params: &mut ParamsBlock) -> SelectDraft {
-        let (shape, layout) = (&self.plan.shape, self.plan.scratch.apart());
-        let num_rows = shape.rows_per_layer();
-        let rows = self.row_range(layer, 0, num_rows);
-        let first_row = u64::from(layer.compressed) * u64::from(num_rows);
-        let first_layer = layer.layer.wrapping_sub(layer.compressed);
-        let p = TopKParams {
-            first_info: 0,
-            score_status_ix: word(layout.status - layout.histogram) + layer.layer,
-            told_status_ix: word(layout.told - layout.histogram),
-            ..self.select_params(first_row, num_rows, rows.first_position, first_layer)
-        };
-        SelectDraft {
-            first_scratch_row: 0,
-            home: rows.home,
-            num_rows,
-            first_position: rows.first_position,
-            position_words: u64::from(num_rows) * u64::from(shape.capacity) + 64,
-            params_offset: params.push(&p),
-            pool_params: 0,
-            order_params: 0,
-        }
     }
 
     /// Most rows of a window of the select stage: whole pools where there are any.
@@ -342,10 +318,6 @@ impl Builder<'_> {
             keys_held: ROW_TOKENS,
             pool_pass: 0,
             pool_min_tokens: self.plan.policy.pool.map_or(0, |pool| pool.min_tokens),
-            score_status_ix: u32::MAX,
-            told_status_ix: 0,
-            pad0: 0,
-            pad1: 0,
         }
     }
 
@@ -432,7 +404,7 @@ pub(crate) const fn word(value: u64) -> u32 {
     value as u32
 }
 
-/// Strides and base in units of the access. The base may lie before the range, modulo 2^32.
+/// Of one layer, strides and base in units of the access. The base may lie before the range, modulo 2^32.
 pub(crate) fn tensor_layout(lattice: &Lattice, first_row: u32, range: BoundRange, access: Access) -> TensorLayout {
     let unit = access.unit_bytes();
     let head = u64::from(first_row % lattice.num_kv_heads);
@@ -442,6 +414,10 @@ pub(crate) fn tensor_layout(lattice: &Lattice, first_row: u32, range: BoundRange
         batch_stride: word(lattice.batch_stride / unit),
         head_stride: word(lattice.head_stride / unit),
         token_stride: word(lattice.token_stride / unit),
+        layer_stride: 0,
         base: base.wrapping_sub(word(head * (lattice.head_stride / unit))),
+        pad0: 0,
+        pad1: 0,
+        pad2: 0,
     }
 }

@@ -2,19 +2,22 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::device::{Capabilities, Options, ShaderPatch};
 use crate::error::BuildError;
-use crate::layout::{LayoutKind, create_layout};
+use crate::layout::{LayoutKind, create_arrays_layout, create_layout, create_pipeline_layout};
 use crate::module::Module;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct PipelineKey {
     module: Module,
     entry: &'static str,
+    /// Of its arrays; 0: it has none.
+    num_layers: u32,
     /// Constants, their values as bits.
     constants: Vec<(&'static str, u64)>,
 }
@@ -26,7 +29,9 @@ pub(crate) struct Kernels {
     pub capabilities: Capabilities,
     pipeline_cache: Option<wgpu::PipelineCache>,
     shader_patch: Option<ShaderPatch>,
-    layouts: HashMap<LayoutKind, (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
+    layouts: HashMap<LayoutKind, wgpu::BindGroupLayout>,
+    /// By number of layers.
+    arrays: Mutex<HashMap<u32, wgpu::BindGroupLayout>>,
     modules: Mutex<HashMap<Module, wgpu::ShaderModule>>,
     pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
 }
@@ -35,8 +40,7 @@ impl Kernels {
     pub fn new(device: &wgpu::Device, options: &Options, checks: &mut Checks) -> Result<Self, BuildError> {
         let capabilities = Capabilities::of(device, options)?;
         let mut layouts = HashMap::new();
-        let num_buffers = device.limits().max_storage_buffers_per_shader_stage;
-        for kind in LayoutKind::ALL.into_iter().filter(|kind| kind.fits(num_buffers)) {
+        for kind in LayoutKind::ALL {
             layouts.insert(kind, checks.guard(device, "keynorm layouts", || create_layout(device, kind)));
         }
         Ok(Self {
@@ -45,13 +49,22 @@ impl Kernels {
             pipeline_cache: options.pipeline_cache.clone(),
             shader_patch: options.shader_patch.clone(),
             layouts,
+            arrays: Mutex::default(),
             modules: Mutex::default(),
             pipelines: Mutex::default(),
         })
     }
 
     pub fn bind_group_layout(&self, kind: LayoutKind) -> &wgpu::BindGroupLayout {
-        &self.layouts[&kind].0
+        &self.layouts[&kind]
+    }
+
+    /// Of the arrays of so many layers; `None` of none.
+    pub fn arrays_layout(&self, num_layers: u32, checks: &mut Checks) -> Option<wgpu::BindGroupLayout> {
+        let count = NonZeroU32::new(num_layers)?;
+        let mut arrays = self.arrays.lock().unwrap_or_else(PoisonError::into_inner);
+        let create = || checks.guard(&self.device, "keynorm layouts", || create_arrays_layout(&self.device, count));
+        Some(arrays.entry(num_layers).or_insert_with(create).clone())
     }
 
     /// A pipeline, built on first use.
@@ -62,8 +75,21 @@ impl Kernels {
         constants: &[(&'static str, f64)],
         checks: &mut Checks,
     ) -> wgpu::ComputePipeline {
+        self.pipeline_of(module, entry, 0, constants, checks)
+    }
+
+    /// As [`Self::pipeline`], with arrays of so many layers as group 1.
+    pub fn pipeline_of(
+        &self,
+        module: Module,
+        entry: &'static str,
+        num_layers: u32,
+        constants: &[(&'static str, f64)],
+        checks: &mut Checks,
+    ) -> wgpu::ComputePipeline {
         let key = PipelineKey {
             module,
+            num_layers,
             entry,
             constants: constants.iter().map(|&(name, value)| (name, value.to_bits())).collect(),
         };
@@ -73,10 +99,14 @@ impl Kernels {
         }
         let shader = self.module(module, checks);
         let label = format!("{}.{entry}", module.label());
+        let arrays = self.arrays_layout(num_layers, checks);
+        let groups = [Some(self.bind_group_layout(module.layout())), arrays.as_ref()];
+        let groups = &groups[..1 + usize::from(arrays.is_some())];
         let pipeline = checks.guard(&self.device, &label, || {
+            let layout = create_pipeline_layout(&self.device, groups);
             self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(&label),
-                layout: Some(&self.layouts[&module.layout()].1),
+                layout: Some(&layout),
                 module: &shader,
                 entry_point: Some(entry),
                 compilation_options: wgpu::PipelineCompilationOptions {
@@ -109,19 +139,31 @@ impl Kernels {
                         label: Some(module.label()),
                         source: wgpu::ShaderSource::Wgsl(source.into()),
                     };
-                    create_module(&self.device, descriptor)
+                    create_module(&self.device, descriptor, module.has_arrays())
                 })
             })
             .clone()
     }
 }
 
-/// Bounds checks stay on; only the counters that wgpu adds to every loop are left out.
-#[expect(unsafe_code, reason = "loop bounding can be left out only through an unsafe function")]
-fn create_module(device: &wgpu::Device, descriptor: wgpu::ShaderModuleDescriptor<'_>) -> wgpu::ShaderModule {
-    let checks = wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() };
+/// The counters that wgpu adds to every loop are left out. So are its bounds checks of modules with arrays, where naga 30
+/// takes the number of buffers for the length of each; those of the driver stay on, since arrays are taken on Vulkan alone.
+#[expect(unsafe_code, reason = "checks can be left out only through an unsafe function")]
+fn create_module(
+    device: &wgpu::Device,
+    descriptor: wgpu::ShaderModuleDescriptor<'_>,
+    has_arrays: bool,
+) -> wgpu::ShaderModule {
+    let checks = wgpu::ShaderRuntimeChecks {
+        force_loop_bounding: false,
+        bounds_checks: !has_arrays,
+        ..wgpu::ShaderRuntimeChecks::checked()
+    };
     // SAFETY: without loop bounding a shader's loops must end. Every loop of ours counts towards a bound that it does not
     // change: constants, overrides, row lengths clamped to the capacity, or halved intervals.
+    // Without bounds checks indices must be in range. Those of the kernels with arrays (key_norm, compact and row) are made
+    // of parameters, which bind has checked against the buffers; of lengths clamped to the capacity; and of slots in lists,
+    // which hold zeros or what the selectors have written there: slots below such a length.
     unsafe { device.create_shader_module_trusted(descriptor, checks) }
 }
 

@@ -90,6 +90,12 @@ impl Lattice {
         Ok(())
     }
 
+    /// Whether rows lie as those of `other` do, from another byte on.
+    pub fn has_strides_of(&self, other: &Self) -> bool {
+        let aligned = |offset: u64| offset.is_multiple_of(16);
+        Self { offset: 0, ..*self } == Self { offset: 0, ..*other } && aligned(self.offset) == aligned(other.offset)
+    }
+
     /// First byte of a row of the layer.
     pub fn row_start(&self, row: u32) -> u64 {
         let sequence = u64::from(row / self.num_kv_heads);

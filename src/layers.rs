@@ -1,218 +1,181 @@
-//! Many layers at once: whole rows, or each stage, in a pass of its own, where the dispatches of different layers share no
-//! buffer that they write, so that wgpu puts no barrier between them and they overlap.
+//! Neighbouring layers whose rows one dispatch takes: they lie at even distances in one buffer, or in buffers of their own
+//! that are bound as arrays. wgpu puts a barrier between two dispatches that write one buffer, which layer by layer are the
+//! scratch's; and a pass takes longer to begin than a dispatch.
 
-use crate::bind::params_binding;
-use crate::bound::{Bound, LayerWindow, Path};
-use crate::device::Capabilities;
-use crate::draft::{Builder, CheckedLayer, LayerDraft, ParamsBlock, SelectDraft, word};
-use crate::kernel::Checks;
-use crate::layout::{LayoutKind, MOST_FINISHED};
-use crate::module::Module;
+use crate::criterion::Score;
+use crate::draft::{Builder, CheckedLayer, tensor_layout, word};
+use crate::lattice::Lattice;
+use crate::module::{Access, Tokens};
 use crate::pages::Views;
-use crate::params::FinishLayersParams;
-use crate::plan::WORKGROUP;
-use crate::policy::{Order, Policy, Selector};
-use crate::shape::KvShape;
-use crate::windows::LayerWindows;
+use crate::windows::{BoundRange, LayerWindows, Window};
 
-/// Of keys of a layer from which on barriers between layers take too little of the time for scratch of its own, bytes.
-const LARGE_LAYER: u64 = 256 << 20;
-
-/// Whether layers have scratch of their own, if there are several: what they write apart is only what every plan has.
-pub(crate) fn takes_apart(shape: &KvShape, policy: &Policy, capabilities: &Capabilities) -> bool {
-    let rows = u64::from(shape.rows_per_layer());
-    let capacity = u64::from(shape.capacity);
-    policy.selector != Selector::Bitonic
-        && !policy.cached_norms
-        && !policy.segments
-        && policy.pool.is_none()
-        && capabilities.layers_at_once
-        && rows * capacity * u64::from(shape.keys.row_bytes()) < LARGE_LAYER
-        && u64::from(shape.num_layers) * rows * capacity * 4 <= capabilities.max_binding_bytes
+/// Layers that are bound together.
+pub(crate) struct LayerRun<'a> {
+    pub layers: &'a [CheckedLayer],
+    pub tokens: Tokens,
+    /// Bytes from one layer to the next, of keys and of values; 0 where they have buffers of their own.
+    pub strides: [u64; 2],
+    pub windows: LayerWindows,
 }
 
-#[derive(Debug)]
-pub(crate) struct Apart {
-    layers: Vec<ApartLayer>,
-    /// Whole rows in one dispatch a layer, where that is faster.
-    rows: Option<Rows>,
-    finish: wgpu::ComputePipeline,
-    finishes: Vec<Finish>,
+/// A layer of those in an array: its index in the shape, and what of its buffers is bound.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ArrayLayer {
+    pub layer: u32,
+    pub keys: BoundRange,
+    pub values: BoundRange,
 }
 
-#[derive(Debug)]
-struct Rows {
-    pipeline: wgpu::ComputePipeline,
-    groups: Vec<wgpu::BindGroup>,
-}
-
-/// As many layers as one dispatch can bind.
-#[derive(Debug)]
-struct Finish {
-    group: wgpu::BindGroup,
-    num_layers: u32,
-}
-
-#[derive(Debug)]
-struct ApartLayer {
-    window: LayerWindow,
-    select_group: wgpu::BindGroup,
-    select_params: u32,
-}
-
-/// The parameters of the layers at once.
-pub(crate) struct ApartDraft {
-    layers: Vec<(LayerDraft, SelectDraft)>,
-    finishes: Vec<u32>,
-}
-
-impl Bound {
-    pub(crate) fn encode_apart(&self, apart: &Apart, encoder: &mut wgpu::CommandEncoder, max_len: u32) {
-        let open = |label| wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None };
-        if let Some(rows) = &apart.rows {
-            {
-                let mut pass = encoder.begin_compute_pass(&open("keynorm.row"));
-                pass.set_pipeline(&rows.pipeline);
-                for group in &rows.groups {
-                    pass.set_bind_group(0, group, &[]);
-                    pass.dispatch_workgroups(1, self.plan.shape.rows_per_layer(), 1);
-                }
-            }
-            let mut pass = encoder.begin_compute_pass(&open("keynorm.finish"));
-            apart.record_finishes(self, &mut pass, &apart.finishes, max_len);
-            return;
-        }
-        let is_long = self.path(max_len) == Path::RadixLong;
-        let fused = is_long && self.plan.may_fuse();
-        let tile = self.plan.tiles.of(fused);
-        {
-            let mut pass = encoder.begin_compute_pass(&open("keynorm.score"));
-            for ApartLayer { window, .. } in &apart.layers {
-                window.score.record(&mut pass, max_len, window.num_rows, (fused, tile));
-            }
-        }
-        for (pipeline, workgroups) in self.radix_dispatches(max_len, fused) {
-            let mut pass = encoder.begin_compute_pass(&open("keynorm.select"));
-            pass.set_pipeline(pipeline);
-            for layer in &apart.layers {
-                pass.set_bind_group(0, &layer.select_group, &[layer.select_params]);
-                pass.dispatch_workgroups(workgroups, layer.window.num_rows, 1);
-            }
-        }
-        let windows = || apart.layers.iter().map(|layer| &layer.window);
-        let moves_of = |window| self.move_dispatches(window, max_len, self.overlapping_layers);
-        // The moves of a layer wait for each other; every layer has as many.
-        for step in 0..windows().next().map_or(0, |window| moves_of(window).count()) {
-            let mut pass = encoder.begin_compute_pass(&open("keynorm.compact"));
-            // The finishes wait for each other: the first goes beside the first moves, the others after them.
-            let (beside, after) = if step == 0 { apart.finishes.split_at(1) } else { Default::default() };
-            apart.record_finishes(self, &mut pass, beside, max_len);
-            for window in windows() {
-                if let Some(dispatch) = moves_of(window).nth(step) {
-                    dispatch.record(&mut pass, window);
-                }
-            }
-            apart.record_finishes(self, &mut pass, after, max_len);
-        }
+impl LayerRun<'_> {
+    /// The elements of the arrays, where layers are bound so.
+    pub fn array(&self) -> Vec<ArrayLayer> {
+        let element = |layer: &CheckedLayer| {
+            let window = layer.whole_rows()?;
+            Some(ArrayLayer { layer: layer.layer, keys: window.keys, values: window.values })
+        };
+        if self.tokens == Tokens::Arrays { self.layers.iter().filter_map(element).collect() } else { Vec::new() }
     }
 }
 
-impl Apart {
-    fn record_finishes(&self, bound: &Bound, pass: &mut wgpu::ComputePass<'_>, finishes: &[Finish], max_len: u32) {
-        let rows = bound.plan.shape.rows_per_layer();
-        for finish in finishes {
-            pass.set_pipeline(&self.finish);
-            pass.set_bind_group(0, &finish.group, &[]);
-            let workgroups = bound.finish_workgroups(max_len, rows.saturating_mul(finish.num_layers));
-            pass.dispatch_workgroups(workgroups, rows, finish.num_layers);
+impl CheckedLayer {
+    /// The one window of a layer that is bound at once, keys and values each by themselves.
+    fn whole_rows(&self) -> Option<&Window> {
+        match &self.windows {
+            LayerWindows::Rows { windows, joined: false } if windows.len() == 1 => windows.first(),
+            _ => None,
         }
     }
 }
 
 impl Builder<'_> {
-    /// `None` where layers share buffers, or some of their rows go another way.
-    pub(crate) fn draft_apart(&self, layers: &[CheckedLayer], params: &mut ParamsBlock) -> Option<ApartDraft> {
-        let scratch = &self.plan.scratch;
-        let is_whole = |layer: &CheckedLayer| match &layer.windows {
-            LayerWindows::Rows { windows, .. } => windows.len() == 1,
-            LayerWindows::Bands { .. } => false,
-        };
-        if scratch.layers_apart == 0
-            || self.overlapping_layers == 1
-            || self.pages.is_some()
-            || !layers.iter().all(is_whole)
-        {
-            return None;
+    pub(crate) fn layer_runs<'a>(&self, layers: &'a [CheckedLayer], views: &Views<'_>) -> Vec<LayerRun<'a>> {
+        let mut runs = Vec::new();
+        let mut rest = layers;
+        while !rest.is_empty() {
+            let together = &rest[..self.most_together(rest)];
+            let run = self
+                .in_one_buffer(together, views)
+                .or_else(|| self.in_arrays(together))
+                .unwrap_or_else(|| self.one_layer(&rest[0]));
+            rest = &rest[run.layers.len()..];
+            runs.push(run);
         }
-        let own = Builder { apart: true, ..*self };
-        let mut drafts = Vec::new();
-        for layer in layers {
-            let select = own.draft_select_of(layer, params);
-            drafts.extend(own.draft_layer(layer, params).into_iter().map(|draft| (draft, select.clone())));
-        }
-        let ids: Vec<u32> = layers.iter().map(|layer| layer.layer).collect();
-        let layout = scratch.apart();
-        let finish = |ids: &[u32]| {
-            let mut layers = [0; MOST_FINISHED];
-            layers[..ids.len()].copy_from_slice(ids);
-            params.push(&FinishLayersParams {
-                state: self.state_layout(0),
-                layers,
-                lists_stride: scratch.lists_stride,
-                staged_offset: scratch.order_stride,
-                infos_base: word(layout.infos),
-                status_base: word(layout.told),
-                order: u32::from(self.plan.policy.order == Order::Positional),
-                pad0: 0,
-                pad1: 0,
-                pad2: 0,
-            })
-        };
-        Some(ApartDraft { layers: drafts, finishes: ids.chunks(self.layers_a_finish()).map(finish).collect() })
+        runs
     }
 
-    fn layers_a_finish(&self) -> usize {
-        self.kernels().capabilities.layers_a_finish
+    fn one_layer<'a>(&self, layer: &'a CheckedLayer) -> LayerRun<'a> {
+        LayerRun {
+            layers: std::slice::from_ref(layer),
+            tokens: Tokens::by_table(self.pages.is_some()),
+            strides: [0; 2],
+            windows: layer.windows.clone(),
+        }
     }
 
-    pub(crate) fn bound_apart(
+    /// How many of these layers, from the first on, a dispatch may take: neighbours in the state, of equal strides, as many
+    /// rows as scratch, positions and grids allow.
+    fn most_together(&self, layers: &[CheckedLayer]) -> usize {
+        let capabilities = &self.kernels().capabilities;
+        let shape = &self.plan.shape;
+        // Other scores go layer by layer.
+        if !capabilities.layers_at_once || self.pages.is_some() || self.plan.policy.score_in_use() != Score::KeyNorm {
+            return 1;
+        }
+        let rows = u64::from(shape.rows_per_layer());
+        // Positions are bound from an aligned word on.
+        let most_positions = (capabilities.max_binding_bytes / 4 - 64) / u64::from(shape.capacity);
+        let most = (u64::from(self.limits().max_rows).min(most_positions) / rows).max(1);
+        let first = &layers[0];
+        let is_next = |(ix, layer): &(usize, &CheckedLayer)| {
+            u64::from(layer.layer) == u64::from(first.layer) + *ix as u64
+                && layer.keys.has_strides_of(&first.keys)
+                && layer.values.has_strides_of(&first.values)
+                && matches!(layer.windows, LayerWindows::Rows { .. })
+        };
+        let count = layers.iter().enumerate().take_while(is_next).count() as u64;
+        usize::try_from(count.min(most).max(1)).unwrap_or(1)
+    }
+
+    /// As many of them as lie at even distances within one binding.
+    fn in_one_buffer<'a>(&self, layers: &'a [CheckedLayer], views: &Views<'_>) -> Option<LayerRun<'a>> {
+        let [first, second, ..] = layers else { return None };
+        let buffers = |layer: &CheckedLayer| {
+            let view = &views.layers[layer.layer as usize];
+            [view.keys.buffer, view.values.buffer]
+        };
+        let distance = |from: &Lattice, to: &Lattice| to.offset.checked_sub(from.offset);
+        let strides = [distance(&first.keys, &second.keys)?, distance(&first.values, &second.values)?];
+        let is_even = |(ix, layer): &(usize, &CheckedLayer)| {
+            let steps = *ix as u64;
+            buffers(layer) == buffers(first)
+                && layer.keys.offset == first.keys.offset + steps * strides[0]
+                && layer.values.offset == first.values.offset + steps * strides[1]
+        };
+        let even = layers.iter().enumerate().take_while(is_even).count();
+        (2..=even).rev().find_map(|count| {
+            let windows = self.window_of(&layers[..count], buffers(first)[0] == buffers(first)[1])?;
+            Some(LayerRun { layers: &layers[..count], tokens: Tokens::Strided, strides, windows })
+        })
+    }
+
+    /// All rows of layers of one buffer, if they fit a binding.
+    fn window_of(&self, layers: &[CheckedLayer], same_buffer: bool) -> Option<LayerWindows> {
+        let (first, last) = layers.first().zip(layers.last())?;
+        let limits = self.limits();
+        let (keys, values) = ((first.keys.offset, last.keys.end()), (first.values.offset, last.values.end()));
+        let ranges = [keys, values].map(|span| BoundRange::aligned(span, limits));
+        let joined = same_buffer && ranges[0].intersects(ranges[1]);
+        let both = BoundRange::aligned((keys.0.min(values.0), keys.1.max(values.1)), limits);
+        let [keys, values] = if joined { [both; 2] } else { ranges };
+        let num_rows = word(layers.len() as u64) * self.plan.shape.rows_per_layer();
+        let fits = keys.size.max(values.size) <= limits.max_binding_bytes;
+        fits.then(|| LayerWindows::Rows { windows: vec![Window { first_row: 0, num_rows, keys, values }], joined })
+    }
+
+    /// As many of them as an array takes, each bound at the same distance from its range.
+    fn in_arrays<'a>(&self, layers: &'a [CheckedLayer]) -> Option<LayerRun<'a>> {
+        let shape = &self.plan.shape;
+        let most = (self.kernels().capabilities.array_elements / 2) as usize;
+        let bases = |layer: &CheckedLayer| {
+            let window = layer.whole_rows()?;
+            let is_vec4 = layer.keys.is_vec4() && layer.values.is_vec4();
+            let keys = tensor_layout(&layer.keys, 0, window.keys, Access::Vec4);
+            let values = tensor_layout(&layer.values, 0, window.values, Access::Vec4);
+            is_vec4.then_some([keys.base, values.base])
+        };
+        let wanted = bases(&layers[0])?;
+        let count = layers.iter().take(most).take_while(|layer| bases(layer) == Some(wanted)).count();
+        let window = layers[0].whole_rows()?;
+        let num_rows = word(count as u64) * shape.rows_per_layer();
+        let windows = LayerWindows::Rows { windows: vec![Window { num_rows, ..*window }], joined: false };
+        (count > 1).then(|| LayerRun { layers: &layers[..count], tokens: Tokens::Arrays, strides: [0; 2], windows })
+    }
+
+    /// The arrays of a draft, bound as group 1.
+    pub(crate) fn arrays_group(
         &self,
-        draft: &ApartDraft,
-        params: &wgpu::Buffer,
-        (rules, views): (&wgpu::Buffer, &Views<'_>),
-        checks: &mut Checks,
-    ) -> Apart {
-        let own = Builder { apart: true, ..*self };
-        let num_rows = draft.layers.len() as u64 * u64::from(self.plan.shape.rows_per_layer());
-        let rows = own.rows_apart_pipeline(num_rows, checks).and_then(|pipeline| {
-            let layers = draft.layers.iter().enumerate().map(|(ix, (layer, _))| (ix, layer));
-            let groups = layers.map(|layer| own.row_group_apart(layer, params, (rules, views), checks));
-            Some(Rows { pipeline, groups: groups.collect::<Option<_>>()? })
-        });
-        let layer = |(layer, select): &(LayerDraft, SelectDraft)| ApartLayer {
-            window: own.layer_window(layer, params, (rules, views), checks),
-            select_group: own.select_group(select, params, rules, checks),
-            select_params: select.params_offset,
+        array: &[ArrayLayer],
+        views: &Views<'_>,
+        checks: &mut crate::kernel::Checks,
+    ) -> Option<wgpu::BindGroup> {
+        let layout = self.kernels().arrays_layout(word(array.len() as u64), checks)?;
+        let part = |buffer, range: BoundRange| wgpu::BufferBinding {
+            buffer,
+            offset: range.start,
+            size: wgpu::BufferSize::new(range.size),
         };
-        let layers = if rows.is_some() { Vec::new() } else { draft.layers.iter().map(layer).collect() };
-        let most = self.layers_a_finish();
-        let sixteen = most == MOST_FINISHED;
-        let kind = if sixteen { LayoutKind::FinishSixteen } else { LayoutKind::FinishFour };
-        let finish = |(&offset, scratches): (&u32, &[crate::workspace::ApartScratch])| {
-            let mut bindings = vec![
-                params_binding::<FinishLayersParams>(params, offset),
-                self.state.meta().as_entire_binding(),
-                self.state.positions().as_entire_binding(),
-                self.state.status().as_entire_binding(),
-            ];
-            let lists = |i: usize| scratches[i.min(scratches.len() - 1)].lists.as_entire_binding();
-            bindings.extend((0..most).map(lists));
-            Finish { group: self.group(kind, &bindings, checks), num_layers: word(scratches.len() as u64) }
-        };
-        let finishes = draft.finishes.iter().zip(self.workspace.apart.chunks(most)).map(finish).collect();
-        let constants = [("WG_SIZE", f64::from(WORKGROUP))];
-        let module = Module::FinishLayers { sixteen };
-        let finish = self.kernels().pipeline(module, "finish_layers", &constants, checks);
-        Apart { layers, rows, finish, finishes }
+        let view = |layer: &ArrayLayer| &views.layers[layer.layer as usize];
+        let keys: Vec<_> = array.iter().map(|layer| part(view(layer).keys.buffer, layer.keys)).collect();
+        let values: Vec<_> = array.iter().map(|layer| part(view(layer).values.buffer, layer.values)).collect();
+        let entry =
+            |binding, buffers| wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::BufferArray(buffers) };
+        let entries = [entry(0, keys.as_slice()), entry(1, values.as_slice())];
+        Some(checks.guard(self.device, "keynorm arrays", || {
+            self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some("keynorm.arrays"),
+                layout: &layout,
+                entries: &entries,
+            })
+        }))
     }
 }

@@ -1,5 +1,9 @@
 //! Bind group layouts.
 
+use std::num::NonZeroU32;
+
+use crate::module::Tokens;
+
 /// Bind group layouts: what each binding is, `None` a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum LayoutKind {
@@ -22,37 +26,10 @@ pub(crate) enum LayoutKind {
     CompactJoinedPaged,
     Pages,
     Row,
-    RowApart,
-    FinishFour,
-    FinishSixteen,
+    KeyNormArrays,
+    CompactArrays,
+    RowArrays,
 }
-
-/// Storage buffers of a stage that the widest finish takes, and how many layers it finishes: all but three are scratch.
-pub(crate) const FINISH_BUFFERS: u32 = 19;
-pub(crate) const MOST_FINISHED: usize = FINISH_BUFFERS as usize - 3;
-
-/// State, then the scratch of layers.
-const FINISH: [(u32, bool); FINISH_BUFFERS as usize] = [
-    (1, false),
-    (2, false),
-    (3, false),
-    (4, true),
-    (5, true),
-    (6, true),
-    (7, true),
-    (8, true),
-    (9, true),
-    (10, true),
-    (11, true),
-    (12, true),
-    (13, true),
-    (14, true),
-    (15, true),
-    (16, true),
-    (17, true),
-    (18, true),
-    (19, true),
-];
 
 impl LayoutKind {
     pub const ALL: [Self; 22] = [
@@ -75,26 +52,28 @@ impl LayoutKind {
         Self::CompactJoinedPaged,
         Self::Pages,
         Self::Row,
-        Self::RowApart,
-        Self::FinishFour,
-        Self::FinishSixteen,
+        Self::KeyNormArrays,
+        Self::CompactArrays,
+        Self::RowArrays,
     ];
 
-    pub fn score(has_sums: bool, is_paged: bool) -> Self {
-        match (has_sums, is_paged) {
-            (false, false) => Self::KeyNorm,
-            (true, false) => Self::KeyDiff,
-            (false, true) => Self::KeyNormPaged,
-            (true, true) => Self::KeyDiffPaged,
+    pub fn score(has_sums: bool, tokens: Tokens) -> Self {
+        match (has_sums, tokens) {
+            (false, Tokens::Strided) => Self::KeyNorm,
+            (false, Tokens::Arrays) => Self::KeyNormArrays,
+            (false, Tokens::Paged) => Self::KeyNormPaged,
+            (true, Tokens::Strided | Tokens::Arrays) => Self::KeyDiff,
+            (true, Tokens::Paged) => Self::KeyDiffPaged,
         }
     }
 
-    pub fn compact(is_joined: bool, is_paged: bool) -> Self {
-        match (is_joined, is_paged) {
-            (false, false) => Self::Compact,
-            (true, false) => Self::CompactJoined,
-            (false, true) => Self::CompactPaged,
-            (true, true) => Self::CompactJoinedPaged,
+    pub fn compact(is_joined: bool, tokens: Tokens) -> Self {
+        match (is_joined, tokens) {
+            (_, Tokens::Arrays) => Self::CompactArrays,
+            (false, Tokens::Strided) => Self::Compact,
+            (true, Tokens::Strided) => Self::CompactJoined,
+            (false, Tokens::Paged) => Self::CompactPaged,
+            (true, Tokens::Paged) => Self::CompactJoinedPaged,
         }
     }
 
@@ -126,9 +105,9 @@ impl LayoutKind {
             Self::Row => {
                 &[(1, false), (2, false), (3, false), (4, false), (5, false), (6, false), (7, false), (8, true)]
             }
-            Self::RowApart => &[(1, false), (2, false), (3, true), (4, true), (5, false), (6, false), (8, true)],
-            Self::FinishFour => FINISH.split_at(7).0,
-            Self::FinishSixteen => &FINISH,
+            Self::KeyNormArrays => &[(2, true), (3, true), (4, false), (5, false), (6, false)],
+            Self::CompactArrays => &[(3, true), (4, true)],
+            Self::RowArrays => &[(3, false), (4, false), (5, false), (6, false), (7, false), (8, true)],
         }
     }
 
@@ -142,15 +121,9 @@ impl LayoutKind {
                 | Self::Rotate
                 | Self::Renumber
                 | Self::Row
-                | Self::RowApart
-                | Self::FinishFour
-                | Self::FinishSixteen
+                | Self::KeyNormArrays
+                | Self::RowArrays
         )
-    }
-
-    /// Whether a stage of so many storage buffers has room for it.
-    pub fn fits(self, num_buffers: u32) -> bool {
-        self.storage().len() <= num_buffers as usize
     }
 
     /// Binding numbers in order, the uniform's first.
@@ -159,23 +132,43 @@ impl LayoutKind {
     }
 }
 
-pub(crate) fn create_layout(device: &wgpu::Device, kind: LayoutKind) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
-    let entry = |binding, ty, has_dynamic_offset| wgpu::BindGroupLayoutEntry {
+/// Of group 0.
+pub(crate) fn create_layout(device: &wgpu::Device, kind: LayoutKind) -> wgpu::BindGroupLayout {
+    let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform, kind.has_dynamic_params(), None)];
+    for &(binding, read_only) in kind.storage() {
+        entries.push(entry(binding, wgpu::BufferBindingType::Storage { read_only }, false, None));
+    }
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some("keynorm"), entries: &entries })
+}
+
+/// Keys and values of so many layers, each in buffers of its own.
+pub(crate) fn create_arrays_layout(device: &wgpu::Device, num_layers: NonZeroU32) -> wgpu::BindGroupLayout {
+    let storage = wgpu::BufferBindingType::Storage { read_only: false };
+    let entries = [0, 1].map(|binding| entry(binding, storage, false, Some(num_layers)));
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some("keynorm"), entries: &entries })
+}
+
+pub(crate) fn create_pipeline_layout(
+    device: &wgpu::Device,
+    groups: &[Option<&wgpu::BindGroupLayout>],
+) -> wgpu::PipelineLayout {
+    device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some("keynorm"),
+        bind_group_layouts: groups,
+        immediate_size: 0,
+    })
+}
+
+fn entry(
+    binding: u32,
+    ty: wgpu::BufferBindingType,
+    has_dynamic_offset: bool,
+    count: Option<NonZeroU32>,
+) -> wgpu::BindGroupLayoutEntry {
+    wgpu::BindGroupLayoutEntry {
         binding,
         visibility: wgpu::ShaderStages::COMPUTE,
         ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None },
-        count: None,
-    };
-    let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform, kind.has_dynamic_params())];
-    for &(binding, read_only) in kind.storage() {
-        entries.push(entry(binding, wgpu::BufferBindingType::Storage { read_only }, false));
+        count,
     }
-    let bind_group_layout =
-        device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some("keynorm"), entries: &entries });
-    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-        label: Some("keynorm"),
-        bind_group_layouts: &[Some(&bind_group_layout)],
-        immediate_size: 0,
-    });
-    (bind_group_layout, pipeline_layout)
 }

@@ -52,7 +52,7 @@ pub use device::ShaderPatch;
 pub use device::{Options, Switch, optional_features, recommended_limits};
 pub use error::{ArgumentError, BuildError, ReadError};
 #[doc(hidden)]
-pub use module::{Module, Reduction};
+pub use module::{Module, Reduction, Tokens};
 pub use pages::{FreedPages, PageShape, PageTable, PagedKvView, SequencePages};
 pub use plan::Plan;
 pub use policy::{Budget, BudgetOverride, Direction, Order, Policy, Pool, Rounding, Selector};

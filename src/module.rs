@@ -32,6 +32,17 @@ pub enum Reduction {
     Serial,
 }
 
+/// How a kernel finds the tokens of keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tokens {
+    /// By strides, in one buffer a tensor.
+    Strided,
+    /// By strides, in a buffer to each layer: bound as an array, which takes wgpu's features for that.
+    Arrays,
+    /// By a page table.
+    Paged,
+}
+
 /// A shader module: which files it is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Module {
@@ -43,8 +54,8 @@ pub enum Module {
         vec4: bool,
         /// How the lanes of a token are added.
         reduction: Reduction,
-        /// Tokens are found by a page table, else by strides.
-        paged: bool,
+        /// How tokens are found.
+        tokens: Tokens,
     },
     /// Cosines with the mean of normalised keys, or distances to the mean key.
     KeyDiff {
@@ -99,8 +110,8 @@ pub enum Module {
         values_vec4: Option<bool>,
         /// Rows of keys, of values, end within a 16-byte chunk.
         tails: (bool, bool),
-        /// Tokens are found by a page table, else by strides.
-        paged: bool,
+        /// How tokens are found.
+        tokens: Tokens,
     },
     /// A whole compression in one dispatch, a workgroup to a row.
     Row {
@@ -108,13 +119,8 @@ pub enum Module {
         dtype: Dtype,
         /// How the lanes of a token are added.
         reduction: Reduction,
-        /// With scratch of its own for each layer.
-        apart: bool,
-    },
-    /// Cache state after a compression of many layers at once.
-    FinishLayers {
-        /// Up to sixteen a dispatch, else four.
-        sixteen: bool,
+        /// Layers have buffers of their own, bound as arrays.
+        arrays: bool,
     },
     /// Page tables of a paged cache.
     Pages,
@@ -127,6 +133,12 @@ pub enum Module {
         /// From one band to another, else within one.
         pair: bool,
     },
+}
+
+impl Tokens {
+    pub(crate) const fn by_table(paged: bool) -> Self {
+        if paged { Self::Paged } else { Self::Strided }
+    }
 }
 
 impl Module {
@@ -144,33 +156,38 @@ impl Module {
             Self::State,
             Self::Append,
             Self::Pages,
-            Self::FinishLayers { sixteen: false },
-            Self::FinishLayers { sixteen: true },
         ];
         all.extend([Dtype::F32, Dtype::F16, Dtype::Bf16].map(|dtype| Self::Rotate { dtype }));
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup] {
-                all.extend([false, true].map(|apart| Self::Row { dtype, reduction, apart }));
+                all.extend([false, true].map(|arrays| Self::Row { dtype, reduction, arrays }));
             }
             for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
+                all.push(Self::KeyNorm { dtype, vec4: true, reduction, tokens: Tokens::Arrays });
                 for (vec4, paged) in [(true, false), (false, false), (true, true), (false, true)] {
-                    all.push(Self::KeyNorm { dtype, vec4, reduction, paged });
+                    all.push(Self::KeyNorm { dtype, vec4, reduction, tokens: Tokens::by_table(paged) });
                     all.push(Self::KeyDiff { dtype, vec4, reduction, paged });
                     all.push(Self::ValueKeyRatio { dtype, vec4, reduction, paged });
                 }
             }
         }
+        all.push(Self::Compact {
+            keys_vec4: true,
+            values_vec4: Some(true),
+            tails: (false, false),
+            tokens: Tokens::Arrays,
+        });
         for keys_vec4 in [true, false] {
             for values_vec4 in [Some(true), Some(false), None] {
-                for paged in [false, true] {
-                    all.push(Self::Compact { keys_vec4, values_vec4, tails: (false, false), paged });
+                for tokens in [Tokens::Strided, Tokens::Paged] {
+                    all.push(Self::Compact { keys_vec4, values_vec4, tails: (false, false), tokens });
                     // Rows with a tail are moved by words; of values that are bound with such keys, neither goes by chunks.
                     for tails in [(false, true), (true, false), (true, true)] {
                         let by_chunks = (tails.0 || values_vec4.is_none()) && keys_vec4;
                         let values_by_chunks = tails.1 && values_vec4 == Some(true);
                         let keys_alone = values_vec4.is_none() && tails == (true, false);
                         if !by_chunks && !values_by_chunks && !keys_alone {
-                            all.push(Self::Compact { keys_vec4, values_vec4, tails, paged });
+                            all.push(Self::Compact { keys_vec4, values_vec4, tails, tokens });
                         }
                     }
                 }
@@ -183,7 +200,7 @@ impl Module {
         for dtype in [Dtype::Q8_0, Dtype::Q4_0, Dtype::I8Scaled] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
                 for paged in [false, true] {
-                    all.push(Self::KeyNorm { dtype, vec4: false, reduction, paged });
+                    all.push(Self::KeyNorm { dtype, vec4: false, reduction, tokens: Tokens::by_table(paged) });
                     all.push(Self::ValueKeyRatio { dtype, vec4: false, reduction, paged });
                 }
             }
@@ -209,23 +226,29 @@ impl Module {
             Self::State => "keynorm.state",
             Self::Append => "keynorm.append",
             Self::Compact { .. } => "keynorm.compact",
-            Self::Row { apart: false, .. } => "keynorm.row",
-            Self::Row { apart: true, .. } => "keynorm.row_apart",
-            Self::FinishLayers { .. } => "keynorm.finish_layers",
+            Self::Row { .. } => "keynorm.row",
             Self::Pages => "keynorm.pages",
             Self::CompactBands { .. } => "keynorm.compact_bands",
         }
     }
 
+    /// Whether keys and values are bound as arrays.
+    pub(crate) fn has_arrays(&self) -> bool {
+        match self {
+            Self::KeyNorm { tokens, .. } | Self::Compact { tokens, .. } => *tokens == Tokens::Arrays,
+            Self::Row { arrays, .. } => *arrays,
+            _ => false,
+        }
+    }
+
     pub(crate) fn layout(&self) -> LayoutKind {
         match self {
-            Self::KeyNorm { paged, .. } | Self::ValueKeyRatio { paged, .. } => LayoutKind::score(false, *paged),
-            Self::KeyDiff { paged, .. } => LayoutKind::score(true, *paged),
+            Self::KeyNorm { tokens, .. } => LayoutKind::score(false, *tokens),
+            Self::ValueKeyRatio { paged, .. } => LayoutKind::score(false, Tokens::by_table(*paged)),
+            Self::KeyDiff { paged, .. } => LayoutKind::score(true, Tokens::by_table(*paged)),
             Self::External => LayoutKind::KeyNorm,
-            Self::Row { apart: false, .. } => LayoutKind::Row,
-            Self::Row { apart: true, .. } => LayoutKind::RowApart,
-            Self::FinishLayers { sixteen: false } => LayoutKind::FinishFour,
-            Self::FinishLayers { sixteen: true } => LayoutKind::FinishSixteen,
+            Self::Row { arrays: false, .. } => LayoutKind::Row,
+            Self::Row { arrays: true, .. } => LayoutKind::RowArrays,
             Self::Pages => LayoutKind::Pages,
             Self::Radix => LayoutKind::TopK,
             Self::Order => LayoutKind::Order,
@@ -236,8 +259,8 @@ impl Module {
             Self::State => LayoutKind::State,
             Self::Bitonic => LayoutKind::Bitonic,
             Self::Append => LayoutKind::Append,
-            Self::Compact { values_vec4, paged, .. } => LayoutKind::compact(values_vec4.is_none(), *paged),
-            Self::CompactBands { pair, .. } => LayoutKind::compact(!pair, false),
+            Self::Compact { values_vec4, tokens, .. } => LayoutKind::compact(values_vec4.is_none(), *tokens),
+            Self::CompactBands { pair, .. } => LayoutKind::compact(!pair, Tokens::Strided),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The moves of a compaction: their pipelines, and the dispatches that record them.
 
 use crate::bound::{Bound, LayerWindow, PARAMS_STRIDE};
-use crate::draft::{Builder, LayerDraft};
+use crate::draft::{Builder, LayerDraft, word};
 use crate::kernel::Checks;
 use crate::module::{Access, Module};
 use crate::plan::WORKGROUP;
@@ -38,6 +38,7 @@ impl MoveDispatch<'_> {
         let (x, y, z) = self.workgroups;
         pass.set_pipeline(self.pipeline);
         pass.set_bind_group(0, &window.compact_group, &[self.params]);
+        window.choose_arrays(pass);
         pass.dispatch_workgroups(x, y, z);
     }
 }
@@ -48,19 +49,14 @@ impl Bound {
             layer.record_moves(pass, max_len, self.plan.max_budget(max_len));
         }
         for window in &self.layers {
-            for dispatch in self.move_dispatches(window, max_len, 1) {
+            for dispatch in self.move_dispatches(window, max_len) {
                 dispatch.record(pass, window);
             }
         }
     }
 
-    /// The dispatches that move a window's rows, each after the one before; `overlapping_layers` of them run beside each other.
-    pub(crate) fn move_dispatches<'a>(
-        &self,
-        window: &'a LayerWindow,
-        max_len: u32,
-        overlapping_layers: u32,
-    ) -> impl Iterator<Item = MoveDispatch<'a>> {
+    /// The dispatches that move a window's rows, each after the one before.
+    fn move_dispatches<'a>(&self, window: &'a LayerWindow, max_len: u32) -> impl Iterator<Item = MoveDispatch<'a>> {
         let (rows, params) = (window.num_rows, window.compact_params);
         let (first, ranges, last) = match &window.moves {
             Moves::Fill { fill, unit } => {
@@ -68,7 +64,7 @@ impl Bound {
                 (MoveDispatch { pipeline: fill, params, workgroups }, None, None)
             }
             Moves::Positional { walk, range, slices, unit } => {
-                let at_once = slices.saturating_mul(rows).saturating_mul(overlapping_layers);
+                let at_once = slices.saturating_mul(rows);
                 let rule = RangeRule::of(self.plan.kernels.capabilities.serial);
                 let ranges = ranges(max_len, self.plan.max_budget(max_len), at_once, rule);
                 let walk_at = |block: u32| MoveDispatch {
@@ -116,9 +112,7 @@ impl Builder<'_> {
             ..=1024 => WORKGROUP,
             _ => self.kernels().capabilities.row_workgroup,
         };
-        // In one pass the moves of a layer wait for those of the one before.
-        let rows = shape.rows_per_layer().saturating_mul(if self.apart { self.overlapping_layers } else { 1 });
-        let slice = if serial { MAX_SLICE } else { slice_chunks(shape, rows, wide) };
+        let slice = if serial { MAX_SLICE } else { slice_chunks(shape, draft.window.num_rows, wide) };
         let (keys, values) = (&shape.keys, &shape.values);
         let (key_lanes, value_lanes) = (self.move_lanes(keys), self.move_lanes(values));
         // Bound with keys that end within a chunk, values do not go by the keys' file.
@@ -128,7 +122,7 @@ impl Builder<'_> {
             keys_vec4: draft.keys_access == Access::Vec4,
             values_vec4: (draft.values_access != Access::Joined).then_some(draft.values_access == Access::Vec4),
             tails,
-            paged: self.pages.is_some(),
+            tokens: draft.tokens,
         };
         let mut pipeline = |entry, workgroup: u32| {
             let mut constants = vec![("WG_SIZE", f64::from(workgroup)), ("SLICE_CHUNKS", f64::from(slice))];
@@ -136,7 +130,7 @@ impl Builder<'_> {
             constants.extend(self.page_size());
             let words = [("KEY_WORDS", keys, tails.0), ("VALUE_WORDS", values, tails.1)].into_iter();
             constants.extend(words.filter(|w| w.2).map(|(name, spec, _)| (name, f64::from(spec.row_bytes() / 4))));
-            self.kernels().pipeline(module, entry, &constants, checks)
+            self.kernels().pipeline_of(module, entry, word(draft.array.len() as u64), &constants, checks)
         };
         let unit = WORKGROUP / key_lanes.max(value_lanes) * 4;
         match self.plan.policy.order {

@@ -2,7 +2,6 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::layout::MOST_FINISHED;
 use crate::shape::KvShape;
 use crate::state::StateOffsets;
 
@@ -146,10 +145,6 @@ pub struct TopKParams {
     pub keys_held: u32,
     pub pool_pass: u32,
     pub pool_min_tokens: u32,
-    pub score_status_ix: u32,
-    pub told_status_ix: u32,
-    pub pad0: u32,
-    pub pad1: u32,
 }
 
 /// Mirror of `RowRule` in shared/row_rule.wgsl.
@@ -192,10 +187,14 @@ pub struct TensorLayout {
     pub batch_stride: u32,
     pub head_stride: u32,
     pub token_stride: u32,
+    pub layer_stride: u32,
     pub base: u32,
+    pub pad0: u32,
+    pub pad1: u32,
+    pub pad2: u32,
 }
 
-/// Mirror of `Params` in shared/row_params.wgsl.
+/// Mirror of `Params` in row.wgsl.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct RowParams {
@@ -221,27 +220,7 @@ pub struct RowParams {
     pub recent: u32,
     pub share_low: u32,
     pub share_high: u32,
-    pub infos_base: u32,
-    pub told_status_ix: u32,
     pub pad0: u32,
-    pub pad1: u32,
-    pub pad2: u32,
-}
-
-/// Mirror of `Params` in finish_layers.wgsl.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub struct FinishLayersParams {
-    pub state: StateLayout,
-    pub layers: [u32; MOST_FINISHED],
-    pub lists_stride: u32,
-    pub staged_offset: u32,
-    pub infos_base: u32,
-    pub status_base: u32,
-    pub order: u32,
-    pub pad0: u32,
-    pub pad1: u32,
-    pub pad2: u32,
 }
 
 /// Mirror of `Params` in compact.wgsl.
@@ -260,8 +239,8 @@ pub struct CompactParams {
     pub range_ix: u32,
     pub table_base: u32,
     pub table_stride: u32,
+    pub rows_per_layer: u32,
     pub pad0: u32,
-    pub pad1: u32,
 }
 
 /// Mirror of `Params` in compact_bands.wgsl.

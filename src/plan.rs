@@ -5,10 +5,8 @@ use std::sync::Arc;
 use crate::bound::Bound;
 use crate::criterion::Score;
 use crate::device::Capabilities;
-use crate::draft::word;
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Checks, Kernels};
-use crate::layers::takes_apart;
 use crate::pages::{PageShape, PagedKvView, Views};
 use crate::policy::{Budget, BudgetRule, Order, Policy, Selector};
 use crate::score::{ScoreTiles, sums_layout};
@@ -327,8 +325,7 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
     let aside_offset = order_stride + staged_len;
     let aside_len = if counts_digits { 2 * order_stride } else { 0 };
     let (sums_stride, sums_offset) = sums_layout(shape, policy);
-    let rows_of_layer = u64::from(shape.rows_per_layer());
-    let mut layout = ScratchLayout {
+    ScratchLayout {
         num_rows,
         order_stride,
         lists_stride: aside_offset + aside_len,
@@ -346,15 +343,7 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
         copies_stride: if positional && policy.cached_norms { order_stride } else { 0 },
         pool_counts_stride: if policy.pool.is_some() { POOL_COUNTS_STRIDE } else { 0 },
         pool_row_words: if policy.pool.is_some() { POOL_ROW_WORDS } else { 0 },
-        layers_apart: 0,
-        status_apart: shape.num_layers.next_multiple_of(64),
-        rows_per_layer: rows_of_layer,
-    };
-    let fits = layout.apart().words * 4 <= capabilities.max_binding_bytes;
-    if num_rows > rows_of_layer && fits && takes_apart(shape, policy, capabilities) {
-        layout.layers_apart = word(num_rows / rows_of_layer);
     }
-    layout
 }
 
 /// The grids of the longest rows must fit the device.

@@ -73,6 +73,7 @@ impl Bound {
         for (window, row) in self.layers.iter().filter_map(|w| w.row.as_ref().map(|row| (w, row))) {
             pass.set_pipeline(&row.pipeline);
             pass.set_bind_group(0, &row.group, &[]);
+            window.choose_arrays(pass);
             pass.dispatch_workgroups(1, window.num_rows, 1);
         }
     }
@@ -124,11 +125,7 @@ impl Builder<'_> {
             recent: policy.recent,
             share_low: word(share),
             share_high: word(share >> 32),
-            infos_base: word(scratch.apart().infos),
-            told_status_ix: word(scratch.apart().told),
             pad0: 0,
-            pad1: 0,
-            pad2: 0,
         })
     }
 
@@ -140,69 +137,32 @@ impl Builder<'_> {
         checks: &mut Checks,
     ) -> Option<RowStage> {
         let num_rows = draft.rows.num_rows.into();
-        let (offset, workgroup) = draft.row_params.zip(self.row_workgroup(num_rows)).filter(|_| !self.apart)?;
-        let [keys, values, positions] = self.row_bindings(draft, views);
-        let scratch = self.row_scratch(None, draft.rows.first_scratch_row, draft.rows.num_rows);
-        let bindings = [
-            params_binding::<RowParams>(params, offset),
-            keys,
-            values,
+        let (offset, workgroup) = draft.row_params.zip(self.row_workgroup(num_rows))?;
+        let view = &views.layers[draft.rows.layer as usize];
+        let position_words = u64::from(draft.rows.num_rows) * u64::from(self.plan.shape.capacity) + 64;
+        let scratch = self.row_scratch(draft.rows.first_scratch_row, draft.rows.num_rows);
+        let mut bindings = vec![params_binding::<RowParams>(params, offset)];
+        if draft.array.is_empty() {
+            bindings.push(range_binding(view.keys.buffer, draft.window.keys));
+            bindings.push(range_binding(view.values.buffer, draft.window.values));
+        }
+        bindings.extend([
             self.state.meta().as_entire_binding(),
-            positions,
+            words_binding(self.state.positions(), draft.rows.first_position, position_words),
             scratch.order_keys,
             scratch.lists,
-            scratch.status,
+            self.state.status().as_entire_binding(),
             rules.as_entire_binding(),
-        ];
+        ]);
+        let kind = if draft.array.is_empty() { LayoutKind::Row } else { LayoutKind::RowArrays };
         Some(RowStage {
-            pipeline: self.row_pipeline(workgroup, false, checks),
-            group: self.group(LayoutKind::Row, &bindings, checks),
+            pipeline: self.row_pipeline(workgroup, draft, checks),
+            group: self.group(kind, &bindings, checks),
             pays: fills_card(&self.plan.shape, &self.plan.policy, num_rows),
         })
     }
 
-    /// The rows of a layer with scratch of its own.
-    pub(crate) fn row_group_apart(
-        &self,
-        (layer, draft): (usize, &LayerDraft),
-        params: &wgpu::Buffer,
-        (rules, views): (&wgpu::Buffer, &Views<'_>),
-        checks: &mut Checks,
-    ) -> Option<wgpu::BindGroup> {
-        let [keys, values, positions] = self.row_bindings(draft, views);
-        let own = &self.workspace.apart[layer];
-        let bindings = [
-            params_binding::<RowParams>(params, draft.row_params?),
-            keys,
-            values,
-            self.state.meta().as_entire_binding(),
-            positions,
-            own.order_keys.as_entire_binding(),
-            own.lists.as_entire_binding(),
-            rules.as_entire_binding(),
-        ];
-        Some(self.group(LayoutKind::RowApart, &bindings, checks))
-    }
-
-    /// Keys, values and positions.
-    fn row_bindings<'a>(&'a self, draft: &LayerDraft, views: &Views<'a>) -> [wgpu::BindingResource<'a>; 3] {
-        let view = &views.layers[draft.rows.layer as usize];
-        let position_words = u64::from(draft.rows.num_rows) * u64::from(self.plan.shape.capacity) + 64;
-        [
-            range_binding(view.keys.buffer, draft.window.keys),
-            range_binding(view.values.buffer, draft.window.values),
-            words_binding(self.state.positions(), draft.rows.first_position, position_words),
-        ]
-    }
-
-    /// The pipeline for the rows of all layers at once; `None` where the kernel cannot take them or does not pay.
-    pub(crate) fn rows_apart_pipeline(&self, num_rows: u64, checks: &mut Checks) -> Option<wgpu::ComputePipeline> {
-        let workgroup = self.row_workgroup(num_rows)?;
-        let pays = fills_card(&self.plan.shape, &self.plan.policy, num_rows);
-        pays.then(|| self.row_pipeline(workgroup, true, checks))
-    }
-
-    fn row_pipeline(&self, workgroup: u32, apart: bool, checks: &mut Checks) -> wgpu::ComputePipeline {
+    fn row_pipeline(&self, workgroup: u32, draft: &LayerDraft, checks: &mut Checks) -> wgpu::ComputePipeline {
         let shape = &self.plan.shape;
         let chunks = shape.keys.chunks().max(shape.values.chunks());
         let mut constants = vec![
@@ -215,7 +175,8 @@ impl Builder<'_> {
         constants.extend(self.moves_constants());
         let constants: Vec<_> = constants.into_iter().map(|(name, value)| (name, f64::from(value))).collect();
         let reduction = self.kernels().capabilities.reduction(shape.keys.norm_lanes());
-        let module = Module::Row { dtype: shape.keys.dtype, reduction, apart };
-        self.kernels().pipeline(module, "compress_row", &constants, checks)
+        let num_layers = word(draft.array.len() as u64);
+        let module = Module::Row { dtype: shape.keys.dtype, reduction, arrays: num_layers > 0 };
+        self.kernels().pipeline_of(module, "compress_row", num_layers, &constants, checks)
     }
 }

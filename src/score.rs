@@ -3,10 +3,10 @@
 use crate::bind::{params_binding, range_binding, row_binding, words_binding};
 use crate::bound::PARAMS_STRIDE;
 use crate::criterion::{ExternalScore, Score};
-use crate::draft::{Builder, LayerDraft, RowRange};
+use crate::draft::{Builder, LayerDraft, RowRange, word};
 use crate::kernel::Checks;
 use crate::layout::LayoutKind;
-use crate::module::{Access, Module};
+use crate::module::{Access, Module, Tokens};
 use crate::pages::Views;
 use crate::params::{KeyNormParams, ScoreParams, TensorLayout};
 use crate::plan::{PlanInner, WORKGROUP};
@@ -80,7 +80,9 @@ pub(crate) struct Scored<'a> {
     pub rows: RowRange,
     /// Offset of the parameters.
     pub params: u32,
-    pub tensor: wgpu::BindingResource<'a>,
+    /// `None`: bound as an array.
+    pub tensor: Option<wgpu::BindingResource<'a>>,
+    pub tokens: Tokens,
     pub table: Option<wgpu::BindingResource<'a>>,
 }
 
@@ -104,10 +106,15 @@ impl Builder<'_> {
         let view = &views.layers[draft.rows.layer as usize];
         let w = &draft.window;
         let keys = range_binding(view.keys.buffer, w.keys);
-        let scored =
-            |tensor| Scored { rows: draft.rows, params: draft.score_params, tensor, table: table_of(draft, views) };
+        let scored = |tensor| Scored {
+            rows: draft.rows,
+            params: draft.score_params,
+            tensor: draft.array.is_empty().then_some(tensor),
+            tokens: draft.tokens,
+            table: table_of(draft, views),
+        };
         let mut before = Vec::new();
-        let (module, constants) = self.score_module(score, &shape.keys, draft.keys_access);
+        let (module, constants) = self.score_module(score, &shape.keys, (draft.keys_access, draft.tokens));
         let group = match score {
             Score::KeyNorm => self.score_group(scored(keys), params, None, checks),
             Score::KeyDiff | Score::Centroid => {
@@ -136,21 +143,22 @@ impl Builder<'_> {
                 self.score_group(scored(range_binding(scores.buffer, draft.scores)), params, None, checks)
             }
         };
-        let [plain, fused] = self.score_pipelines(module, &constants, checks);
+        let [plain, fused] = self.score_pipelines(module, word(draft.array.len() as u64), &constants, checks);
         ScoreStage { before, plain, fused, group }
     }
 
-    /// Alone, and with the histogram fused.
+    /// Alone, and with the histogram fused; `num_layers` in arrays.
     pub(crate) fn score_pipelines(
         &self,
         module: Module,
+        num_layers: u32,
         constants: &[(&'static str, f64)],
         checks: &mut Checks,
     ) -> [wgpu::ComputePipeline; 2] {
         let tiles = self.plan.tiles;
         [(tiles.plain, 0.0), (tiles.fused, 1.0)].map(|(tile, histogram)| {
             let constants = [constants, &[("TILE", tile.into()), ("HISTOGRAM", histogram)]].concat();
-            self.kernels().pipeline(module, "score", &constants, checks)
+            self.kernels().pipeline_of(module, "score", num_layers, &constants, checks)
         })
     }
 
@@ -158,7 +166,7 @@ impl Builder<'_> {
     fn value_norms(&self, draft: &LayerDraft, params: &wgpu::Buffer, views: &Views<'_>, checks: &mut Checks) -> Before {
         let spec = &self.plan.shape.values;
         let access = if draft.values_access == Access::Joined { draft.keys_access } else { draft.values_access };
-        let (module, mut constants) = self.score_module(Score::ValueKeyRatio, spec, access);
+        let (module, mut constants) = self.score_module(Score::ValueKeyRatio, spec, (access, draft.tokens));
         let tile = score_tile(spec, 128);
         constants.extend([("TILE", tile.into()), ("VALUES", 1.0)]);
         let view = &views.layers[draft.rows.layer as usize];
@@ -166,7 +174,8 @@ impl Builder<'_> {
         let of_values = Scored {
             rows: draft.rows,
             params: draft.score_params + PARAMS_STRIDE,
-            tensor: values,
+            tensor: Some(values),
+            tokens: draft.tokens,
             table: table_of(draft, views),
         };
         Before {
@@ -184,11 +193,11 @@ impl Builder<'_> {
         checks: &mut Checks,
     ) -> wgpu::BindGroup {
         let place = scored.rows;
-        let scratch = self.row_scratch(place.home, place.first_scratch_row, place.num_rows);
+        let scratch = self.row_scratch(place.first_scratch_row, place.num_rows);
         let position_words = u64::from(place.num_rows) * u64::from(self.plan.shape.capacity) + 64;
-        let mut bindings = vec![
-            params_binding::<ScoreParams>(params, scored.params),
-            scored.tensor,
+        let mut bindings = vec![params_binding::<ScoreParams>(params, scored.params)];
+        bindings.extend(scored.tensor);
+        bindings.extend([
             self.state.meta().as_entire_binding(),
             words_binding(self.state.positions(), place.first_position, position_words),
             if self.plan.policy.cached_norms {
@@ -197,26 +206,31 @@ impl Builder<'_> {
                 scratch.order_keys
             },
             scratch.histogram,
-            scratch.status,
-        ];
-        let kind = LayoutKind::score(sums.is_some(), scored.table.is_some());
+            self.state.status().as_entire_binding(),
+        ]);
+        let kind = LayoutKind::score(sums.is_some(), scored.tokens);
         bindings.extend(sums);
         bindings.extend(scored.table);
         self.group(kind, &bindings, checks)
     }
 
     /// The module of a score, and its constants but for tile and histogram.
-    pub(crate) fn score_module(&self, score: Score, spec: &TensorSpec, access: Access) -> (Module, Constants) {
+    pub(crate) fn score_module(
+        &self,
+        score: Score,
+        spec: &TensorSpec,
+        (access, tokens): (Access, Tokens),
+    ) -> (Module, Constants) {
         let (dtype, vec4) = (spec.dtype, access == Access::Vec4);
         let reduction = self.kernels().capabilities.reduction(spec.norm_lanes());
-        let paged = self.pages.is_some();
+        let paged = tokens == Tokens::Paged;
         let workgroup = ("WG_SIZE", f64::from(WORKGROUP));
         let mut constants =
             vec![workgroup, ("LANES", f64::from(spec.norm_lanes())), ("CHUNKS", f64::from(spec.norm_chunks()))];
         let module = match score {
             Score::KeyNorm => {
                 constants.push(("CACHED", f64::from(u8::from(self.plan.policy.cached_norms))));
-                Module::KeyNorm { dtype, vec4, reduction, paged }
+                Module::KeyNorm { dtype, vec4, reduction, tokens }
             }
             Score::ValueKeyRatio => Module::ValueKeyRatio { dtype, vec4, reduction, paged },
             Score::KeyDiff | Score::Centroid => {

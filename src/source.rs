@@ -1,6 +1,6 @@
 //! The text of shader modules: which files each is made of.
 
-use crate::module::{Module, Reduction};
+use crate::module::{Module, Reduction, Tokens};
 use crate::shape::Dtype;
 
 macro_rules! shader {
@@ -21,8 +21,13 @@ impl Module {
     pub fn source_by(&self, wide: bool) -> String {
         let wide_keys = |vec4| if wide && vec4 { shader!("shared/keys_u64.wgsl") } else { keys(vec4) };
         let moved_values = if wide { shader!("shared/values_u64.wgsl") } else { shader!("shared/values_vec4.wgsl") };
-        let address = |paged| {
-            if paged { shader!("shared/address_paged.wgsl") } else { shader!("shared/address_strided.wgsl") }
+        let address = |tokens| match tokens {
+            Tokens::Strided => concat!(shader!("shared/address_strided.wgsl"), shader!("shared/layer_one.wgsl")),
+            Tokens::Arrays => concat!(shader!("shared/address_strided.wgsl"), shader!("shared/layer_arrays.wgsl")),
+            Tokens::Paged => shader!("shared/address_paged.wgsl"),
+        };
+        let keys_by = |vec4, tokens| {
+            if tokens == Tokens::Arrays { shader!("shared/keys_arrays.wgsl") } else { wide_keys(vec4) }
         };
         let layout = shader!("shared/state_layout.wgsl");
         let state = [layout, shader!("shared/state_rows.wgsl")].concat();
@@ -31,8 +36,7 @@ impl Module {
         let digits = shader!("shared/first_digit.wgsl");
         let rule = concat!(shader!("shared/row_rule.wgsl"), shader!("shared/wide.wgsl"));
         let select_row = shader!("shared/select_row.wgsl");
-        let kept_bits = shader!("shared/kept_bits.wgsl");
-        let rows = [params, shader!("shared/top_k_rows.wgsl"), kept_bits, select_row, rule].concat();
+        let rows = [params, shader!("shared/top_k_rows.wgsl"), select_row, rule].concat();
         let radix_row = shader!("shared/radix_row.wgsl");
         let moves = concat!(shader!("shared/fill.wgsl"), shader!("shared/walk.wgsl"));
         let rows = rows.as_str();
@@ -40,21 +44,20 @@ impl Module {
         let write_key = shader!("shared/write_key.wgsl");
         let score_rows = concat!(shader!("shared/score_rows.wgsl"), shader!("shared/write_key.wgsl"));
         let info = shader!("shared/row_info.wgsl");
-        let info_words = shader!("shared/info_words.wgsl");
-        let finish_slot = shader!("shared/finish_slot.wgsl");
         let scan = shader!("shared/scan.wgsl");
         let emit = shader!("shared/top_k_emit.wgsl");
         let recent = concat!(shader!("shared/wide.wgsl"), shader!("shared/recent.wgsl"));
         match *self {
-            Self::KeyNorm { dtype, vec4, reduction, paged } => [
+            Self::KeyNorm { dtype, vec4, reduction, tokens } => [
+                enabled(tokens),
                 shader!("key_norm.wgsl"),
                 write_key,
                 digits,
                 recent,
                 order_key,
                 state,
-                address(paged),
-                elements(dtype, wide_keys(vec4)).as_str(),
+                address(tokens),
+                elements(dtype, keys_by(vec4, tokens)).as_str(),
                 norm_tokens(reduction),
                 shader!("shared/score_tile.wgsl"),
                 reduce(reduction),
@@ -67,7 +70,7 @@ impl Module {
                 digits,
                 recent,
                 state,
-                address(paged),
+                address(Tokens::by_table(paged)),
                 elements(dtype, wide_keys(vec4)).as_str(),
                 unpacked(dtype),
                 shader!("shared/inverse_sqrt.wgsl"),
@@ -91,7 +94,7 @@ impl Module {
                 digits,
                 recent,
                 state,
-                address(paged),
+                address(Tokens::by_table(paged)),
                 elements(dtype, wide_keys(vec4)).as_str(),
                 shader!("shared/inverse_sqrt.wgsl"),
                 norm_tokens(reduction),
@@ -100,13 +103,12 @@ impl Module {
                 score_entry(reduction),
             ]
             .concat(),
-            Self::External => [shader!("external.wgsl"), score_rows, digits, recent, state, address(false)].concat(),
-            Self::Row { dtype, reduction, apart } => [
-                if apart { shader!("row_apart.wgsl") } else { shader!("row.wgsl") },
-                if apart { kept_bits } else { "" },
-                if apart { info_words } else { "" },
-                shader!("shared/row_params.wgsl"),
-                shader!("shared/row_body.wgsl"),
+            Self::External => {
+                [shader!("external.wgsl"), score_rows, digits, recent, state, address(Tokens::Strided)].concat()
+            }
+            Self::Row { dtype, reduction, arrays } => [
+                if arrays { ENABLE_ARRAYS } else { "" },
+                shader!("row.wgsl"),
                 select_row,
                 radix_row,
                 moves,
@@ -115,24 +117,15 @@ impl Module {
                 shader!("shared/recent.wgsl"),
                 order_key,
                 state,
-                address(false),
-                keys(true),
+                address(if arrays { Tokens::Arrays } else { Tokens::Strided }),
+                if arrays { shader!("shared/keys_arrays.wgsl") } else { keys(true) },
                 squares(dtype),
-                shader!("shared/values_vec4.wgsl"),
+                if arrays { shader!("shared/values_arrays.wgsl") } else { shader!("shared/values_vec4.wgsl") },
                 emit,
                 scan,
                 norm_tokens(reduction),
                 reduce(reduction),
                 row_entry(reduction),
-            ]
-            .concat(),
-            Self::FinishLayers { sixteen } => [
-                shader!("finish_layers.wgsl"),
-                if sixteen { shader!("shared/lists_16.wgsl") } else { shader!("shared/lists_4.wgsl") },
-                finish_slot,
-                info,
-                info_words,
-                layout,
             ]
             .concat(),
             Self::Radix => [shader!("radix.wgsl"), radix_row, digits, rows, info, state, emit, scan].concat(),
@@ -154,16 +147,18 @@ impl Module {
             ]
             .concat(),
             Self::Renumber => [shader!("renumber.wgsl"), layout, shader!("shared/longest_row.wgsl")].concat(),
-            Self::State => [shader!("state.wgsl"), finish_slot, params, info, layout].concat(),
+            Self::State => [shader!("state.wgsl"), params, info, layout].concat(),
             Self::Append => [shader!("append.wgsl"), layout].concat(),
             Self::Pages => [shader!("pages.wgsl"), layout].concat(),
-            Self::Compact { keys_vec4, values_vec4, tails, paged } => [
+            Self::Compact { keys_vec4, values_vec4, tails, tokens } => [
+                enabled(tokens),
                 shader!("compact.wgsl"),
                 moves,
                 info,
-                address(paged),
-                if tails.0 { shader!("shared/keys_tail.wgsl") } else { wide_keys(keys_vec4) },
+                address(tokens),
+                if tails.0 { shader!("shared/keys_tail.wgsl") } else { keys_by(keys_vec4, tokens) },
                 match (values_vec4, tails.1) {
+                    _ if tokens == Tokens::Arrays => shader!("shared/values_arrays.wgsl"),
                     (None, true) => shader!("shared/values_joined_tail.wgsl"),
                     (None, false) => shader!("shared/values_joined.wgsl"),
                     (Some(_), true) => shader!("shared/values_tail.wgsl"),
@@ -175,7 +170,7 @@ impl Module {
             Self::CompactBands { vec4, tail, pair } => [
                 shader!("compact_bands.wgsl"),
                 info,
-                address(false),
+                address(Tokens::Strided),
                 match (pair, vec4, tail) {
                     (false, _, true) => shader!("shared/keys_tail.wgsl"),
                     (false, _, false) => wide_keys(vec4),
@@ -187,6 +182,13 @@ impl Module {
             .concat(),
         }
     }
+}
+
+/// wgpu's extension of WGSL, before all else and on the first line, so that the kernel's lines keep their numbers.
+const ENABLE_ARRAYS: &str = "enable wgpu_binding_array; ";
+
+fn enabled(tokens: Tokens) -> &'static str {
+    if tokens == Tokens::Arrays { ENABLE_ARRAYS } else { "" }
 }
 
 fn keys(vec4: bool) -> &'static str {

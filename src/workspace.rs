@@ -28,22 +28,6 @@ pub(crate) struct ScratchLayout {
     /// Counts and state of a row's pool; 0 without pools.
     pub pool_counts_stride: u32,
     pub pool_row_words: u32,
-    /// Layers with scratch of their own, and words of their status bits; 0 where layers are not taken at once.
-    pub layers_apart: u32,
-    pub status_apart: u32,
-    pub rows_per_layer: u64,
-}
-
-/// Words from a layer's scratch of its own, its lists first.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ApartLayout {
-    pub infos: u64,
-    pub histogram: u64,
-    /// Where the select stage leaves status bits.
-    pub told: u64,
-    /// Where the score sets them, by layer.
-    pub status: u64,
-    pub words: u64,
 }
 
 /// Words of a `RowInfo` of the shaders.
@@ -63,15 +47,6 @@ pub struct Workspace {
     pub(crate) norm_copies: wgpu::Buffer,
     pub(crate) pool_counts: wgpu::Buffer,
     pub(crate) pool_rows: wgpu::Buffer,
-    /// One a compressed layer.
-    pub(crate) apart: Vec<ApartScratch>,
-}
-
-/// Scratch of one layer's own: what the select stage only reads is a buffer of its own.
-#[derive(Debug, Clone)]
-pub(crate) struct ApartScratch {
-    pub order_keys: wgpu::Buffer,
-    pub lists: wgpu::Buffer,
 }
 
 impl ScratchLayout {
@@ -98,25 +73,8 @@ impl ScratchLayout {
         u32::try_from(max_binding_bytes / (u64::from(widest) * 4)).unwrap_or(u32::MAX).max(1)
     }
 
-    pub fn apart(&self) -> ApartLayout {
-        let rows = |stride: u32| (self.rows_per_layer * u64::from(stride)).next_multiple_of(64);
-        let infos = rows(self.lists_stride);
-        let histogram = infos + rows(ROW_INFO_WORDS);
-        let told = histogram + rows(self.histogram_stride);
-        let status = told + 64;
-        ApartLayout { infos, histogram, told, status, words: status + u64::from(self.status_apart) }
-    }
-
-    fn apart_sizes(&self) -> [(&'static str, u64); 2] {
-        [
-            ("keynorm.scratch.apart.order_keys", self.rows_per_layer * u64::from(self.order_stride) * 4),
-            ("keynorm.scratch.apart.lists", self.apart().words * 4),
-        ]
-    }
-
     pub fn total_bytes(&self) -> u64 {
-        let apart: u64 = self.apart_sizes().iter().map(|s| s.1).sum();
-        self.sizes().iter().map(|s| s.1).sum::<u64>() + u64::from(self.layers_apart) * apart
+        self.sizes().iter().map(|s| s.1).sum()
     }
 }
 
@@ -133,14 +91,8 @@ impl Workspace {
         };
         let [order_keys, lists, row_infos, histogram, sorted, sums, norm_copies, pool_counts, pool_rows] =
             layout.sizes();
-        let mut create_apart = |_| {
-            let [order_keys, lists] = layout.apart_sizes();
-            Ok(ApartScratch { order_keys: create(order_keys)?, lists: create(lists)? })
-        };
-        let apart = (0..layout.layers_apart).map(&mut create_apart).collect::<Result<_, BuildError>>()?;
         Ok(Self {
             layout,
-            apart,
             order_keys: create(order_keys)?,
             lists: create(lists)?,
             row_infos: create(row_infos)?,

@@ -40,8 +40,18 @@ fn uses_subgroups(module: Module) -> bool {
 /// WebGPU without any optional feature; `unpack2x16float` is part of it.
 const BASELINE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
 
+/// wgpu's arrays of storage buffers.
+const ARRAYS: Capabilities =
+    Capabilities::STORAGE_BUFFER_BINDING_ARRAY.union(Capabilities::STORAGE_BUFFER_BINDING_ARRAY_NON_UNIFORM_INDEXING);
+
 fn capabilities(module: Module) -> Capabilities {
-    if uses_subgroups(module) { BASELINE | Capabilities::SUBGROUP } else { BASELINE }
+    let subgroups = if uses_subgroups(module) { Capabilities::SUBGROUP } else { Capabilities::empty() };
+    BASELINE | subgroups | if uses_arrays(module) { ARRAYS } else { Capabilities::empty() }
+}
+
+fn uses_arrays(module: Module) -> bool {
+    let text = format!("{module:?}");
+    text.contains("tokens: Arrays") || text.contains("arrays: true")
 }
 
 fn for_each_module(check: impl Fn(Module, &Resolved) -> Check) {
@@ -54,13 +64,8 @@ fn for_each_module(check: impl Fn(Module, &Resolved) -> Check) {
 }
 
 /// The default limits of WebGPU.
-fn check_limits(resolved: &Resolved) -> Check {
-    check_limits_but(resolved, 8)
-}
-
-/// The same, but for the number of storage buffers.
-fn check_limits_but(Resolved(module, info, num_storage): &Resolved, most_storage: usize) -> Check {
-    if *num_storage > most_storage {
+fn check_limits(Resolved(module, info, num_storage): &Resolved) -> Check {
+    if *num_storage > 8 {
         return Err(format!("{num_storage} storage buffers"));
     }
     for (ix, entry) in module.entry_points.iter().enumerate() {
@@ -83,11 +88,15 @@ fn workgroup_bytes(module: &naga::Module, info: &ModuleInfo, entry: usize) -> u3
     variables.map(|(_, v)| module.types[v.ty].inner.size(module.to_ctx())).sum()
 }
 
-fn translate(Resolved(module, info, _): &Resolved) -> Check {
+/// To each back end that takes the module's features: wgpu 30 has no arrays of storage buffers on DX12.
+fn translate(Resolved(module, info, _): &Resolved, has_arrays: bool) -> Check {
     naga::back::spv::write_vec(module, info, &naga::back::spv::Options::default(), None)
         .map_err(|e| format!("SPIR-V: {e}"))?;
     let options = naga::back::msl::Options { lang_version: (2, 4), ..Default::default() };
     naga::back::msl::write_string(module, info, &options, &Default::default()).map_err(|e| format!("MSL: {e}"))?;
+    if has_arrays {
+        return Ok(());
+    }
     let options = naga::back::hlsl::Options { shader_model: naga::back::hlsl::ShaderModel::V6_0, ..Default::default() };
     let pipeline = naga::back::hlsl::PipelineOptions::default();
     let mut text = String::new();
@@ -177,7 +186,7 @@ fn binding_lines(text: &str) -> BTreeMap<u32, (String, String)> {
 
 fn header_interface(items: &[String]) -> Check<Interface> {
     let mut bindings = binding_lines(&items[3]);
-    let shared_lists = ["shared/top_k", "shared/score_rows", "shared/lists_16"];
+    let shared_lists = ["shared/top_k", "shared/score_rows"];
     for shared in items[3].split_whitespace().filter(|w| shared_lists.iter().any(|list| w.starts_with(list))) {
         let path = shader_dir().join(shared.trim_end_matches([',', ';']));
         let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -199,7 +208,12 @@ fn header_interface(items: &[String]) -> Check<Interface> {
 fn reflect(module: &naga::Module, into: &mut Interface) {
     for (_, variable) in module.global_variables.iter() {
         let Some(binding) = &variable.binding else { continue };
-        assert_eq!(binding.group, 0, "all bindings are in group 0");
+        if binding.group == 1 {
+            let name = variable.name.as_deref();
+            assert!([Some("keys"), Some("values")].contains(&name), "{name:?} in the group of the arrays");
+            continue;
+        }
+        assert_eq!(binding.group, 0, "all other bindings are in group 0");
         let access = match variable.space {
             AddressSpace::Uniform => "uniform",
             AddressSpace::Storage { access } if access.contains(StorageAccess::STORE) => "read_write",
@@ -275,8 +289,12 @@ fn check_header(stem: &str, text: &str, modules: &[(naga::Module, Resolved)]) ->
     if path.is_file() { Ok(()) } else { Err(format!("{reference} does not exist")) }
 }
 
+/// What begins the text of modules with arrays.
+const ENABLED: &str = "enable wgpu_binding_array; ";
+
 fn modules_of(kernel: &str) -> Vec<(naga::Module, Resolved)> {
-    let made_of_it = Module::all().into_iter().filter(|m| m.source().starts_with(kernel));
+    let is_made_of_it = |m: &Module| m.source().trim_start_matches(ENABLED).starts_with(kernel);
+    let made_of_it = Module::all().into_iter().filter(is_made_of_it);
     made_of_it
         .map(|m| {
             let (module, _) = parse(&m.source(), capabilities(m)).expect("a valid module");
@@ -324,7 +342,6 @@ fn mirrors() -> Vec<(String, u32)> {
         of::<params::TopKParams>(),
         of::<params::CompactParams>(),
         of::<params::RowParams>(),
-        of::<params::FinishLayersParams>(),
         of::<params::BandParams>(),
         of::<params::PageParams>(),
         of::<params::AppendParams>(),
@@ -343,8 +360,8 @@ fn check_mirror(module: &naga::Module, ty: Handle<Type>) -> Check<usize> {
 fn every_module_validates_for_baseline_webgpu() {
     for_each_module(|module, _| {
         // Subgroup variants are the only ones that need a feature, and they do.
-        match (uses_subgroups(module), parse(&module.source(), BASELINE)) {
-            (true, Ok(_)) => Err("needs no subgroups".to_owned()),
+        match (uses_subgroups(module) || uses_arrays(module), parse(&module.source(), BASELINE)) {
+            (true, Ok(_)) => Err("needs no feature".to_owned()),
             _ => Ok(()),
         }
     });
@@ -352,16 +369,12 @@ fn every_module_validates_for_baseline_webgpu() {
 
 #[test]
 fn every_module_keeps_to_the_default_limits() {
-    for_each_module(|module, resolved| match module {
-        // Taken where the device binds as many, else its twin.
-        Module::FinishLayers { sixteen: true } => check_limits_but(resolved, 19),
-        _ => check_limits(resolved),
-    });
+    for_each_module(|_, resolved| check_limits(resolved));
 }
 
 #[test]
 fn every_module_translates() {
-    for_each_module(|_, resolved| translate(resolved));
+    for_each_module(|module, resolved| translate(resolved, uses_arrays(module)));
 }
 
 #[test]
@@ -470,10 +483,10 @@ mod rejects {
     #[test]
     fn untranslatable_modules() {
         let resolved = resolve(SAMPLE, BASELINE).expect("the sample is sound");
-        translate(&resolved).expect("the sample translates");
+        translate(&resolved, false).expect("the sample translates");
         // A module whose overrides are left open is what a back end refuses.
         let (module, info) = parse(SAMPLE, BASELINE).expect("the sample is sound");
-        refused(translate(&Resolved(module, info, 0)), "verride");
+        refused(translate(&Resolved(module, info, 0), false), "verride");
     }
 
     #[test]

@@ -8,7 +8,11 @@ struct TensorLayout {
     batch_stride: u32, // units of the access file: from one page to the next
     head_stride: u32,  // units
     token_stride: u32, // units: from one slot of a page to the next
+    layer_stride: u32, // 0: one layer is bound
     base: u32,         // units: of page 0, head 0, slot 0
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 
 // Where a row's head begins in page 0, and its sequence's row of the table.
@@ -17,7 +21,7 @@ struct Place {
     table_row: u32,
 }
 
-fn place_of(t: TensorLayout, row: u32, num_kv_heads: u32) -> Place {
+fn place_of(t: TensorLayout, layer_ix: u32, row: u32, num_kv_heads: u32) -> Place {
     let table_row = params.table_base + row / num_kv_heads * params.table_stride;
     return Place(t.base + row % num_kv_heads * t.head_stride, table_row);
 }

@@ -4,15 +4,21 @@ struct TensorLayout {
     batch_stride: u32, // units of the access file, modulo 2^32
     head_stride: u32,  // units
     token_stride: u32, // units
-    base: u32,         // units, modulo 2^32: of sequence `first_sequence`, head 0, token 0
+    layer_stride: u32, // units, modulo 2^32; 0 where layers have buffers of their own
+    base: u32,         // units, modulo 2^32: of the first layer's sequence `first_sequence`, head 0, token 0
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 
 // Where a row begins.
 alias Place = u32;
 
-fn place_of(t: TensorLayout, row: u32, num_kv_heads: u32) -> Place {
+// The place of a row of the layer `layer_ix` of those that are bound, which from here on is the one that is accessed.
+fn place_of(t: TensorLayout, layer_ix: u32, row: u32, num_kv_heads: u32) -> Place {
+    choose_layer(layer_ix);
     let sequence = row / num_kv_heads - params.first_sequence;
-    return t.base + sequence * t.batch_stride + row % num_kv_heads * t.head_stride;
+    return t.base + layer_ix * t.layer_stride + sequence * t.batch_stride + row % num_kv_heads * t.head_stride;
 }
 
 fn token_base(t: TensorLayout, place: Place, slot: u32) -> u32 {

@@ -21,10 +21,9 @@ fn sum_keys(
     @builtin(num_workgroups) num: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
-    let row = params.first_row + wg.y;
-    let r = scored_row(row);
-    let place = place_of_row(row);
-    let tile_base = first_slot(r, row) + wg.x * SUM_TILE;
+    let r = scored_row(wg.y);
+    let place = place_of_row(r);
+    let tile_base = first_slot(r) + wg.x * SUM_TILE;
     for (var t = index; t < SUM_TILE; t += WG_SIZE) {
         wg_weights[t] = 0.0;
         let slot = tile_base + t;
@@ -91,12 +90,11 @@ fn score(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
-    let row = params.first_row + wg.y;
-    let r = scored_row(row);
-    let place = place_of_row(row);
+    let r = scored_row(wg.y);
+    let place = place_of_row(r);
     find_mean(wg.y, index, r.len);
     start_histogram(index);
-    let first = first_slot(r, row) + wg.x * TILE;
+    let first = first_slot(r) + wg.x * TILE;
     for (var slot = first + index; slot < min(r.len, first + TILE); slot += WG_SIZE) {
         let base = token_base(params.keys, place, slot);
         for (var lane = 0u; lane < LANES; lane++) {

@@ -45,12 +45,11 @@ fn add_rest(b0: u32, b1: u32, b2: u32, b3: u32, lane: u32, first: vec4<f32>) -> 
 }
 
 fn sum_tile(wg: vec3<u32>, num_tiles: u32, index: u32) {
-    let row = params.first_row + wg.y;
-    let r = scored_row(row);
-    let place = place_of_row(row);
+    let r = scored_row(wg.y);
+    let place = place_of_row(r);
     let lane = index % LANES;
     let last = max(r.len, 1u) - 1u;
-    let tile_base = first_slot(r, row) + wg.x * SUM_TILE;
+    let tile_base = first_slot(r) + wg.x * SUM_TILE;
     var sum = no_quads();
     for (var offset = 0u; offset < SUM_TILE; offset += WG_SIZE / LANES * 4u) {
         let slot = tile_base + offset + index / LANES * 4u;
@@ -143,14 +142,13 @@ fn score_chunks(b0: u32, b1: u32, b2: u32, b3: u32, c: u32, chunk_ix: u32, m: Qu
 fn score_tile(wg: vec3<u32>, index: u32) {
     // From the end, whose keys sum_keys has read last.
     let local_row = params.num_rows - 1u - wg.y;
-    let row = params.first_row + local_row;
-    let r = scored_row(row);
-    let first = first_slot(r, row);
+    let r = scored_row(local_row);
+    let first = first_slot(r);
     let needed = (r.len - first + TILE - 1u) / TILE;
     // Tiles of both passes are alike where scores are kept, and none is scored that has not been summed.
     let num_tiles = select(needed, min(needed, num_summed(local_row)), CACHED);
     let tile_base = select(r.len, first + (num_tiles - 1u - wg.x) * TILE, wg.x < num_tiles);
-    let place = place_of_row(row);
+    let place = place_of_row(r);
     let lane = index % LANES;
     let last = max(r.len, 1u) - 1u;
     let m = load_mean(local_row, lane, r.len);

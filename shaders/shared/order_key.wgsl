@@ -22,7 +22,7 @@ fn mix(value: u32) -> u32 {
 }
 
 // `norm`: bits of the squared norm, above those of infinity for NaN.
-fn order_key(r: Row, layer: u32, row: u32, slot: u32, norm: u32) -> u32 {
+fn order_key(r: Row, slot: u32, norm: u32) -> u32 {
     let nan = norm > INFINITY_BITS;
     var key = norm + 1u;
     if params.direction == 1u {
@@ -34,7 +34,7 @@ fn order_key(r: Row, layer: u32, row: u32, slot: u32, norm: u32) -> u32 {
     if max(params.sinks, params.recent) > 0u || params.direction == 2u {
         let position = position_of(r, slot);
         if params.direction == 2u && !nan {
-            key = random_bits(layer, row, position) + 1u;
+            key = random_bits(r.layer, r.row, position) + 1u;
         }
         let recent = recent_of(params.recent, params.share_low, params.share_high, r.len);
         if position < params.sinks || r.num_seen - position <= recent {

@@ -79,11 +79,11 @@ fn touch_tokens(place: Place, slot: u32, index: u32, last: u32) -> u32 {
     return touched;
 }
 
-fn score_tokens(wg: vec3<u32>, index: u32, r: Row, row: u32, place: Place, first: u32, span: u32, end: u32) {
+fn score_tokens(wg: vec3<u32>, index: u32, r: Row, place: Place, first: u32, span: u32, end: u32) {
     for (var slot = first + index; slot < min(end, first + span); slot += WG_SIZE) {
         let touched = touch_tokens(place, slot, index, end - 1u);
         let s = sum_token(token_base(params.keys, place, slot));
         // wg.z is 0, which compilers do not know.
-        write_score(wg, r, row, slot, s.squares, (s.nan | (touched & wg.z)) != 0u);
+        write_score(wg, r, slot, s.squares, (s.nan | (touched & wg.z)) != 0u);
     }
 }

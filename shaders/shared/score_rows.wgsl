@@ -9,7 +9,7 @@
 struct Params {
     state: StateLayout,
     num_rows: u32,          // rows of this window
-    first_row: u32,         // row of the layer that is row 0 here
+    first_row: u32,         // row of layer `layer` that is row 0 here
     layer: u32,
     order_stride: u32,      // words
     keys: TensorLayout,     // of what is scored
@@ -53,7 +53,7 @@ fn end_of(r: Row) -> u32 {
 // Order key of a score of this rank; `bad` scores come last, protected tokens first.
 fn order_key(r: Row, slot: u32, bits: u32, bad: bool) -> u32 {
     if bad {
-        atomicOr(&status[params.layer], STATUS_NON_FINITE_KEY);
+        atomicOr(&status[r.layer], STATUS_NON_FINITE_KEY);
     }
     var key = bits + 1u;
     if params.complement != 0u {

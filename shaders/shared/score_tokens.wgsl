@@ -1,7 +1,7 @@
 // Scores of `span` tokens from `first` on, LANES invocations to a token and four tokens in flight an invocation; `reduce`
 // adds the lanes. Tokens from `end` on have none. The span is the same for the whole workgroup.
 
-fn score_tokens(wg: vec3<u32>, index: u32, r: Row, row: u32, place: Place, first: u32, span: u32, end: u32) {
+fn score_tokens(wg: vec3<u32>, index: u32, r: Row, place: Place, first: u32, span: u32, end: u32) {
     let lane = index % LANES;
     let tile_base = first + index / LANES * 4u;
     let last = max(end, 1u) - 1u;
@@ -29,7 +29,7 @@ fn score_tokens(wg: vec3<u32>, index: u32, r: Row, row: u32, place: Place, first
         let reduced = reduce(sums, nan, index);
         for (var j = lane; j < 4u; j += LANES) {
             if slot + j < end {
-                write_score(wg, r, row, slot + j, component(reduced.sums, j), ((reduced.nan >> j) & 1u) != 0u);
+                write_score(wg, r, slot + j, component(reduced.sums, j), ((reduced.nan >> j) & 1u) != 0u);
             }
         }
     }

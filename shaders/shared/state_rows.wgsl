@@ -8,6 +8,8 @@ struct Row {
     first_writable: u32,  // slots below this one stay as they are
     active_row: bool,
     over_capacity: bool,
+    layer: u32,
+    row: u32,             // of the layer
 }
 
 const STATUS_LENGTH_OVER_CAPACITY: u32 = 1u;
@@ -28,6 +30,8 @@ fn load_row(s: StateLayout, layer: u32, row: u32) -> Row {
     r.first_writable = min(first_writable, s.capacity) * s.writable_unit;
     r.active_row = state_meta[s.inactive_base + layer * s.inactive_stride + sequence] == 0u;
     r.over_capacity = raw_len > s.capacity;
+    r.layer = layer;
+    r.row = row;
     return r;
 }
 

@@ -22,8 +22,4 @@ struct Params {
     keys_held: u32,         // 8: keys that an invocation holds
     pool_pass: u32,         // 0..4: digits of the medians; 4..8: digits of the pool's threshold
     pool_min_tokens: u32,   // tokens that every head keeps of its own
-    score_status_ix: u32,   // words from the histogram to the score's status bits; 0xffffffff: they are the state's
-    told_status_ix: u32,    // and to where they are left
-    pad0: u32,
-    pad1: u32,
 }

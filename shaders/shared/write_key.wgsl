@@ -4,16 +4,18 @@ var<workgroup> bins: array<atomic<u32>, NUM_BINS>;
 var<workgroup> num_protected: atomic<u32>;
 
 // The row as this stage sees it: an inactive sequence is not read.
-fn scored_row(row: u32) -> Row {
-    var r = load_row(params.state, params.layer, row);
+fn scored_row(local_row: u32) -> Row {
+    let run_row = params.first_row + local_row;
+    let rows_per_layer = params.state.rows_per_layer;
+    var r = load_row(params.state, params.layer + run_row / rows_per_layer, run_row % rows_per_layer);
     if !r.active_row {
         r.len = 0u;
     }
     return r;
 }
 
-fn place_of_row(row: u32) -> Place {
-    return place_of(params.keys, row, params.state.num_kv_heads);
+fn place_of_row(r: Row) -> Place {
+    return place_of(params.keys, r.layer - params.layer, r.row, params.state.num_kv_heads);
 }
 
 fn write_key(local_row: u32, slot: u32, key: u32) {

@@ -1,11 +1,12 @@
-//! Many layers at once, in passes of their own. Not taken on CPUs by themselves, so subgroups are switched by hand.
+//! Many layers in one dispatch: of one buffer, or of buffers that are bound as arrays where the device can. Whole rows are
+//! not taken on CPUs by themselves, so subgroups are switched by hand.
 
 use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Score, Selector, Switch};
 
-use crate::support::{BUILT, Built, Case, Data, Fixture, Layout, bind, gpu, gpu_with, run, shape};
+use crate::support::{Case, Data, Fixture, Gpu, Layout, gpu, run, shape};
 
 const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
-/// Whole rows in a dispatch a layer, and stage by stage.
+/// Whole rows, and stage by stage.
 const SELECTORS: [Selector; 2] = [Selector::Auto, Selector::Radix];
 
 /// 18 layers of which 16 are compressed, two sequences with three heads, and a second round.
@@ -16,7 +17,6 @@ fn many(dtype: Dtype, order: Order, subgroups: Switch) -> Case {
     (case.policy.sinks, case.policy.recent) = (4, 20);
     (case.lengths, case.appended) = (vec![290, 77], vec![5, 190]);
     case.options = Options::with_subgroups(subgroups);
-    case.encoded = true;
     case
 }
 
@@ -30,6 +30,37 @@ fn long(order: Order, num_layers: u32, capacity: u32) -> Case {
     case
 }
 
+fn has_arrays(gpu: &Gpu) -> bool {
+    let has_arrays = gpu.device.features().contains(wgpu::Features::BUFFER_BINDING_ARRAY);
+    assert!(has_arrays || std::env::var_os("KEYNORM_EXPECT_ARRAYS").is_none(), "{} has no arrays", gpu.info.name);
+    has_arrays
+}
+
+/// In one buffer, in buffers of their own, layer by layer, and recorded by the caller or not. `On` asks for arrays on
+/// CPUs too.
+fn run_together(case: &Case) {
+    let at_once = if has_arrays(gpu()) { Switch::On } else { Switch::Auto };
+    for (one_buffer, layers_at_once, encoded) in
+        [(true, Switch::Auto, false), (false, at_once, false), (false, at_once, true), (true, Switch::Off, true)]
+    {
+        let mut case = Case { one_buffer, encoded, ..case.clone() };
+        case.options.layers_at_once = layers_at_once;
+        run(&case);
+    }
+}
+
+/// Each way to take layers together, in short.
+#[test]
+fn arrays() {
+    for order in ORDERS {
+        for selector in SELECTORS {
+            let mut case = many(Dtype::F16, order, Switch::On);
+            case.policy.selector = selector;
+            run_together(&case);
+        }
+    }
+}
+
 #[test]
 fn dtypes_orders_and_reductions() {
     for order in ORDERS {
@@ -37,31 +68,47 @@ fn dtypes_orders_and_reductions() {
             for selector in SELECTORS {
                 let mut case = many(dtype, order, subgroups);
                 case.policy.selector = selector;
-                run(&case);
+                run_together(&case);
                 (case.data, case.active) = (Data::Special, vec![false, true]);
-                run(&case);
-                // Keys and values that are bound as one.
-                (case.layout, case.active) = (Layout::Interleaved { words: 4 }, vec![]);
-                run(&case);
+                run_together(&case);
             }
         }
     }
 }
 
-/// The state is finished by sixteen layers a dispatch, and by four where a device binds no more buffers.
+/// Keys and values that are bound as one, at odd words, rows padded apart; and heads beside each other.
 #[test]
-fn more_layers_than_a_dispatch_binds() {
-    let few = gpu_with(|limits| limits.max_storage_buffers_per_shader_stage = 8);
+fn layouts() {
+    let layouts = [
+        Layout::Interleaved { words: 4 },
+        Layout::Interleaved { words: 3 },
+        Layout::Offset { words: 1, pad_elements: 2 },
+        Layout::Offset { words: 64, pad_elements: 8 },
+        Layout::TokenMajor,
+        Layout::Touching,
+    ];
     for order in ORDERS {
-        for (num_layers, selector) in [19, 20].into_iter().zip(SELECTORS) {
-            let mut case = many(Dtype::F16, order, Switch::Off);
-            (case.shape.num_layers, case.policy.selector) = (num_layers, selector);
-            run(&case);
-            let mut fixture = Fixture::built(&few, &case, &Built::default());
-            fixture.compress_and_compare(&few, &case, "eight buffers");
-            fixture.append(&few, &case);
-            fixture.compress_and_compare(&few, &case, "eight buffers, again");
+        for layout in layouts {
+            for selector in SELECTORS {
+                let mut case = many(Dtype::F16, order, Switch::On);
+                (case.layout, case.policy.selector) = (layout, selector);
+                run_together(&case);
+            }
         }
+    }
+}
+
+/// As on a CPU: a token to an invocation, norms kept for the next compression, blocks of integers.
+#[test]
+fn serial_cached_and_quantised() {
+    for order in ORDERS {
+        run_together(&many(Dtype::F16, order, Switch::Auto));
+        let mut cached = many(Dtype::Bf16, order, Switch::On);
+        cached.policy.cached_norms = true;
+        run_together(&cached);
+        let mut quantised = many(Dtype::Q8_0, order, Switch::Off);
+        (quantised.shape.keys.head_dim, quantised.shape.values.head_dim) = (64, 64);
+        run_together(&quantised);
     }
 }
 
@@ -79,7 +126,7 @@ fn scores_directions_and_budgets() {
             case.shape.values = case.shape.keys;
             case.policy.score = score;
             (case.policy.direction, case.policy.budget) = (direction, budget);
-            run(&case);
+            run_together(&case);
         }
     }
 }
@@ -90,84 +137,63 @@ fn long_rows() {
         for data in [Data::Special, Data::Ties, Data::Near { spread: 20 }] {
             let mut case = long(order, 3, 9000);
             case.data = data;
-            run(&case);
+            run_together(&case);
             // The selector counts first digits itself.
             case.policy.budget = Budget::MaxNorm(4.0);
-            run(&case);
+            run_together(&case);
         }
-        // Positional by ranges, each in a pass with those of the other layers.
-        run(&long(order, 2, 30_000));
+        // Positional by ranges.
+        run_together(&long(order, 2, 30_000));
     }
 }
 
-/// A status bit of the score is told once: layers of clean keys in the same workspace do not have it.
+/// Runs end where a binding does: of a buffer, of scratch, and of the state's positions.
 #[test]
-fn status_is_told_once() {
+fn more_than_a_binding_holds() {
+    for order in ORDERS {
+        for (capacity, max_binding_bytes) in [(300, 1 << 20), (300, 200_000), (300, 70_000), (2000, 1 << 16)] {
+            let mut case = many(Dtype::F16, order, Switch::On);
+            case.shape.capacity = capacity;
+            case.options.max_binding_bytes = Some(max_binding_bytes);
+            run_together(&case);
+        }
+    }
+}
+
+/// A status bit of the score is that of its layer, and told once.
+#[test]
+fn status_is_of_a_layer() {
     let gpu = gpu();
     for (capacity, selector) in [(1100, Selector::Auto), (1100, Selector::Radix), (9000, Selector::Auto)] {
         let mut case = long(Order::Fill, 3, capacity);
         // Enough rows for the first to be taken whole.
-        (case.shape.num_layers, case.policy.selector) = (24, selector);
-        case.data = Data::Special;
+        (case.shape.num_layers, case.policy.selector, case.one_buffer) = (24, selector, true);
         let mut fixture = Fixture::new(gpu, &case);
-        fixture.compress_and_compare(gpu, &case, "special");
-        assert!(fixture.host.iter().any(|layer| layer.status != 0), "the keys are special");
-        case.data = Data::Random;
+        // A NaN in one key of one layer.
+        let at = fixture.host[17].keys.offset_bytes as usize;
+        fixture.host[17].buffers[0][at..at + 2].copy_from_slice(&0x7e00_u16.to_le_bytes());
+        fixture.upload_all(gpu);
+        fixture.compress_and_compare(gpu, &case, "one NaN");
+        let told: Vec<_> = fixture.host.iter().map(|layer| layer.status != 0).collect();
+        assert_eq!(told.iter().position(|&t| t), Some(17), "the layer with the NaN");
+        assert_eq!(told.iter().filter(|&&t| t).count(), 1, "no other layer");
         fixture.restart(gpu, &case);
         fixture.compress_and_compare(gpu, &case, "clean");
         assert!(fixture.host.iter().all(|layer| layer.status == 0), "the keys are clean");
     }
 }
 
-/// So many rows that the workgroups of the state's update go round: in one pass, and of many layers at once.
+/// So many rows that the workgroups of the state's update go round.
 #[test]
 fn more_slots_than_workgroups() {
     for order in ORDERS {
-        for encoded in [false, true] {
-            let mut case = many(Dtype::F16, order, Switch::On);
-            (case.shape.num_layers, case.shape.batch_size, case.shape.num_kv_heads) = (4, 75, 4);
-            (case.shape.keys.head_dim, case.shape.values.head_dim, case.shape.capacity) = (16, 16, 700);
-            case.policy = Policy { order, selector: Selector::Radix, ..Policy::new(Budget::keep_ratio(0.9)) };
-            (case.lengths, case.appended) = ((0..75).map(|b| 650 - b).collect(), vec![]);
-            (case.data, case.encoded) = (Data::Sparse, encoded);
-            run(&case);
-        }
-    }
-}
-
-/// By hand also on a CPU; switched off, `encode` does the same with half the scratch.
-#[test]
-fn switched_by_hand() {
-    let gpu = gpu();
-    for order in ORDERS {
-        for selector in SELECTORS {
-            let bytes = [Switch::On, Switch::Off].map(|layers_at_once| {
-                let mut case = many(Dtype::F16, order, Switch::Auto);
-                (case.policy.selector, case.options.layers_at_once) = (selector, layers_at_once);
-                run(&case);
-                Fixture::new(gpu, &case).workspace.bytes()
-            });
-            assert!(bytes[0] > bytes[1] * 3 / 2, "{bytes:?} bytes of scratch");
-        }
-    }
-}
-
-/// Plans that go by stages and by whole rows take turns in one workspace: what one has told the other does not tell again.
-#[test]
-fn plans_share_a_workspace() {
-    let gpu = gpu();
-    for order in ORDERS {
         let mut case = many(Dtype::F16, order, Switch::On);
-        (case.policy.selector, case.data) = (Selector::Radix, Data::Special);
-        let mut fixture = Fixture::new(gpu, &case);
-        fixture.compress_and_compare(gpu, &case, "by stages");
-        for (selector, data) in [(Selector::Auto, Data::Random), (Selector::Radix, Data::Random)] {
-            (case.policy.selector, case.data) = (selector, data);
-            let plan = BUILT.compressor(gpu, &case.options).plan(&case.shape, &case.policy).expect("a plan");
-            fixture.bound = bind(gpu, &plan, &fixture.host, &fixture.buffers, &fixture.state, &fixture.workspace);
-            fixture.restart(gpu, &case);
-            fixture.compress_and_compare(gpu, &case, &format!("by {selector:?}"));
-        }
+        (case.shape.num_layers, case.shape.batch_size, case.shape.num_kv_heads) = (4, 75, 4);
+        (case.shape.keys.head_dim, case.shape.values.head_dim, case.shape.capacity) = (16, 16, 700);
+        case.policy = Policy { order, selector: Selector::Radix, ..Policy::new(Budget::keep_ratio(0.9)) };
+        (case.lengths, case.appended) = ((0..75).map(|b| 650 - b).collect(), vec![]);
+        (case.data, case.one_buffer) = (Data::Sparse, true);
+        run(&case);
     }
 }
 
@@ -175,10 +201,12 @@ fn plans_share_a_workspace() {
 #[test]
 fn no_length() {
     let gpu = gpu();
-    let case = many(Dtype::F16, Order::Fill, Switch::On);
-    let fixture = Fixture::new(gpu, &case);
-    let mut encoder = gpu.device.create_command_encoder(&Default::default());
-    fixture.bound.encode(&mut encoder, 0).expect("a record");
-    gpu.queue.submit([encoder.finish()]);
-    fixture.compare(gpu, &case, "no length");
+    for one_buffer in [false, true] {
+        let case = Case { one_buffer, ..many(Dtype::F16, Order::Fill, Switch::On) };
+        let fixture = Fixture::new(gpu, &case);
+        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+        fixture.bound.encode(&mut encoder, 0).expect("a record");
+        gpu.queue.submit([encoder.finish()]);
+        fixture.compare(gpu, &case, "no length");
+    }
 }

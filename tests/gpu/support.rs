@@ -131,6 +131,8 @@ pub struct Case {
     pub segments: Vec<Vec<Segment>>,
     /// The cache lies in pages; `layout` does not count then.
     pub paged: Option<Paged>,
+    /// All layers lie in one buffer a tensor.
+    pub one_buffer: bool,
     /// In passes of its own, not one of the caller's.
     pub encoded: bool,
     pub options: Options,
@@ -244,6 +246,7 @@ impl Case {
             active: Vec::new(),
             segments: Vec::new(),
             paged: None,
+            one_buffer: false,
             encoded: false,
             options: Options::default(),
             seed: 1,
@@ -464,6 +467,8 @@ pub fn row_offset(place: &Place, spec: &TensorSpec, shape: &KvShape, row: u32, s
 /// A layer's buffers on the host, and its rows as the reference sees them.
 pub struct HostLayer {
     pub buffers: Vec<Vec<u8>>,
+    /// Where they begin in the buffers of the GPU, bytes.
+    pub bases: Vec<u64>,
     pub keys: Place,
     pub values: Place,
     pub rows: Vec<CacheRow>,
@@ -485,7 +490,8 @@ impl HostLayer {
         if let Some(paged) = &paged {
             buffers.push(bytemuck::cast_slice(&paged.table(shape, &mut Rng(case.seed + 1000))).to_vec());
         }
-        let mut layer = Self { buffers, keys, values, rows: Vec::new(), status: 0, paged, pages: Vec::new() };
+        let bases = vec![0; buffers.len()];
+        let mut layer = Self { buffers, bases, keys, values, rows: Vec::new(), status: 0, paged, pages: Vec::new() };
         for row in 0..case.shape.rows_per_layer() {
             let len = case.lengths[(row / case.shape.num_kv_heads) as usize];
             layer.rows.push(CacheRow::new(len));
@@ -660,6 +666,32 @@ pub fn upload(gpu: &Gpu, bytes: &[u8]) -> wgpu::Buffer {
     buffer
 }
 
+fn upload_each(gpu: &Gpu, host: &[HostLayer]) -> Vec<Vec<wgpu::Buffer>> {
+    host.iter().map(|layer| layer.buffers.iter().map(|b| upload(gpu, b)).collect()).collect()
+}
+
+/// The layers after each other, a buffer to each of theirs.
+fn upload_as_one(gpu: &Gpu, host: &mut [HostLayer]) -> Vec<Vec<wgpu::Buffer>> {
+    let num_buffers = host[0].buffers.len();
+    let as_one = |b: usize, host: &mut [HostLayer]| {
+        let mut bytes = Vec::new();
+        for layer in host {
+            layer.bases[b] = bytes.len() as u64;
+            bytes.extend_from_slice(&layer.buffers[b]);
+            bytes.resize(bytes.len().next_multiple_of(16), 0xa5);
+        }
+        upload(gpu, &bytes)
+    };
+    let buffers: Vec<_> = (0..num_buffers).map(|b| as_one(b, host)).collect();
+    vec![buffers; host.len()]
+}
+
+/// Some bytes of a buffer.
+fn download_part(gpu: &Gpu, buffer: &wgpu::Buffer, base: u64, len: usize) -> Vec<u8> {
+    let bytes = download(gpu, buffer);
+    bytes[base as usize..][..len].to_vec()
+}
+
 pub fn download(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<u8> {
     let words = pollster::block_on(keynorm::kept::read_words(&gpu.device, &gpu.queue, buffer)).expect("a read-back");
     bytemuck::cast_slice(&words).to_vec()
@@ -687,8 +719,8 @@ impl Fixture {
     }
 
     pub fn of(gpu: &Gpu, case: &Case, host: Vec<HostLayer>, rng: Rng, built: &Built) -> Self {
-        let buffers: Vec<Vec<wgpu::Buffer>> =
-            host.iter().map(|layer| layer.buffers.iter().map(|b| upload(gpu, b)).collect()).collect();
+        let mut host = host;
+        let buffers = if case.one_buffer { upload_as_one(gpu, &mut host) } else { upload_each(gpu, &host) };
         let plan = built.compressor(gpu, &case.options).plan(&case.shape, &case.policy).expect("a plan");
         let state = plan.create_state().expect("a state");
         let workspace = plan.create_workspace().expect("a workspace");
@@ -709,7 +741,10 @@ impl Fixture {
     /// Starts anew with fresh tokens in the same buffers, state and workspace.
     pub fn restart(&mut self, gpu: &Gpu, case: &Case) {
         self.rng = Rng(case.seed);
-        self.host = (0..case.shape.num_layers).map(|_| HostLayer::new(case, &mut self.rng)).collect();
+        for host in &mut self.host {
+            let bases = std::mem::take(&mut host.bases);
+            *host = HostLayer { bases, ..HostLayer::new(case, &mut self.rng) };
+        }
         self.upload_all(gpu);
         self.state.set_lengths(&gpu.queue, &case.lengths).expect("lengths");
         self.state.clear_status(&gpu.queue);
@@ -718,16 +753,16 @@ impl Fixture {
     /// Takes over what the GPU holds.
     pub fn download_all(&mut self, gpu: &Gpu) {
         for (layer, buffers) in self.host.iter_mut().zip(&self.buffers) {
-            for (bytes, buffer) in layer.buffers.iter_mut().zip(buffers) {
-                *bytes = download(gpu, buffer);
+            for ((bytes, buffer), &base) in layer.buffers.iter_mut().zip(buffers).zip(&layer.bases) {
+                *bytes = download_part(gpu, buffer, base, bytes.len());
             }
         }
     }
 
     pub fn upload_all(&self, gpu: &Gpu) {
         for (layer, buffers) in self.host.iter().zip(&self.buffers) {
-            for (bytes, buffer) in layer.buffers.iter().zip(buffers) {
-                gpu.queue.write_buffer(buffer, 0, bytes);
+            for ((bytes, buffer), &base) in layer.buffers.iter().zip(buffers).zip(&layer.bases) {
+                gpu.queue.write_buffer(buffer, base, bytes);
             }
         }
     }
@@ -763,7 +798,7 @@ impl Fixture {
         let kept = pollster::block_on(self.state.read(&gpu.device, &gpu.queue)).expect("a read-back");
         for (l, layer) in self.host.iter().enumerate() {
             for (b, (expected, buffer)) in layer.buffers.iter().zip(&self.buffers[l]).enumerate() {
-                let got = download(gpu, buffer);
+                let got = download_part(gpu, buffer, layer.bases[b], expected.len());
                 if let Some(at) = expected.iter().zip(&got).position(|(e, g)| e != g) {
                     panic!("{round}: layer {l} buffer {b} differs first at byte {at} of {}\n{case:?}", got.len());
                 }
@@ -841,8 +876,9 @@ pub fn bind(
     state: &CacheState,
     workspace: &Workspace,
 ) -> Bound {
-    fn view<'a>(place: &Place, buffers: &'a [wgpu::Buffer]) -> TensorView<'a> {
-        TensorView { buffer: &buffers[place.buffer], offset_bytes: place.offset_bytes, strides: place.strides }
+    fn view<'a>(layer: &HostLayer, place: &Place, buffers: &'a [wgpu::Buffer]) -> TensorView<'a> {
+        let offset_bytes = layer.bases[place.buffer] + place.offset_bytes;
+        TensorView { buffer: &buffers[place.buffer], offset_bytes, strides: place.strides }
     }
     if let Some(paged) = host.first().and_then(|layer| layer.paged.as_ref()) {
         let shape = plan.shape();
@@ -853,14 +889,18 @@ pub fn bind(
         let views: Vec<PagedKvView<'_>> = host
             .iter()
             .zip(buffers)
-            .map(|(layer, b)| PagedKvView { keys: view(&layer.keys, b), values: view(&layer.values, b), table })
+            .map(|(layer, b)| PagedKvView {
+                keys: view(layer, &layer.keys, b),
+                values: view(layer, &layer.values, b),
+                table,
+            })
             .collect();
         return plan.bind_paged(&gpu.device, &paged.shape(shape), &views, state, workspace).expect("a binding");
     }
     let views: Vec<KvView<'_>> = host
         .iter()
         .zip(buffers)
-        .map(|(layer, b)| KvView { keys: view(&layer.keys, b), values: view(&layer.values, b) })
+        .map(|(layer, b)| KvView { keys: view(layer, &layer.keys, b), values: view(layer, &layer.values, b) })
         .collect();
     plan.bind(&gpu.device, &views, state, workspace).expect("a binding")
 }

@@ -129,14 +129,14 @@ fn many_rows(mut case: Case) -> Case {
     case
 }
 
-/// Many layers at once, by whole rows or stage by stage; the last finish has fewer layers than the others.
+/// Many layers of one buffer at once, by whole rows or stage by stage, in runs between those that are left out.
 fn layers_at_once(selector: Selector, order: Order, data: Data) -> Case {
     let mut case = whole_rows(order, Switch::On);
     case.policy.selector = selector;
     (case.shape.num_layers, case.shape.batch_size) = (20, 2);
     case.policy.skip_layers = vec![1, 9];
     (case.lengths, case.appended, case.active) = (vec![290, 77], vec![3, 200], vec![]);
-    (case.data, case.encoded) = (data, true);
+    (case.data, case.one_buffer) = (data, true);
     case.policy.budgets = vec![BudgetOverride { layers: 5..20, heads: 1..2, budget: Budget::keep_ratio(0.8) }];
     case
 }
