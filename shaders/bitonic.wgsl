@@ -7,8 +7,8 @@
 //!   bitonic_tiles, bitonic_merge · dispatch (sorted_len / SORT_LEN, num_rows, 1) · none
 //!   bitonic_step · dispatch (ceil(sorted_len / 2 / WG_SIZE), num_rows, 1) · none
 //!   bitonic_pick · dispatch (1, num_rows, 1) · none
-//! Overrides: WG_SIZE = 256; SORT_LEN = 2048, a power of two; SCAN_GROUP = 16
-//! Workgroup bytes: 4 * SORT_LEN + 4 * WG_SIZE + 4 * WG_SIZE / SCAN_GROUP + 120
+//! Overrides: WG_SIZE = 256, a multiple of 64; SORT_LEN = 2048, a power of two
+//! Workgroup bytes: 4 * SORT_LEN + 4 * WG_SIZE + 184
 //! Algorithm: only keys are sorted: the k-th key and the number of its equals within the first k say all, since ties go
 //!   to the lowest slot. Longer rows: tiles of SORT_LEN are sorted in alternating direction; each merge compares at
 //!   distances >= SORT_LEN over the whole row, a dispatch each, and below that in workgroup memory again.

@@ -12,8 +12,8 @@
 //!   6 pool_rows read_write PoolRow [row, 8], of which the first counts: windows begin at multiples of 256 bytes
 //! Entry points: count · dispatch (ceil(max_len / (8 * WG_SIZE)), num_rows, 1) · none
 //!   pick · dispatch (num_rows / num_kv_heads, 1, 1) · none
-//! Overrides: WG_SIZE = 256; SCAN_GROUP = 16
-//! Workgroup bytes: 1088 + 4 * WG_SIZE / SCAN_GROUP, of which `pick` takes those of the scan
+//! Overrides: WG_SIZE = 256, a multiple of 64
+//! Workgroup bytes: 1088 + 4 * WG_SIZE, of which `pick` takes those of the scan
 //! Algorithm: eight pairs of dispatches. Passes 0 to 3 find the median of each row's unprotected keys, eight bits at a
 //!   time. Passes 4 to 7 find the lowest distance from the median up to which the heads together, each with its own
 //!   least number at least, keep as many as the pool has; `pick` then hands the last ones to the lower heads first.
@@ -39,7 +39,6 @@ struct PoolRow {
 @group(0) @binding(6) var<storage, read_write> pool_rows: array<PoolRow>;
 
 override WG_SIZE: u32 = 256u;
-override SCAN_GROUP: u32 = 16u;
 const NUM_DIGITS: u32 = 256u;
 const COUNTS_STRIDE: u32 = 320u;
 const PROTECTED_IX: u32 = 256u;

@@ -4,8 +4,8 @@
 //! Bindings: shared/top_k_rows.wgsl
 //! Entry points: radix_row · dispatch (1, num_rows, 1) · none: rows up to 8 * WG_SIZE tokens
 //!   count_digits, collect, emit · dispatch (ceil(max_len / (8 * WG_SIZE)), num_rows, 1) · none: rows of any length
-//! Overrides: WG_SIZE = 256; SCAN_GROUP = 16
-//! Workgroup bytes: 8192 + 4 * WG_SIZE + 4 * WG_SIZE / SCAN_GROUP + 160
+//! Overrides: WG_SIZE = 256, a multiple of 64
+//! Workgroup bytes: 8192 + 4 * WG_SIZE + 224
 //! Algorithm: a first digit of eleven bits leaves about a hundredth of the keys in the bin of the threshold. radix_row
 //!   holds a row's keys in registers and ranks those of the bin against each other.
 //!   Long rows: the score stage has counted first digits. `collect` finds the bin, counts the keys below it in each tile
@@ -98,7 +98,7 @@ fn collect(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index
     let s = workgroupUniformLoad(&wg_row);
     let k = mask_keys(raw, s.row.len, eight);
     var counts = 0u;
-    var bin = 0u;
+    var bin = keys_of_bin(0u);
     if from_sorted {
         counts = count_keys(k, s.threshold);
     } else {
@@ -112,7 +112,7 @@ fn collect(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index
             row_infos[ix].bin_rank = found.rank;
             row_infos[ix].bin_count = found.count;
         }
-        bin = found.digit;
+        bin = keys_of_bin(found.digit);
         counts = count_bin(k, bin);
     }
     let scanned = exclusive_scan(index, counts);
@@ -131,29 +131,41 @@ fn collect(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index
     }
 }
 
-// Keys below the bin in the low half, keys of it in the high half. Pads count in neither: their digit is the last.
-fn count_bin(keys: Keys, bin: u32) -> u32 {
-    var k = keys;
-    var counts = 0u;
-    for (var i = 0u; i < params.keys_held; i++) {
-        let digit = first_digit_of(k.low.x);
-        counts += u32(digit < bin) | (u32(digit == bin && k.low.x != PAD_KEY) << 16u);
-        k = rotated(k);
-    }
-    return counts;
+// The keys of a bin: from `first` on, below `end`.
+struct BinKeys {
+    first: vec4<u32>,
+    end: vec4<u32>,
+}
+
+// The first bin and the last hold what lies before and after the window, but no pads.
+fn keys_of_bin(bin: u32) -> BinKeys {
+    let first = (bin + params.digit_base) << params.digit_shift;
+    let end = (bin + params.digit_base + 1u) << params.digit_shift;
+    return BinKeys(
+        vec4<u32>(select(first, 0u, bin == 0u)),
+        vec4<u32>(select(end, PAD_KEY, bin == NUM_BINS - 1u)),
+    );
+}
+
+// Keys below the bin in the low half, keys of it in the high half.
+fn count_bin(k: Keys, b: BinKeys) -> u32 {
+    let below = ones(k.low < b.first) + ones(k.high < b.first);
+    return below | ((ones(k.low < b.end) + ones(k.high < b.end) - below) << 16u);
+}
+
+fn key_of(k: Keys, i: u32) -> u32 {
+    let v = select(k.low, k.high, i >= 4u);
+    return select(select(v.x, v.y, (i & 1u) != 0u), select(v.z, v.w, (i & 1u) != 0u), (i & 2u) != 0u);
 }
 
 // Writes the (key, slot) pairs of the bin from a place on.
-fn set_aside(keys: Keys, bin: u32, first_slot: u32, first_place: u32) {
-    var k = keys;
-    var place = first_place;
-    for (var i = 0u; i < params.keys_held; i++) {
-        if k.low.x != PAD_KEY && first_digit_of(k.low.x) == bin {
-            lists[place] = k.low.x;
-            lists[place + 1u] = first_slot + i;
-            place += 2u;
-        }
-        k = rotated(k);
+fn set_aside(k: Keys, b: BinKeys, first_slot: u32, first_place: u32) {
+    var left = bits(k.low < b.end, k.high < b.end) & ~bits(k.low < b.first, k.high < b.first);
+    for (var place = first_place; left != 0u; place += 2u) {
+        let i = firstTrailingBit(left);
+        lists[place] = key_of(k, i);
+        lists[place + 1u] = first_slot + i;
+        left &= left - 1u;
     }
 }
 

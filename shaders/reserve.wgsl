@@ -7,8 +7,8 @@
 //!   2 state_meta read u32, by StateLayout
 //!   3 positions read u32 [row, capacity] original position
 //! Entry points: reserve · dispatch (MAX_SEGMENTS, num_rows, 1) · none
-//! Overrides: WG_SIZE = 256; SCAN_GROUP = 16
-//! Workgroup bytes: 1024 + 4 * WG_SIZE + 4 * WG_SIZE / SCAN_GROUP
+//! Overrides: WG_SIZE = 256, a multiple of 64
+//! Workgroup bytes: 1088 + 4 * WG_SIZE
 //! Algorithm: a workgroup finds the threshold of its segment's tokens, eight bits at a time over the row, then walks the
 //!   row in slot order and sets to 0 the keys below it and the first ones equal to it.
 //! Invariants: segments of a sequence share no position (checked on the host), so workgroups touch different keys. The
@@ -20,7 +20,6 @@
 @group(0) @binding(3) var<storage, read> positions: array<u32>;
 
 override WG_SIZE: u32 = 256u;
-override SCAN_GROUP: u32 = 16u;
 const MAX_SEGMENTS: u32 = 8u;
 const NUM_DIGITS: u32 = 256u;
 

@@ -12,9 +12,9 @@
 //!   7 status read_write atomic u32 [layer] sticky bits
 //!   8 rules read RowRule [compressed layer, head]
 //! Entry points: compress_row · dispatch (1, num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens
-//! Overrides: WG_SIZE = 256; LANES, KEY_LANES, VALUE_LANES = 16, a power of two in 1..=32, of the norm in 2..=32; CHUNKS,
-//!   KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; SLICE_CHUNKS = 16, a power of two; SCAN_GROUP = 16
-//! Workgroup bytes: 8192 + 4 * WG_SIZE + 4 * WG_SIZE / SCAN_GROUP + 192, + 20 * WG_SIZE in the workgroup variant
+//! Overrides: WG_SIZE = 256, a multiple of 64; LANES, KEY_LANES, VALUE_LANES = 16, a power of two in 1..=32, of the norm in 2..=32; CHUNKS,
+//!   KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; SLICE_CHUNKS = 16, a power of two
+//! Workgroup bytes: 8192 + 4 * WG_SIZE + 256, + 20 * WG_SIZE in the workgroup variant
 //! Algorithm: nothing waits for another row, so where there are rows enough to fill the card, or so few tokens that
 //!   launching is what takes time, one dispatch does what four did. Keys go through memory between its steps, in what
 //!   the caches hold.
@@ -58,7 +58,6 @@ struct Params {
 @group(0) @binding(8) var<storage, read> rules: array<RowRule>;
 
 override WG_SIZE: u32 = 256u;
-override SCAN_GROUP: u32 = 16u;
 override LANES: u32 = 16u;
 override CHUNKS: u32 = 16u;
 override KEY_CHUNKS: u32 = 16u;

@@ -14,7 +14,6 @@ use crate::params::{RowParams, TensorLayout};
 use crate::plan::{ROW_TOKENS, WORKGROUP};
 use crate::policy::{Order, Policy, Selector};
 use crate::score::digit_window;
-use crate::select::scan_group;
 use crate::shape::{Dtype, KvShape};
 
 /// Of one window of rows.
@@ -26,8 +25,8 @@ pub(crate) struct RowStage {
 }
 
 /// Workgroup memory of the kernel, bytes, and those that each invocation adds, alone and with the sums of lanes.
-const MEMORY: u32 = 8192 + 192;
-const MEMORY_EACH: [u32; 2] = [5, 25];
+const MEMORY: u32 = 8192 + 256;
+const MEMORY_EACH: [u32; 2] = [4, 24];
 
 /// Invocations of the workgroup that takes a whole row of so many; `None` where the plan asks for more than the kernel
 /// does, or rows may be longer than it holds.
@@ -167,7 +166,6 @@ impl Builder<'_> {
         let chunks = shape.keys.chunks().max(shape.values.chunks());
         let mut constants = vec![
             ("WG_SIZE", workgroup),
-            ("SCAN_GROUP", scan_group(workgroup)),
             ("LANES", shape.keys.norm_lanes()),
             ("CHUNKS", shape.keys.norm_chunks()),
             ("SLICE_CHUNKS", chunks.next_power_of_two().min(MAX_SLICE)),

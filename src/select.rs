@@ -37,10 +37,8 @@ impl SelectPipelines {
         let row_workgroup = kernels.capabilities.row_workgroup;
         let (wide, narrow) = (f64::from(row_workgroup), f64::from(WORKGROUP));
         let sort_len = f64::from(kernels.capabilities.sort_len);
-        let mut radix = |entry, workgroup: u32| {
-            let constants = [("WG_SIZE", workgroup.into()), ("SCAN_GROUP", scan_group(workgroup).into())];
-            kernels.pipeline(Module::Radix, entry, &constants, checks)
-        };
+        let mut radix =
+            |entry, workgroup: u32| kernels.pipeline(Module::Radix, entry, &[("WG_SIZE", workgroup.into())], checks);
         let radix_rows = [WORKGROUP, row_workgroup.min(2 * WORKGROUP), row_workgroup].map(|w| radix("radix_row", w));
         let [count_digits, collect, emit] = ["count_digits", "collect", "emit"].map(|entry| radix(entry, WORKGROUP));
         let bitonic = (policy.selector == Selector::Bitonic).then(|| {
@@ -57,13 +55,9 @@ impl SelectPipelines {
         });
         let mut other = |module, entry, cached: bool| {
             let mut constants = vec![("WG_SIZE", narrow)];
-            match module {
-                Module::State => {
-                    constants.push(("CACHED", f64::from(u8::from(cached))));
-                    constants.push(("SCORE_TILE", f64::from(tiles.plain)));
-                }
-                Module::Reserve | Module::Pool => constants.push(("SCAN_GROUP", scan_group(WORKGROUP).into())),
-                _ => (),
+            if module == Module::State {
+                constants.push(("CACHED", f64::from(u8::from(cached))));
+                constants.push(("SCORE_TILE", f64::from(tiles.plain)));
             }
             kernels.pipeline(module, entry, &constants, checks)
         };
@@ -82,9 +76,4 @@ impl SelectPipelines {
             mark_scored: other(Module::State, "mark_scored", cached),
         }
     }
-}
-
-/// The scan takes two levels of about the root of the workgroup.
-pub(crate) fn scan_group(workgroup: u32) -> u32 {
-    if workgroup > 512 { 32 } else { 16 }
 }

@@ -1,34 +1,47 @@
-// Exclusive prefix sum over a workgroup, in two levels of SCAN_GROUP invocations. Without subgroups: a subgroup sum is
-// whole only where the subgroup has reconverged, which nothing promises after divergent code (seen wrong on an H100).
+// Exclusive prefix sum over a workgroup. A few invocations rake over the values of all, so that the others spend no
+// instructions on it. Without subgroups: a subgroup sum is whole only where the subgroup has reconverged, which nothing
+// promises after divergent code (seen wrong on an H100).
 
 struct Scanned {
     before: u32, // sum of the values of lower invocations
     total: u32,  // sum of all
 }
 
-var<workgroup> scan_values: array<u32, WG_SIZE>;
-var<workgroup> scan_groups: array<u32, WG_SIZE / SCAN_GROUP>;
+const RAKES: u32 = 16u;
 
-// One scan may follow another: whoever writes for the next has read all of this one's that is written before a barrier.
+// Of each invocation its value, then what comes before it.
+var<workgroup> scan_values: array<vec4<u32>, WG_SIZE / 4u>;
+var<workgroup> scan_sums: array<u32, RAKES>;
+var<workgroup> scan_total: u32;
+
+// One scan may follow another: an invocation's own value is all that it has still to read when it writes the next.
 fn exclusive_scan(index: u32, value: u32) -> Scanned {
-    scan_values[index] = value;
+    scan_values[index / 4u][index % 4u] = value;
     workgroupBarrier();
-    let group = index / SCAN_GROUP;
-    let first = group * SCAN_GROUP;
-    var before = 0u;
-    for (var i = 0u; i < SCAN_GROUP; i++) {
-        let other = scan_values[first + i];
-        before += select(0u, other, first + i < index);
-    }
-    if index - first == SCAN_GROUP - 1u {
-        scan_groups[group] = before + value;
+    let per_rake = WG_SIZE / 4u / RAKES;
+    if index < RAKES {
+        var sum = 0u;
+        for (var i = index * per_rake; i < (index + 1u) * per_rake; i++) {
+            let v = scan_values[i];
+            sum += v.x + v.y + v.z + v.w;
+        }
+        scan_sums[index] = sum;
     }
     workgroupBarrier();
-    var total = 0u;
-    for (var g = 0u; g < WG_SIZE / SCAN_GROUP; g++) {
-        let sum = scan_groups[g];
-        before += select(0u, sum, g < group);
-        total += sum;
+    if index < RAKES {
+        var before = 0u;
+        for (var rake = 0u; rake < RAKES; rake++) {
+            before += select(0u, scan_sums[rake], rake < index);
+        }
+        for (var i = index * per_rake; i < (index + 1u) * per_rake; i++) {
+            let v = scan_values[i];
+            scan_values[i] = vec4<u32>(before, before + v.x, before + v.x + v.y, before + v.x + v.y + v.z);
+            before += v.x + v.y + v.z + v.w;
+        }
+        if index == RAKES - 1u {
+            scan_total = before;
+        }
     }
-    return Scanned(before, total);
+    workgroupBarrier();
+    return Scanned(scan_values[index / 4u][index % 4u], scan_total);
 }

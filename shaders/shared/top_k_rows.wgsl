@@ -19,7 +19,6 @@
 @group(0) @binding(7) var<storage, read> rules: array<RowRule>;
 
 override WG_SIZE: u32 = 256u;
-override SCAN_GROUP: u32 = 16u;
 
 fn select_row_of(local_row: u32) -> SelectRow {
     let global_row = params.first_row + local_row;

@@ -9,13 +9,13 @@ const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
 /// Whole rows, and stage by stage.
 const SELECTORS: [Selector; 2] = [Selector::Auto, Selector::Radix];
 
-/// 18 layers of which 16 are compressed, two sequences with three heads, and a second round.
+/// 18 layers of which 16 are compressed in two runs, rows enough of each to be taken whole, and a second round.
 fn many(dtype: Dtype, order: Order, subgroups: Switch) -> Case {
     let policy = Policy { order, skip_layers: vec![0, 7], ..Policy::new(Budget::keep_ratio(0.45)) };
-    let mut case = Case::new(shape(2, 3, 300, 64, dtype), policy);
+    let mut case = Case::new(shape(6, 3, 130, 64, dtype), policy);
     (case.shape.num_layers, case.shape.values.head_dim) = (18, 96);
     (case.policy.sinks, case.policy.recent) = (4, 20);
-    (case.lengths, case.appended) = (vec![290, 77], vec![5, 190]);
+    (case.lengths, case.appended) = (vec![120, 77, 100, 1, 130, 64], vec![5, 50, 0, 30, 0, 66]);
     case.options = Options::with_subgroups(subgroups);
     case
 }
@@ -36,14 +36,11 @@ fn has_arrays(gpu: &Gpu) -> bool {
     has_arrays
 }
 
-/// In one buffer, in buffers of their own, layer by layer, and recorded by the caller or not. `On` asks for arrays on
-/// CPUs too.
+/// In one buffer, and in buffers of their own. `On` asks for arrays on CPUs too.
 fn run_together(case: &Case) {
     let at_once = if has_arrays(gpu()) { Switch::On } else { Switch::Auto };
-    for (one_buffer, layers_at_once, encoded) in
-        [(true, Switch::Auto, false), (false, at_once, false), (false, at_once, true), (true, Switch::Off, true)]
-    {
-        let mut case = Case { one_buffer, encoded, ..case.clone() };
+    for (one_buffer, layers_at_once) in [(true, Switch::Auto), (false, at_once)] {
+        let mut case = Case { one_buffer, encoded: !one_buffer, ..case.clone() };
         case.options.layers_at_once = layers_at_once;
         run(&case);
     }
@@ -57,6 +54,11 @@ fn arrays() {
             let mut case = many(Dtype::F16, order, Switch::On);
             case.policy.selector = selector;
             run_together(&case);
+            // Layer by layer, in one pass and in two.
+            case.options.layers_at_once = Switch::Off;
+            for encoded in [false, true] {
+                run(&Case { encoded, ..case.clone() });
+            }
         }
     }
 }
@@ -69,7 +71,7 @@ fn dtypes_orders_and_reductions() {
                 let mut case = many(dtype, order, subgroups);
                 case.policy.selector = selector;
                 run_together(&case);
-                (case.data, case.active) = (Data::Special, vec![false, true]);
+                (case.data, case.active) = (Data::Special, vec![false, true, true, true, false, true]);
                 run_together(&case);
             }
         }
@@ -151,7 +153,7 @@ fn long_rows() {
 #[test]
 fn more_than_a_binding_holds() {
     for order in ORDERS {
-        for (capacity, max_binding_bytes) in [(300, 1 << 20), (300, 200_000), (300, 70_000), (2000, 1 << 16)] {
+        for (capacity, max_binding_bytes) in [(130, 1 << 20), (130, 400_000), (130, 70_000), (1000, 1 << 16)] {
             let mut case = many(Dtype::F16, order, Switch::On);
             case.shape.capacity = capacity;
             case.options.max_binding_bytes = Some(max_binding_bytes);

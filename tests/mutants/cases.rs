@@ -133,11 +133,13 @@ fn many_rows(mut case: Case) -> Case {
 fn layers_at_once(selector: Selector, order: Order, data: Data) -> Case {
     let mut case = whole_rows(order, Switch::On);
     case.policy.selector = selector;
-    (case.shape.num_layers, case.shape.batch_size) = (20, 2);
-    case.policy.skip_layers = vec![1, 9];
-    (case.lengths, case.appended, case.active) = (vec![290, 77], vec![3, 200], vec![]);
+    // Runs of six layers, with rows enough to be taken whole.
+    (case.shape.num_layers, case.shape.batch_size) = (14, 6);
+    case.policy.skip_layers = vec![0, 7];
+    (case.lengths, case.appended) = (vec![290, 77, 150, 2, 31, 40], vec![3, 200, 9, 1, 0, 44]);
+    case.active = vec![];
     (case.data, case.one_buffer) = (data, true);
-    case.policy.budgets = vec![BudgetOverride { layers: 5..20, heads: 1..2, budget: Budget::keep_ratio(0.8) }];
+    case.policy.budgets = vec![BudgetOverride { layers: 5..14, heads: 1..2, budget: Budget::keep_ratio(0.8) }];
     case
 }
 
