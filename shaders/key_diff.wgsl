@@ -161,7 +161,7 @@ fn mean_quad(local_row: u32, quad: u32, len: u32) -> vec4<f32> {
     let sum = sums[sums_base(local_row) + params.sums_offset + quad];
     if CENTROID {
         let inverse = inverse_sqrt(vec4<f32>(f32(max(len, 1u))));
-        return materialised(sum * (inverse * inverse));
+        return materialised(sum * materialised(inverse * inverse));
     }
     let r = rounded(sum);
     let magnitudes = bitcast<vec4<u32>>(r) & vec4<u32>(0x7fffffffu);
@@ -239,7 +239,8 @@ fn write_score(local_row: u32, r: Row, slot: u32, sum: f32, inverse_mean: f32) {
     var score = sum;
     if !CENTROID {
         let inverse = bitcast<f32>(select(stored, 0u, bad));
-        let cosine = materialised(vec4<f32>((sum * inverse) * inverse_mean)).x;
+        let scaled = materialised(vec4<f32>(sum * inverse));
+        let cosine = materialised(scaled * inverse_mean).x;
         score = min(max(1.0 - cosine, 0.0), 2.0);
     }
     let bits = min(bitcast<u32>(score) & 0x7fffffffu, INFINITY_BITS);

@@ -7,7 +7,7 @@ use crate::error::ArgumentError;
 use crate::moves::Moves;
 use crate::pages::FreedPages;
 use crate::plan::{PlanInner, ROW_TOKENS, SELECT_TILE, WORKGROUP};
-use crate::policy::{Order, Selector};
+use crate::policy::Selector;
 use crate::row::RowStage;
 use crate::score::ScoreStage;
 use crate::state::{CacheState, MAX_SEGMENTS, check_slot};
@@ -381,16 +381,11 @@ impl Bound {
         }
     }
 
-    /// The state's update and the moves share no buffer that either writes, so they overlap. Positional moves are several
-    /// dependent dispatches: the update goes beside the first.
+    /// The state's update and the moves share no buffer that either writes, so they overlap. The update goes first, since
+    /// after the moves it would begin when the last of them end.
     fn record_compact(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
-        if self.plan.policy.order == Order::Positional {
-            self.record_finish(pass, max_len);
-            self.record_moves(pass, max_len);
-        } else {
-            self.record_moves(pass, max_len);
-            self.record_finish(pass, max_len);
-        }
+        self.record_finish(pass, max_len);
+        self.record_moves(pass, max_len);
         if let Some(pages) = &self.pages {
             pages.record_free(pass);
         }

@@ -34,8 +34,8 @@ fn materialised(x: f32) -> f32 {
 #[must_use]
 pub fn inverse_sqrt(x: f32) -> f32 {
     let y = f32::from_bits(0x5f1f_fff9 - (x.to_bits() >> 1));
-    let y = y * (0.703_952_25 * (2.389_244_6 - materialised((x * y) * y)));
-    y * (1.5 - 0.5 * materialised((x * y) * y))
+    let y = y * materialised(0.703_952_25 * materialised(2.389_244_6 - materialised(materialised(x * y) * y)));
+    y * materialised(1.5 - 0.5 * materialised(materialised(x * y) * y))
 }
 
 /// To 13 significant bits.
@@ -122,7 +122,7 @@ fn cosines_with(spec: &TensorSpec, keys: &[Key], sum: &[f32]) -> Vec<Option<f32>
     let inverse_mean = inverse_norm(lane_sum(spec, &mean, &mean, |sum, m, _| sum + materialised(m * m)));
     let cosine = |key: &Key| {
         let product = lane_sum(spec, &key.elements, &mean, |sum, e, m| sum + e * m);
-        key.inverse.map(|inverse| materialised((product * inverse) * inverse_mean))
+        key.inverse.map(|inverse| materialised(materialised(product * inverse) * inverse_mean))
     };
     keys.iter().map(cosine).collect()
 }
@@ -187,7 +187,7 @@ pub fn distances(spec: &TensorSpec, keys: &[u8]) -> Vec<Option<f32>> {
     let keys = read_keys(spec, keys);
     let inverse = inverse_sqrt(keys.len().max(1) as f32);
     let sum = sum_keys(spec, &keys, |_| 1.0);
-    let mean: Vec<f32> = sum.into_iter().map(|s| materialised(s * (inverse * inverse))).collect();
+    let mean: Vec<f32> = sum.into_iter().map(|s| materialised(s * materialised(inverse * inverse))).collect();
     let distance = |key: &Key| {
         let square = lane_sum(spec, &key.elements, &mean, |sum, e, m| sum + materialised((e - m) * (e - m)));
         key.inverse.map(|_| square)
