@@ -13,7 +13,7 @@
 //! Entry points: count · dispatch (ceil(max_len / (8 * WG_SIZE)), num_rows, 1) · none
 //!   pick · dispatch (num_rows / num_kv_heads, 1, 1) · none
 //! Overrides: WG_SIZE = 256, a multiple of 64
-//! Workgroup bytes: 1088 + 4 * WG_SIZE, of which `pick` takes those of the scan
+//! Workgroup bytes: 128 + 4 * WG_SIZE
 //! Algorithm: eight pairs of dispatches. Passes 0 to 3 find the median of each row's unprotected keys, eight bits at a
 //!   time. Passes 4 to 7 find the lowest distance from the median up to which the heads together, each with its own
 //!   least number at least, keep as many as the pool has; `pick` then hands the last ones to the lower heads first.
