@@ -180,10 +180,12 @@ impl Builder<'_> {
             };
             let compact_params = params.push(&compact);
             if self.plan.policy.order == Order::Positional {
-                let RangeRule { walk_len, most } = RangeRule::of(self.kernels().capabilities.serial);
-                params.push(&CompactParams { walk_len, ..compact });
-                for range_ix in 0..=most {
-                    params.push(&CompactParams { walk_len, range_ix, ..compact });
+                let rule = RangeRule::of(self.kernels().capabilities.serial);
+                for &walk_len in rule.walk_lens {
+                    params.push(&CompactParams { walk_len, ..compact });
+                    for range_ix in 0..=rule.most {
+                        params.push(&CompactParams { walk_len, range_ix, ..compact });
+                    }
                 }
             }
             let table = layer.table.map(|t| BoundRange::aligned((t.offset, t.end()), self.limits()));

@@ -72,14 +72,17 @@ impl Bound {
                     params: params + PARAMS_STRIDE * block,
                     workgroups: (*slices, rows, 1),
                 };
+                // After that of a walk alone come those of each length of a first walk.
+                let first_block = move |ranges: Ranges| 1 + rule.blocks() * ranges.walk_ix;
                 let of_range = move |ix: u32, ranges: Ranges| MoveDispatch {
                     pipeline: range,
-                    params: params + PARAMS_STRIDE * (2 + ix),
+                    params: params + PARAMS_STRIDE * (first_block(ranges) + 1 + ix),
                     workgroups: (ranges.len(ix).div_ceil(*unit), rows, 2),
                 };
-                let last = ranges.map(|ranges| walk_at(2 + ranges.count));
+                let first = walk_at(ranges.map_or(0, first_block));
+                let last = ranges.map(|ranges| walk_at(first_block(ranges) + 1 + ranges.count));
                 let ranges = ranges.map(|ranges| (0..ranges.count).map(move |ix| of_range(ix, ranges)));
-                (walk_at(u32::from(last.is_some())), ranges, last)
+                (first, ranges, last)
             }
         };
         std::iter::once(first).chain(ranges.into_iter().flatten()).chain(last)
