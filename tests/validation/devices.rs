@@ -112,6 +112,15 @@ fn forced_subgroups_on_a_device_without() {
     noop.compressor();
 }
 
+#[test]
+fn forced_arrays_on_a_device_without() {
+    let noop = noop();
+    let mut options = Options::default();
+    options.layers_at_once = Switch::On;
+    let forced = Compressor::new(&noop.device, options);
+    assert_error("arrays", forced, r#"MissingFeature { feature: "BUFFER_BINDING_ARRAY" }"#);
+}
+
 /// Rows at a binding's size go whole, larger ones in bands; either way wgpu finds nothing wrong with a record.
 #[test]
 fn rows_beyond_a_binding() {
