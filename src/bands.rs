@@ -2,9 +2,7 @@
 
 use crate::bind::{params_binding, range_binding};
 use crate::criterion::Score;
-use crate::draft::{
-    Builder, CheckedLayer, INFOS_A_SLOT, ParamsBlock, RowRange, ScoredSlots, access_of, tensor_layout, word,
-};
+use crate::draft::{Builder, CheckedLayer, INFOS_A_SLOT, RowRange, ScoredSlots, access_of, tensor_layout, word};
 use crate::kernel::Checks;
 use crate::lattice::Lattice;
 use crate::layout::LayoutKind;
@@ -12,6 +10,7 @@ use crate::module::{Access, Module, Tokens};
 use crate::moves::slice_chunks;
 use crate::pages::Views;
 use crate::params::BandParams;
+use crate::params_block::ParamsBlock;
 use crate::plan::WORKGROUP;
 use crate::policy::Order;
 use crate::score::ScoreTiles;

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use crate::bound::{Bound, LayerWindow, SelectWindow};
-use crate::draft::{Builder, INFOS_A_SLOT, LayerDraft, ParamsBlock, RowRange, SelectDraft, word};
+use crate::draft::{Builder, INFOS_A_SLOT, LayerDraft, RowRange, SelectDraft, word};
 use crate::error::BuildError;
 use crate::kernel::{Checks, Kernels};
 use crate::layout::LayoutKind;
 use crate::module::Access;
 use crate::pages::Views;
 use crate::params::{AppendParams, CompactParams, OrderParams, RowRule, TopKParams};
+use crate::params_block::ParamsBlock;
 use crate::plan::Plan;
 use crate::policy::BudgetRule;
 use crate::state::CacheState;

@@ -1,13 +1,13 @@
 //! The parameters of every dispatch of a binding, drafted from checked views. No GPU objects but the parameter buffer.
 
-use crate::bound::{PARAMS_STRIDE, POOL_PASSES, sort_steps};
+use crate::bound::{POOL_PASSES, sort_steps};
 use crate::criterion::Score;
-use crate::kernel::Checks;
 use crate::lattice::Lattice;
 use crate::layers::{ArrayLayer, LayerRun};
 use crate::module::{Access, Tokens};
 use crate::pages::PageShape;
 use crate::params::{AppendParams, CompactParams, KeyNormParams, OrderParams, StateLayout, TensorLayout, TopKParams};
+use crate::params_block::ParamsBlock;
 use crate::plan::{PlanInner, ROW_TOKENS};
 use crate::policy::{Direction, Order};
 use crate::ranges::RangeRule;
@@ -18,39 +18,6 @@ use crate::workspace::{ROW_INFO_WORDS, Workspace};
 
 /// Row infos in 256 bytes.
 pub(crate) const INFOS_A_SLOT: u64 = 256 / (ROW_INFO_WORDS as u64 * 4);
-
-/// Parameter blocks, each at a multiple of [`PARAMS_STRIDE`].
-#[derive(Default)]
-pub(crate) struct ParamsBlock(pub Vec<u8>);
-
-impl ParamsBlock {
-    pub(crate) fn push<T: bytemuck::Pod>(&mut self, params: &T) -> u32 {
-        let offset = self.0.len();
-        self.0.extend_from_slice(bytemuck::bytes_of(params));
-        self.0.resize(offset + PARAMS_STRIDE as usize, 0);
-        u32::try_from(offset).unwrap_or(u32::MAX)
-    }
-
-    pub(crate) fn into_buffer(
-        self,
-        device: &wgpu::Device,
-        label: &'static str,
-        usage: wgpu::BufferUsages,
-        checks: &mut Checks,
-    ) -> wgpu::Buffer {
-        let size = (self.0.len() as u64).max(u64::from(PARAMS_STRIDE));
-        checks.guard(device, label, || {
-            let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: true };
-            let buffer = device.create_buffer(&descriptor);
-            // An error here means that the buffer itself was refused, which the guard reports.
-            if let Ok(mut mapped) = buffer.get_mapped_range_mut(..self.0.len() as u64) {
-                mapped.copy_from_slice(&self.0);
-            }
-            buffer.unmap();
-            buffer
-        })
-    }
-}
 
 /// One compressed layer whose views have been checked.
 pub(crate) struct CheckedLayer {

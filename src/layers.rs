@@ -4,6 +4,7 @@
 
 use crate::criterion::Score;
 use crate::draft::{Builder, CheckedLayer, tensor_layout, word};
+use crate::kernel::Checks;
 use crate::lattice::Lattice;
 use crate::module::{Access, Tokens};
 use crate::pages::Views;
@@ -53,10 +54,10 @@ impl Builder<'_> {
         let mut rest = layers;
         while !rest.is_empty() {
             let together = &rest[..self.most_together(rest)];
-            let run = self
-                .in_one_buffer(together, views)
-                .or_else(|| self.in_arrays(together))
-                .unwrap_or_else(|| self.one_layer(&rest[0]));
+            // The longer; of one length by strides, the last.
+            let runs_from_here = [self.in_arrays(together), self.in_one_buffer(together, views)];
+            let longest = runs_from_here.into_iter().flatten().max_by_key(|run| run.layers.len());
+            let run = longest.unwrap_or_else(|| self.one_layer(&rest[0]));
             rest = &rest[run.layers.len()..];
             runs.push(run);
         }
@@ -156,7 +157,7 @@ impl Builder<'_> {
         &self,
         array: &[ArrayLayer],
         views: &Views<'_>,
-        checks: &mut crate::kernel::Checks,
+        checks: &mut Checks,
     ) -> Option<wgpu::BindGroup> {
         let layout = self.kernels().arrays_layout(word(array.len() as u64), checks)?;
         let part = |buffer, range: BoundRange| wgpu::BufferBinding {

@@ -1,11 +1,11 @@
 //! Paged caches: pools of pages, tables that give them to sequences, and the pages that a compression frees.
 
-#[cfg(doc)]
-use crate::bound::Stages;
 use crate::error::{ArgumentError, ReadError};
 use crate::kept::read_words;
 use crate::lattice::Lattice;
 use crate::shape::{KvShape, Strides, TensorSpec};
+#[cfg(doc)]
+use crate::stages::Stages;
 use crate::view::{KvView, TensorView};
 use crate::windows::{BoundRange, LayerWindows, Window, WindowLimits};
 

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use crate::bind::{bind_group, params_binding, range_binding, words_binding};
-use crate::draft::{ParamsBlock, tensor_layout, word};
+use crate::draft::{tensor_layout, word};
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::Checks;
 use crate::lattice::{Lattice, range_lattice};
 use crate::layout::LayoutKind;
 use crate::module::{Access, Module};
 use crate::params::{RenumberParams, RotateParams, StateLayout};
+use crate::params_block::ParamsBlock;
 use crate::plan::{Plan, PlanInner, WORKGROUP};
 use crate::policy::Order;
 use crate::rope::{Pairing, Rope};

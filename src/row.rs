@@ -1,7 +1,7 @@
 //! A whole compression in one dispatch: where it can be had, where it pays, and what it is bound to.
 
 use crate::bind::{params_binding, range_binding, words_binding};
-use crate::bound::{Bound, Stages};
+use crate::bound::Bound;
 use crate::criterion::Score;
 use crate::device::Capabilities;
 use crate::draft::{Builder, LayerDraft, RowRange, direction_words, word};
@@ -15,6 +15,7 @@ use crate::plan::{ROW_TOKENS, WORKGROUP};
 use crate::policy::{Order, Policy, Selector};
 use crate::score::digit_window;
 use crate::shape::{Dtype, KvShape};
+use crate::stages::Stages;
 
 /// Of one window of rows.
 #[derive(Debug)]

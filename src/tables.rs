@@ -1,14 +1,15 @@
 //! The tables of a paged cache, bound: checked before a compression, read for what it frees after it.
 
 use crate::bind::{params_binding, range_binding};
-use crate::bound::Stages;
-use crate::draft::{Builder, CheckedLayer, ParamsBlock, word};
+use crate::draft::{Builder, CheckedLayer, word};
 use crate::error::BuildError;
 use crate::kernel::Checks;
 use crate::layout::LayoutKind;
 use crate::module::Module;
 use crate::pages::{FreedPages, HEADER_WORDS, PageShape, PageTable, Views};
 use crate::params::{PageParams, StateLayout};
+use crate::params_block::ParamsBlock;
+use crate::stages::Stages;
 use crate::state::StateOffsets;
 use crate::windows::BoundRange;
 
