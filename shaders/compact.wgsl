@@ -3,8 +3,8 @@
 //!   https://github.com/NVIDIA/TensorRT-LLM/pull/16836. Reference: src/reference/compact.rs, exact.
 //! Bindings:
 //!   0 params uniform Params
-//!   1 keys read_write u32 words, addressed by shared/address_*.wgsl
-//!   2 values read_write u32 words, likewise; absent when bound with the keys
+//!   1 keys read_write u32 words, addressed by shared/address_*.wgsl; of layers in arrays group 1, binding 0
+//!   2 values read_write u32 words, likewise, in arrays binding 1; absent when bound with the keys
 //!   3 lists read u32 [row, lists_stride]
 //!   4 row_infos read RowInfo [row]
 //!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone

@@ -3,8 +3,9 @@
 //!   src/reference/key_norm.rs, src/reference/top_k.rs and src/reference/compact.rs, exact.
 //! Bindings:
 //!   0 params uniform Params
-//!   1 keys read_write vec4<u32> chunks of f32|f16|bf16, addressed by shared/address_strided.wgsl
-//!   2 values read_write vec4<u32> chunks, likewise
+//!   1 keys read_write vec4<u32> chunks of f32|f16|bf16, addressed by shared/address_strided.wgsl; of layers in arrays
+//!     group 1, binding 0
+//!   2 values read_write vec4<u32> chunks, likewise, in arrays binding 1
 //!   3 state_meta read_write u32, by StateLayout
 //!   4 positions read_write u32 [row, capacity] original position
 //!   5 order_keys read_write u32 [row, order_stride]
