@@ -18,7 +18,7 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
         "if valid && r0 < budget {\n            store_value_chunk(",
     ),
     ("key_diff.wgsl", "+ vec4<u32>(0x400u)", ""),
-    ("key_diff.wgsl", "(sum * inverse) * inverse_mean", "sum * inverse"),
+    ("key_diff.wgsl", "materialised(scaled * inverse_mean)", "materialised(scaled)"),
     ("key_diff.wgsl", "return select(vec4<f32>(1.0), vec4<f32>(0.0),", "return select(inverses, vec4<f32>(0.0),"),
     ("key_diff.wgsl", "sum += sums[ix];", ""),
     ("key_diff.wgsl", "select(bits, NAN_SCORE, bad)", "bits"),
