@@ -130,16 +130,16 @@ fn many_rows(mut case: Case) -> Case {
 }
 
 /// Many layers of one buffer at once, by whole rows or stage by stage, in runs between those that are left out.
-fn layers_at_once(selector: Selector, order: Order, data: Data) -> Case {
+fn layers_at_once(selector: Selector, order: Order) -> Case {
     let mut case = whole_rows(order, Switch::On);
     case.policy.selector = selector;
-    // Runs of six layers, with rows enough to be taken whole.
-    (case.shape.num_layers, case.shape.batch_size) = (14, 6);
-    case.policy.skip_layers = vec![0, 7];
-    (case.lengths, case.appended) = (vec![290, 77, 150, 2, 31, 40], vec![3, 200, 9, 1, 0, 44]);
+    // Runs of four layers, with rows enough to be taken whole.
+    (case.shape.num_layers, case.shape.batch_size, case.shape.capacity) = (10, 8, 64);
+    case.policy.skip_layers = vec![0, 5];
+    (case.lengths, case.appended) = (vec![60, 17, 50, 2, 31, 40, 64, 1], vec![3, 40, 9, 1, 0, 24, 0, 5]);
     case.active = vec![];
-    (case.data, case.one_buffer) = (data, true);
-    case.policy.budgets = vec![BudgetOverride { layers: 5..14, heads: 1..2, budget: Budget::keep_ratio(0.8) }];
+    case.one_buffer = true;
+    case.policy.budgets = vec![BudgetOverride { layers: 3..10, heads: 1..2, budget: Budget::keep_ratio(0.8) }];
     case
 }
 
@@ -512,10 +512,8 @@ pub fn quick() -> Vec<Quick> {
         add("whole rows, least", many_rows(least(Selector::Auto, order, 0, Direction::Lowest)), false);
         add("whole rows, raised", many_rows(least(Selector::Auto, order, 5, Direction::Lowest)), false);
         add("whole rows of 512", many_rows(one_workgroup(Selector::Auto, order)), false);
-        for data in [Data::Special, Data::Ties] {
-            add("whole rows of layers at once", layers_at_once(Selector::Auto, order, data), false);
-            add("layers at once", layers_at_once(Selector::Radix, order, data), false);
-        }
+        add("whole rows of layers at once", layers_at_once(Selector::Auto, order), false);
+        add("layers at once", layers_at_once(Selector::Radix, order), false);
     }
     add("spread", spread(Order::Fill), false);
     add("spread apart", spread(Order::Positional), true);
