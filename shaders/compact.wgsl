@@ -58,10 +58,12 @@ fn place_of_row(t: TensorLayout, local_row: u32) -> Place {
 @compute @workgroup_size(WG_SIZE)
 fn fill(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let info = row_infos[params.first_info + wg.y];
+    // Of a row that exceeds the recorded max_len the number may be that of an earlier record.
+    let num_moved = min(info.num_moved, info.len);
     if wg.z == 0u {
-        fill_keys(wg.y, wg.x * (WG_SIZE / KEY_LANES * 4u), index, info.len, info.num_moved);
+        fill_keys(wg.y, wg.x * (WG_SIZE / KEY_LANES * 4u), index, info.len, num_moved);
     } else {
-        fill_values(wg.y, wg.x * (WG_SIZE / VALUE_LANES * 4u), index, info.len, info.num_moved);
+        fill_values(wg.y, wg.x * (WG_SIZE / VALUE_LANES * 4u), index, info.len, num_moved);
     }
 }
 
