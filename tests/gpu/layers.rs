@@ -1,9 +1,11 @@
 //! Many layers in one dispatch: of one buffer, or of buffers that are bound as arrays where the device can. Whole rows are
 //! not taken on CPUs by themselves, so subgroups are switched by hand.
 
-use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Score, Selector, Switch};
+use std::sync::{Arc, Mutex};
 
-use crate::support::{Case, Data, Fixture, Gpu, Layout, gpu, run, shape};
+use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Score, Selector, ShaderPatch, Switch};
+
+use crate::support::{Built, Case, Data, Fixture, Gpu, Layout, gpu, run, shape};
 
 const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
 /// Whole rows, and stage by stage.
@@ -59,6 +61,30 @@ fn arrays() {
             for encoded in [false, true] {
                 run(&Case { encoded, ..case.clone() });
             }
+        }
+    }
+}
+
+/// Results do not tell that layers go together, but the shaders that are built do.
+#[test]
+fn arrays_are_taken_where_there_are_any() {
+    let gpu = gpu();
+    for (layers_at_once, expected) in [(Switch::On, true), (Switch::Off, false)] {
+        if layers_at_once == Switch::On && !has_arrays(gpu) {
+            continue; // refused: validation::devices::forced_arrays_on_a_device_without
+        }
+        for selector in SELECTORS {
+            let sources: Arc<Mutex<Vec<String>>> = Arc::default();
+            let seen = Arc::clone(&sources);
+            let mut case = many(Dtype::F16, Order::Fill, Switch::On);
+            (case.policy.selector, case.options.layers_at_once) = (selector, layers_at_once);
+            case.options.shader_patch = Some(ShaderPatch(Arc::new(move |source: &str| {
+                seen.lock().expect("a lock").push(source.to_owned());
+                source.to_owned()
+            })));
+            Fixture::built(gpu, &case, &Built::default()).compress_and_compare(gpu, &case, "patched");
+            let bound = sources.lock().expect("a lock").iter().any(|s| s.contains("binding_array<"));
+            assert_eq!(bound, expected, "{layers_at_once:?}, {selector:?}");
         }
     }
 }
