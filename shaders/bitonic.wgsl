@@ -7,7 +7,7 @@
 //!   bitonic_tiles, bitonic_merge · dispatch (sorted_len / SORT_LEN, num_rows, 1) · none
 //!   bitonic_step · dispatch (ceil(sorted_len / 2 / WG_SIZE), num_rows, 1) · none
 //!   bitonic_pick · dispatch (1, num_rows, 1) · none
-//! Overrides: WG_SIZE = 256, a multiple of 64; SORT_LEN = 2048, a power of two
+//! Overrides: WG_SIZE = 256, a multiple of 64; SORT_LEN = 2048, a power of two; IN_ORDER = false
 //! Workgroup bytes: 4 * SORT_LEN + 4 * WG_SIZE + 184
 //! Algorithm: only keys are sorted: the k-th key and the number of its equals within the first k say all, since ties go
 //!   to the lowest slot. Longer rows: tiles of SORT_LEN are sorted in alternating direction; each merge compares at
@@ -17,12 +17,29 @@
 @group(0) @binding(8) var<storage, read_write> sorted: array<u32>;
 
 override SORT_LEN: u32 = 2048u;
+override WG_SIZE: u32 = 256u;
+override IN_ORDER: bool = false; // kept tokens keep their order, else movers fill holes
 
 var<workgroup> tile: array<u32, SORT_LEN>;
 var<workgroup> wg_row: SelectRow;
 var<workgroup> wg_below: u32;
 var<workgroup> wg_protected: u32;
 var<workgroup> wg_within: u32;
+
+fn clear_staged(index: u32) {
+}
+
+fn stage(place: u32, value: u32) {
+    tile[place] = value;
+}
+
+fn staged(place: u32) -> u32 {
+    return tile[place];
+}
+
+fn num_staged() -> u32 {
+    return SORT_LEN;
+}
 
 fn compare_exchange(low: u32, high: u32, ascending: bool) {
     let a = tile[low];
@@ -95,7 +112,7 @@ fn bitonic_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_i
     s.threshold = threshold;
     s.num_ties = rank + 1u - wg_below;
     if index == 0u {
-        write_row_info(local_row, s);
+        write_row_info(local_row, s, vec4<u32>(s.threshold, s.num_ties, 0u, 0u));
     }
     var below = 0u;
     var equal = 0u;
@@ -195,6 +212,6 @@ fn bitonic_pick(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_
         let threshold = sorted[base + rank];
         s.threshold = threshold;
         s.num_ties = rank + 1u - num_below(base, s.row.len, threshold);
-        write_row_info(wg.y, s);
+        write_row_info(wg.y, s, vec4<u32>(s.threshold, s.num_ties, 0u, 0u));
     }
 }

@@ -51,19 +51,19 @@ override VALUE_LANES: u32 = 16u;
 override SLICE_CHUNKS: u32 = 4u;
 
 fn place_of_row(t: TensorLayout, local_row: u32) -> Place {
-    let run_row = params.first_row + local_row;
-    return place_of(t, run_row / params.rows_per_layer, run_row % params.rows_per_layer, params.num_kv_heads);
+    let layer_row = divided(params.first_row + local_row, params.rows_per_layer);
+    return place_of(t, layer_row.quotient, layer_row.rest, params.num_kv_heads);
 }
 
 @compute @workgroup_size(WG_SIZE)
 fn fill(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let info = row_infos[params.first_info + wg.y];
     // Of a row that exceeds the recorded max_len the number may be that of an earlier record.
-    let num_moved = min(info.num_moved, info.len);
+    let num_moved = min(info.num_moved, len_of(info));
     if wg.z == 0u {
-        fill_keys(wg.y, wg.x * (WG_SIZE / KEY_LANES * 4u), index, info.len, num_moved);
+        fill_keys(wg.y, wg.x * (WG_SIZE / KEY_LANES * 4u), index, len_of(info), num_moved);
     } else {
-        fill_values(wg.y, wg.x * (WG_SIZE / VALUE_LANES * 4u), index, info.len, num_moved);
+        fill_values(wg.y, wg.x * (WG_SIZE / VALUE_LANES * 4u), index, len_of(info), num_moved);
     }
 }
 
@@ -77,7 +77,7 @@ var<workgroup> wg_ranks: Ranks;
 // The ranks of a dispatch: of the first walk, of a range, or what the ranges have left.
 fn ranks_of(local_row: u32, is_range: bool) -> Ranks {
     let info = row_infos[params.first_info + local_row];
-    let budget = select(0u, info.budget, info.active_row != 0u);
+    let budget = select(0u, budget_of(info), is_active(info));
     let walked = min(max(info.first_moved, params.walk_len), budget);
     if params.range_ix == 0xffffffffu {
         return Ranks(info.first_moved, walked);

@@ -72,8 +72,9 @@ fn order_slot(r: Row, local_row: u32, slot: u32, scored: u32) {
 @compute @workgroup_size(WG_SIZE)
 fn order(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let global_row = params.first_row + wg.y;
-    let layer = params.first_layer + global_row / params.state.rows_per_layer;
-    let row = global_row % params.state.rows_per_layer;
+    let layer_row = divided(global_row, params.state.rows_per_layer);
+    let layer = params.first_layer + layer_row.quotient;
+    let row = layer_row.rest;
     let r = load_row(params.state, layer, row);
     let scored = state_meta[params.state.scored_base + layer * params.state.rows_per_layer + row];
     let len = select(0u, r.len, r.active_row);

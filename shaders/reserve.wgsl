@@ -55,8 +55,9 @@ fn is_member(r: Row, s: Segment, slot: u32) -> bool {
 @compute @workgroup_size(WG_SIZE)
 fn reserve(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let global_row = params.first_row + wg.y;
-    let layer = params.first_layer + global_row / params.state.rows_per_layer;
-    let row = global_row % params.state.rows_per_layer;
+    let layer_row = divided(global_row, params.state.rows_per_layer);
+    let layer = params.first_layer + layer_row.quotient;
+    let row = layer_row.rest;
     let r = load_row(params.state, layer, row);
     let base = wg.y * params.order_stride;
     if index == 0u {

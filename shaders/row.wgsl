@@ -13,9 +13,9 @@
 //!   7 status read_write atomic u32 [layer] sticky bits
 //!   8 rules read RowRule [compressed layer, head]
 //! Entry points: compress_row · dispatch (1, num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens
-//! Overrides: WG_SIZE = 256, a multiple of 64; LANES, KEY_LANES, VALUE_LANES = 16, a power of two in 1..=32, of the norm in 2..=32; CHUNKS,
-//!   KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; SLICE_CHUNKS = 16, a power of two
-//! Workgroup bytes: 8192 + 4 * WG_SIZE + 256, + 20 * WG_SIZE in the workgroup variant
+//! Overrides: WG_SIZE = 256, a multiple of 64; LANES, KEY_LANES, VALUE_LANES = 16, a power of two in 1..=32, of the norm
+//!   in 2..=32; CHUNKS, KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; SLICE_CHUNKS = 16, a power of two; IN_ORDER = false
+//! Workgroup bytes: 32 * WG_SIZE, beyond 512 half of it, + 4 * WG_SIZE + 256, + 20 * WG_SIZE in the workgroup variant
 //! Algorithm: nothing waits for another row, so where there are rows enough to fill the card, or so few tokens that
 //!   launching is what takes time, one dispatch does what four did. Keys go through memory between its steps, in what
 //!   the caches hold.
@@ -66,6 +66,7 @@ override KEY_LANES: u32 = 16u;
 override VALUE_CHUNKS: u32 = 16u;
 override VALUE_LANES: u32 = 16u;
 override SLICE_CHUNKS: u32 = 16u;
+override IN_ORDER: bool = false; // kept tokens keep their order, else movers fill holes
 
 const NAN_NORM: u32 = 0x7fc00000u;
 
@@ -76,24 +77,24 @@ struct Moves {
     budget: u32,
 }
 
+var<workgroup> wg_row: SelectRow;
 var<workgroup> wg_moves: Moves;
 var<workgroup> wg_status: atomic<u32>;
 
 fn select_row_of(local_row: u32) -> SelectRow {
-    let run_row = params.first_row + local_row;
-    let layer_ix = run_row / params.state.rows_per_layer;
-    let row = run_row % params.state.rows_per_layer;
+    let layer_row = divided(params.first_row + local_row, params.state.rows_per_layer);
+    let layer_ix = layer_row.quotient;
+    let row = layer_row.rest;
     let heads = params.state.num_kv_heads;
     var s: SelectRow;
-    s.rule = rules[params.first_rule + layer_ix * heads + row % heads];
+    s.rule = rules[params.first_rule + layer_ix * heads + divided(row, heads).rest];
     s.row = load_row(params.state, params.layer + layer_ix, row);
     return s;
 }
 
 fn place_of_row(t: TensorLayout, local_row: u32) -> Place {
-    let run_row = params.first_row + local_row;
-    let rows_per_layer = params.state.rows_per_layer;
-    return place_of(t, run_row / rows_per_layer, run_row % rows_per_layer, params.state.num_kv_heads);
+    let layer_row = divided(params.first_row + local_row, params.state.rows_per_layer);
+    return place_of(t, layer_row.quotient, layer_row.rest, params.state.num_kv_heads);
 }
 
 fn write_score(wg: vec3<u32>, r: Row, slot: u32, sum: f32, nan: bool) {
@@ -151,7 +152,7 @@ fn note_kept(local_row: u32, s: SelectRow, first_slot: u32, kept: u32) {
 
 // Fill: positions of the slots that keep theirs. Those of holes are written too, and again when they are filled.
 fn emit_positions(index: u32, s: SelectRow) {
-    if s.row.active_row && params.order != POSITIONAL {
+    if s.row.active_row && !IN_ORDER {
         for (var slot = s.row.compacted + index; slot < s.budget; slot += WG_SIZE) {
             positions[s.row.positions_base + slot] = position_of(s.row, slot);
         }
@@ -160,7 +161,7 @@ fn emit_positions(index: u32, s: SelectRow) {
 
 fn finish_positions(local_row: u32, index: u32, r: Row, moves: Moves) {
     let list_base = local_row * params.lists_stride;
-    if params.order == POSITIONAL && r.active_row {
+    if IN_ORDER && r.active_row {
         for (var j = index; j < moves.budget; j += WG_SIZE) {
             positions[r.positions_base + j] = lists[list_base + params.staged_offset + j];
         }
@@ -201,11 +202,11 @@ fn compress(wg: vec3<u32>, index: u32) {
     if index == 0u {
         wg_moves = Moves(s.budget, 0u, s.budget);
     }
-    let scanned = emit_tile(index, wg.y, s, k, 0u, 0u, 0u);
+    _ = emit_tile(index, wg.y, s, k, 0u, 0u, 0u);
     emit_positions(index, s);
     all_done();
     let moves = workgroupUniformLoad(&wg_moves);
-    if params.order == POSITIONAL {
+    if IN_ORDER {
         walk_row(wg.y, index, moves);
     } else {
         fill_row(wg.y, index, s.row.len, moves.num_moved);

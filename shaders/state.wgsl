@@ -57,17 +57,17 @@ fn finish_slot(local_row: u32, info: RowInfo, state_row: u32, j: u32) {
         place_norm(positions_base + j, local_row, list_base + j);
         return;
     }
-    if j >= info.compacted {
+    if j >= compacted_of(info) {
         let kept = lists[list_base + params.staged_offset + j / 8u] >> (j % 8u);
         if (kept & 1u) != 0u {
-            positions[positions_base + j] = info.num_seen - (info.len - j);
+            positions[positions_base + j] = num_seen_of(info) - (len_of(info) - j);
         }
     }
     if j < info.num_moved {
         let hole = lists[list_base + j];
-        let mover = lists[list_base + info.len - info.num_moved + j];
-        var position = info.num_seen - (info.len - mover);
-        if mover < info.compacted {
+        let mover = lists[list_base + len_of(info) - info.num_moved + j];
+        var position = num_seen_of(info) - (len_of(info) - mover);
+        if mover < compacted_of(info) {
             position = positions[positions_base + mover];
         }
         positions[positions_base + hole] = position;
@@ -76,11 +76,11 @@ fn finish_slot(local_row: u32, info: RowInfo, state_row: u32, j: u32) {
 }
 
 fn finish_row(info: RowInfo, state_row: u32, layer: u32) {
-    state_meta[params.state.lengths_base + state_row] = info.budget;
-    state_meta[params.state.compacted_base + state_row] = info.budget;
-    state_meta[params.state.scored_base + state_row] = select(0u, info.budget, CACHED);
-    if info.status != 0u {
-        atomicOr(&status[layer], info.status);
+    state_meta[params.state.lengths_base + state_row] = budget_of(info);
+    state_meta[params.state.compacted_base + state_row] = budget_of(info);
+    state_meta[params.state.scored_base + state_row] = select(0u, budget_of(info), CACHED);
+    if status_of(info) != 0u {
+        atomicOr(&status[layer], status_of(info));
     }
 }
 
@@ -91,13 +91,13 @@ fn finish(
     @builtin(local_invocation_index) index: u32,
 ) {
     let info = row_infos[params.first_info + wg.y];
-    if info.active_row == 0u || info.len == 0u {
+    if !is_active(info) || len_of(info) == 0u {
         return;
     }
-    let global_row = params.first_row + wg.y;
-    let layer = params.first_layer + global_row / params.state.rows_per_layer;
-    let state_row = layer * params.state.rows_per_layer + global_row % params.state.rows_per_layer;
-    for (var j = wg.x * WG_SIZE + index; j < info.budget; j += num.x * WG_SIZE) {
+    let layer_row = divided(params.first_row + wg.y, params.state.rows_per_layer);
+    let layer = params.first_layer + layer_row.quotient;
+    let state_row = layer * params.state.rows_per_layer + layer_row.rest;
+    for (var j = wg.x * WG_SIZE + index; j < budget_of(info); j += num.x * WG_SIZE) {
         finish_slot(wg.y, info, state_row, j);
     }
     if wg.x == 0u && index == 0u {
@@ -111,10 +111,10 @@ fn mark_scored(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgr
         return;
     }
     let s = params.state;
-    let global_row = params.first_row + id.x;
-    let layer = params.first_layer + global_row / s.rows_per_layer;
-    let row = global_row % s.rows_per_layer;
-    if state_meta[s.inactive_base + layer * s.inactive_stride + row / s.num_kv_heads] != 0u {
+    let layer_row = divided(params.first_row + id.x, s.rows_per_layer);
+    let layer = params.first_layer + layer_row.quotient;
+    let row = layer_row.rest;
+    if state_meta[s.inactive_base + layer * s.inactive_stride + divided(row, s.num_kv_heads).quotient] != 0u {
         return;
     }
     let state_row = layer * s.rows_per_layer + row;

@@ -53,7 +53,7 @@ pub(crate) struct SelectWindow {
     pub order_group: Option<wgpu::BindGroup>,
     pub reserve_group: Option<wgpu::BindGroup>,
     pub pool_group: Option<wgpu::BindGroup>,
-    /// Offset of the window's parameters; those of sorted rows and of the sort's steps follow.
+    /// Offset of the window's parameters; those of the sort's steps follow.
     pub params_offset: u32,
     /// Offset of the parameters of the pool's first pass; those of the others follow.
     pub pool_params: u32,
@@ -330,7 +330,7 @@ impl Bound {
         let total = max_len.next_power_of_two().max(sort_len);
         pass.set_pipeline(&bitonic.tiles);
         pass.dispatch_workgroups(total / sort_len, rows, 1);
-        let mut offset = window.params_offset + 2 * PARAMS_STRIDE;
+        let mut offset = window.params_offset + PARAMS_STRIDE;
         for (_, distance) in sort_steps(sort_len, total) {
             pass.set_bind_group(0, group, &[offset]);
             if distance >= sort_len {
@@ -345,9 +345,8 @@ impl Bound {
         pass.set_bind_group(0, group, &[window.params_offset]);
         pass.set_pipeline(&bitonic.pick);
         pass.dispatch_workgroups(1, rows, 1);
-        let sorted_params = window.params_offset + PARAMS_STRIDE;
-        pass.set_bind_group(0, &window.group, &[sorted_params]);
-        for pipeline in [&select.collect, &select.emit] {
+        pass.set_bind_group(0, &window.group, &[window.params_offset]);
+        for pipeline in [&bitonic.collect, &bitonic.emit] {
             pass.set_pipeline(pipeline);
             pass.dispatch_workgroups(max_len.div_ceil(SELECT_TILE), rows, 1);
         }

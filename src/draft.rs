@@ -278,7 +278,7 @@ impl Builder<'_> {
             sorted_stride: scratch.sorted_stride,
             merge_size: 0,
             merge_stride: 0,
-            from_sorted: 0,
+            pad0: 0,
             first_info: word(first_row % INFOS_A_SLOT),
             first_layer,
             tile_counts_base: scratch.tile_counts_base,
@@ -293,7 +293,6 @@ impl Builder<'_> {
     fn push_select_params(&self, mut p: TopKParams, params: &mut ParamsBlock) -> u32 {
         let offset = params.push(&p);
         if p.sorted_stride > 0 {
-            params.push(&TopKParams { from_sorted: 1, ..p });
             for (size, distance) in sort_steps(self.kernels().capabilities.sort_len, p.sorted_stride) {
                 p.merge_size = size;
                 p.merge_stride = distance;

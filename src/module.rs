@@ -81,8 +81,16 @@ pub enum Module {
     },
     /// Scores of the caller's.
     External,
-    /// Radix selector, and the emission for long rows.
-    Radix,
+    /// Radix selector of whole rows, and the histogram of longer ones.
+    Radix {
+        /// Sums over a workgroup are by subgroups.
+        subgroups: bool,
+    },
+    /// Selection of long rows by tiles.
+    RadixLong {
+        /// Sums over a workgroup are by subgroups.
+        subgroups: bool,
+    },
     /// Bitonic selector.
     Bitonic,
     /// Order keys from cached norms.
@@ -147,7 +155,6 @@ impl Module {
     pub fn all() -> Vec<Self> {
         let mut all = vec![
             Self::External,
-            Self::Radix,
             Self::Bitonic,
             Self::Order,
             Self::Reserve,
@@ -157,6 +164,9 @@ impl Module {
             Self::Append,
             Self::Pages,
         ];
+        for subgroups in [true, false] {
+            all.extend([Self::Radix { subgroups }, Self::RadixLong { subgroups }]);
+        }
         all.extend([Dtype::F32, Dtype::F16, Dtype::Bf16].map(|dtype| Self::Rotate { dtype }));
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup] {
@@ -216,7 +226,8 @@ impl Module {
             Self::KeyDiff { .. } => "keynorm.key_diff",
             Self::ValueKeyRatio { .. } => "keynorm.value_key_ratio",
             Self::External => "keynorm.external",
-            Self::Radix => "keynorm.radix",
+            Self::Radix { .. } => "keynorm.radix",
+            Self::RadixLong { .. } => "keynorm.radix_long",
             Self::Bitonic => "keynorm.bitonic",
             Self::Order => "keynorm.order",
             Self::Reserve => "keynorm.reserve",
@@ -250,7 +261,7 @@ impl Module {
             Self::Row { arrays: false, .. } => LayoutKind::Row,
             Self::Row { arrays: true, .. } => LayoutKind::RowArrays,
             Self::Pages => LayoutKind::Pages,
-            Self::Radix => LayoutKind::TopK,
+            Self::Radix { .. } | Self::RadixLong { .. } => LayoutKind::TopK,
             Self::Order => LayoutKind::Order,
             Self::Reserve => LayoutKind::Reserve,
             Self::Pool => LayoutKind::Pool,

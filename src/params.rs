@@ -136,7 +136,7 @@ pub struct TopKParams {
     pub sorted_stride: u32,
     pub merge_size: u32,
     pub merge_stride: u32,
-    pub from_sorted: u32,
+    pub pad0: u32,
     pub first_info: u32,
     pub first_layer: u32,
     pub tile_counts_base: u32,

@@ -318,12 +318,12 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
     let sorts_outside = policy.selector == Selector::Bitonic && shape.capacity > sort_len;
     let counts_digits = policy.selector != Selector::Bitonic && shape.capacity > row_len;
     let tile_counts_base = if counts_digits { HISTOGRAM_WORDS } else { 0 };
-    let tile_counts = 2 * shape.capacity.div_ceil(SELECT_TILE);
+    let tile_counts = 4 * shape.capacity.div_ceil(SELECT_TILE);
     // Positions, or a word for each eight slots.
     let staged_len = if positional { order_stride } else { (order_stride / 8).next_multiple_of(64) };
-    // At worst every key is set aside, with its slot.
+    // At worst every key is set aside. A tile has its own part.
     let aside_offset = order_stride + staged_len;
-    let aside_len = if counts_digits { 2 * order_stride } else { 0 };
+    let aside_len = if counts_digits { shape.capacity.next_multiple_of(SELECT_TILE) } else { 0 };
     let (sums_stride, sums_offset) = sums_layout(shape, policy);
     ScratchLayout {
         num_rows,

@@ -25,9 +25,13 @@ pub(crate) struct RowStage {
     pays: bool,
 }
 
-/// Workgroup memory of the kernel, bytes, and those that each invocation adds, alone and with the sums of lanes.
-const MEMORY: u32 = 8192 + 256;
-const MEMORY_EACH: [u32; 2] = [4, 24];
+/// Workgroup memory of the kernel at most, bytes: slots of eight tokens an invocation, of 32 bits or of 16; scans; and,
+/// where they do not go by shuffles, the sums of lanes.
+fn memory(workgroup: u32, reduction: Reduction) -> u32 {
+    let slots = if workgroup > 512 { 16 } else { 32 };
+    let sums = if reduction == Reduction::Workgroup { 20 } else { 0 };
+    256 + (slots + 4 + sums) * workgroup
+}
 
 /// Invocations of the workgroup that takes a whole row of so many; `None` where the plan asks for more than the kernel
 /// does, or rows may be longer than it holds.
@@ -45,8 +49,8 @@ fn row_workgroup(shape: &KvShape, policy: &Policy, capabilities: &Capabilities, 
     if !plain {
         return None;
     }
-    let each = MEMORY_EACH[usize::from(capabilities.reduction(shape.keys.norm_lanes()) == Reduction::Workgroup)];
-    let fits = |workgroup: u32| MEMORY + each * workgroup <= capabilities.workgroup_bytes;
+    let reduction = capabilities.reduction(shape.keys.norm_lanes());
+    let fits = |workgroup: u32| memory(workgroup, reduction) <= capabilities.workgroup_bytes;
     let sizes = [WORKGROUP, 2 * WORKGROUP, 4 * WORKGROUP].into_iter();
     let sizes = sizes.filter(|&workgroup| workgroup <= capabilities.row_workgroup && fits(workgroup));
     // With a multiprocessor for itself a workgroup of a few tokens an invocation has more loads in flight.
@@ -170,6 +174,7 @@ impl Builder<'_> {
             ("LANES", shape.keys.norm_lanes()),
             ("CHUNKS", shape.keys.norm_chunks()),
             ("SLICE_CHUNKS", chunks.next_power_of_two().min(MAX_SLICE)),
+            ("IN_ORDER", u32::from(self.plan.policy.order == Order::Positional)),
         ];
         constants.extend(self.moves_constants());
         let constants: Vec<_> = constants.into_iter().map(|(name, value)| (name, f64::from(value))).collect();

@@ -3,7 +3,7 @@
 use crate::kernel::{Checks, Kernels};
 use crate::module::Module;
 use crate::plan::WORKGROUP;
-use crate::policy::{Policy, Selector};
+use crate::policy::{Order, Policy, Selector};
 use crate::score::ScoreTiles;
 
 #[derive(Debug)]
@@ -30,6 +30,9 @@ pub(crate) struct BitonicPipelines {
     pub step: wgpu::ComputePipeline,
     pub merge: wgpu::ComputePipeline,
     pub pick: wgpu::ComputePipeline,
+    /// `collect` and `emit` of rows whose threshold is known.
+    pub collect: wgpu::ComputePipeline,
+    pub emit: wgpu::ComputePipeline,
 }
 
 impl SelectPipelines {
@@ -37,13 +40,24 @@ impl SelectPipelines {
         let row_workgroup = kernels.capabilities.row_workgroup;
         let (wide, narrow) = (f64::from(row_workgroup), f64::from(WORKGROUP));
         let sort_len = f64::from(kernels.capabilities.sort_len);
-        let mut radix =
-            |entry, workgroup: u32| kernels.pipeline(Module::Radix, entry, &[("WG_SIZE", workgroup.into())], checks);
+        let in_order = ("IN_ORDER", f64::from(u8::from(policy.order == Order::Positional)));
+        let subgroups = kernels.capabilities.shuffle_lanes > 0;
+        let mut radix = |entry, workgroup: u32| {
+            let constants = [("WG_SIZE", f64::from(workgroup)), in_order];
+            kernels.pipeline(Module::Radix { subgroups }, entry, &constants, checks)
+        };
         let radix_rows = [WORKGROUP, row_workgroup.min(2 * WORKGROUP), row_workgroup].map(|w| radix("radix_row", w));
-        let [count_digits, collect, emit] = ["count_digits", "collect", "emit"].map(|entry| radix(entry, WORKGROUP));
+        let count_digits = radix("count_digits", WORKGROUP);
+        let long = |entry, from_sorted: bool, checks: &mut Checks| {
+            let constants = [("WG_SIZE", narrow), in_order, ("FROM_SORTED", f64::from(u8::from(from_sorted)))];
+            kernels.pipeline(Module::RadixLong { subgroups }, entry, &constants, checks)
+        };
+        let [collect, emit] = ["collect", "emit"].map(|entry| long(entry, false, checks));
         let bitonic = (policy.selector == Selector::Bitonic).then(|| {
+            let [collect, emit] = ["collect", "emit"].map(|entry| long(entry, true, checks));
             let mut bitonic = |entry, workgroup| {
-                kernels.pipeline(Module::Bitonic, entry, &[("WG_SIZE", workgroup), ("SORT_LEN", sort_len)], checks)
+                let constants = [("WG_SIZE", workgroup), ("SORT_LEN", sort_len), in_order];
+                kernels.pipeline(Module::Bitonic, entry, &constants, checks)
             };
             BitonicPipelines {
                 row: bitonic("bitonic_row", wide),
@@ -51,6 +65,8 @@ impl SelectPipelines {
                 step: bitonic("bitonic_step", narrow),
                 merge: bitonic("bitonic_merge", wide),
                 pick: bitonic("bitonic_pick", narrow),
+                collect,
+                emit,
             }
         });
         let mut other = |module, entry, cached: bool| {

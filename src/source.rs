@@ -30,7 +30,8 @@ impl Module {
             if tokens == Tokens::Arrays { shader!("shared/keys_arrays.wgsl") } else { wide_keys(vec4) }
         };
         let layout = shader!("shared/state_layout.wgsl");
-        let state = [layout, shader!("shared/state_rows.wgsl")].concat();
+        let divided = shader!("shared/divided.wgsl");
+        let state = [layout, divided, shader!("shared/state_rows.wgsl")].concat();
         let state = state.as_str();
         let params = shader!("shared/top_k_params.wgsl");
         let digits = shader!("shared/first_digit.wgsl");
@@ -44,7 +45,7 @@ impl Module {
         let write_key = shader!("shared/write_key.wgsl");
         let score_rows = concat!(shader!("shared/score_rows.wgsl"), shader!("shared/write_key.wgsl"));
         let info = shader!("shared/row_info.wgsl");
-        let scan = shader!("shared/scan.wgsl");
+        let scan = scan_by(false);
         let emit = shader!("shared/top_k_emit.wgsl");
         let recent = concat!(shader!("shared/wide.wgsl"), shader!("shared/recent.wgsl"));
         match *self {
@@ -122,13 +123,40 @@ impl Module {
                 squares(dtype),
                 if arrays { shader!("shared/values_arrays.wgsl") } else { shader!("shared/values_vec4.wgsl") },
                 emit,
-                scan,
+                scan_by(reduction == Reduction::Subgroup),
                 norm_tokens(reduction),
                 reduce(reduction),
                 row_entry(reduction),
             ]
             .concat(),
-            Self::Radix => [shader!("radix.wgsl"), radix_row, digits, rows, info, state, emit, scan].concat(),
+            Self::Radix { subgroups } => [
+                shader!("radix.wgsl"),
+                radix_row,
+                digits,
+                rows,
+                info,
+                state,
+                emit,
+                scan_by(subgroups),
+                if subgroups { shader!("shared/radix_subgroup.wgsl") } else { shader!("shared/radix_workgroup.wgsl") },
+            ]
+            .concat(),
+            Self::RadixLong { subgroups } => [
+                shader!("radix_long.wgsl"),
+                radix_row,
+                digits,
+                rows,
+                info,
+                state,
+                emit,
+                scan_by(subgroups),
+                if subgroups {
+                    shader!("shared/radix_long_subgroup.wgsl")
+                } else {
+                    shader!("shared/radix_long_workgroup.wgsl")
+                },
+            ]
+            .concat(),
             Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
             Self::Order => [shader!("order.wgsl"), order_key, recent, state].concat(),
             Self::Reserve => [shader!("reserve.wgsl"), params, state, scan].concat(),
@@ -147,7 +175,7 @@ impl Module {
             ]
             .concat(),
             Self::Renumber => [shader!("renumber.wgsl"), layout, shader!("shared/longest_row.wgsl")].concat(),
-            Self::State => [shader!("state.wgsl"), params, info, layout].concat(),
+            Self::State => [shader!("state.wgsl"), params, info, layout, divided].concat(),
             Self::Append => [shader!("append.wgsl"), layout].concat(),
             Self::Pages => [shader!("pages.wgsl"), layout].concat(),
             Self::Compact { keys_vec4, values_vec4, tails, tokens } => [
@@ -155,6 +183,7 @@ impl Module {
                 shader!("compact.wgsl"),
                 moves,
                 info,
+                divided,
                 address(tokens),
                 if tails.0 { shader!("shared/keys_tail.wgsl") } else { keys_by(keys_vec4, tokens) },
                 match (values_vec4, tails.1) {
@@ -170,6 +199,7 @@ impl Module {
             Self::CompactBands { vec4, tail, pair } => [
                 shader!("compact_bands.wgsl"),
                 info,
+                divided,
                 address(Tokens::Strided),
                 match (pair, vec4, tail) {
                     (false, _, true) => shader!("shared/keys_tail.wgsl"),
@@ -228,6 +258,11 @@ fn norm_tokens(reduction: Reduction) -> &'static str {
         Reduction::Serial => shader!("shared/reduce_serial.wgsl"),
         _ => concat!(shader!("shared/reduced.wgsl"), shader!("shared/score_tokens.wgsl")),
     }
+}
+
+/// Prefix sums over a workgroup.
+fn scan_by(subgroups: bool) -> &'static str {
+    if subgroups { shader!("shared/scan_subgroup.wgsl") } else { shader!("shared/scan.wgsl") }
 }
 
 /// The sum over lanes.

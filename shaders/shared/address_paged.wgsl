@@ -22,8 +22,8 @@ struct Place {
 }
 
 fn place_of(t: TensorLayout, layer_ix: u32, row: u32, num_kv_heads: u32) -> Place {
-    let table_row = params.table_base + row / num_kv_heads * params.table_stride;
-    return Place(t.base + row % num_kv_heads * t.head_stride, table_row);
+    let head = divided(row, num_kv_heads);
+    return Place(t.base + head.rest * t.head_stride, params.table_base + head.quotient * params.table_stride);
 }
 
 fn base_in_page(t: TensorLayout, place: Place, page: u32, slot: u32) -> u32 {

@@ -17,8 +17,9 @@ alias Place = u32;
 // The place of a row of the layer `layer_ix` of those that are bound, which from here on is the one that is accessed.
 fn place_of(t: TensorLayout, layer_ix: u32, row: u32, num_kv_heads: u32) -> Place {
     choose_layer(layer_ix);
-    let sequence = row / num_kv_heads - params.first_sequence;
-    return t.base + layer_ix * t.layer_stride + sequence * t.batch_stride + row % num_kv_heads * t.head_stride;
+    let head = divided(row, num_kv_heads);
+    let sequence = head.quotient - params.first_sequence;
+    return t.base + layer_ix * t.layer_stride + sequence * t.batch_stride + head.rest * t.head_stride;
 }
 
 fn token_base(t: TensorLayout, place: Place, slot: u32) -> u32 {

@@ -3,7 +3,6 @@
 
 const NUM_BINS: u32 = 2048u;
 const PROTECTED_COUNT_IX: u32 = 2048u; // words from a row's first bin
-const ASIDE_COUNT_IX: u32 = 2049u;
 const WITHIN_COUNT_IX: u32 = 2050u;
 
 fn first_digit(key: u32, shift: u32, base: u32) -> u32 {

@@ -1,16 +1,18 @@
 // The threshold of a row whose keys the invocations of one workgroup hold, by histograms of their digits.
 
 const SMALL_BINS: u32 = 256u;
+// Most invocations whose slots are staged a word each.
+const MOST_WHOLE: u32 = 512u;
 // Keys of a bin that are ranked against each other rather than narrowed further.
 const FEW: u32 = 128u;
 
-var<workgroup> bins: array<atomic<u32>, NUM_BINS>;
+// Bins, keys of one bin, or the slots of a tile: two a word where they would not fit otherwise.
+var<workgroup> bins: array<atomic<u32>, select(8u * WG_SIZE, 4u * WG_SIZE, WG_SIZE > MOST_WHOLE)>;
 var<workgroup> wg_found: Found;
 var<workgroup> wg_count: atomic<u32>;
 var<workgroup> wg_threshold: atomic<u32>;
 var<workgroup> wg_tie: atomic<u32>;
 var<workgroup> wg_within: atomic<u32>;
-var<workgroup> wg_row: SelectRow;
 
 struct Found {
     digit: u32, // bin in which the wanted rank falls, or the threshold itself
@@ -18,9 +20,36 @@ struct Found {
     count: u32, // keys in the bin
 }
 
-struct Narrowing {
-    threshold: u32, // bits found so far
-    above: u32,     // mask of the bits found so far
+// Bits of the threshold that are known: those from `shift` on are those of `prefix`; with a shift of 32 none.
+struct Known {
+    prefix: u32,
+    shift: u32,
+}
+
+fn clear_staged(index: u32) {
+    if WG_SIZE > MOST_WHOLE {
+        clear_bins(index, 4u * WG_SIZE);
+    }
+}
+
+fn stage(place: u32, value: u32) {
+    if WG_SIZE > MOST_WHOLE {
+        // Neighbours in a word may be of two invocations.
+        atomicOr(&bins[place / 2u], value << (place % 2u * 16u));
+    } else {
+        atomicStore(&bins[place], value);
+    }
+}
+
+fn staged(place: u32) -> u32 {
+    if WG_SIZE > MOST_WHOLE {
+        return (atomicLoad(&bins[place / 2u]) >> (place % 2u * 16u)) & 0xffffu;
+    }
+    return atomicLoad(&bins[place]);
+}
+
+fn num_staged() -> u32 {
+    return 8u * WG_SIZE;
 }
 
 fn clear_bins(index: u32, num_bins: u32) {
@@ -33,9 +62,13 @@ fn clear_bins(index: u32, num_bins: u32) {
 fn narrow(index: u32, num_bins: u32, rank: u32) -> Found {
     let per = max(num_bins / WG_SIZE, 1u);
     let first = index * per;
+    // Begins at a bin of its own among its neighbours', whose banks differ.
+    let turn = index * per / 32u;
     var sum = 0u;
-    for (var b = 0u; b < per; b++) {
-        sum += select(0u, atomicLoad(&bins[min(first + b, NUM_BINS - 1u)]), first + b < num_bins);
+    if first < num_bins {
+        for (var b = 0u; b < per; b++) {
+            sum += atomicLoad(&bins[first + (b + turn) % per]);
+        }
     }
     var running = exclusive_scan(index, sum).before;
     if rank >= running && rank - running < sum {
@@ -71,37 +104,70 @@ fn rank_few(index: u32, num: u32, rank: u32) -> Found {
     return Found(atomicLoad(&wg_threshold), atomicLoad(&wg_tie), 0u);
 }
 
-fn first_digit_of(key: u32) -> u32 {
-    return first_digit(key, params.digit_shift, params.digit_base);
-}
-
 fn add_first_digits(keys: Keys) {
     var k = keys;
     for (var i = 0u; i < params.keys_held; i++) {
         if k.low.x != PAD_KEY {
-            atomicAdd(&bins[first_digit_of(k.low.x)], 1u);
+            atomicAdd(&bins[first_digit(k.low.x, params.digit_shift, params.digit_base)], 1u);
         }
         k = rotated(k);
     }
 }
 
-fn add_digit(key: u32, n: Narrowing, shift: u32) {
-    if ((key ^ n.threshold) & n.above) == 0u {
+fn is_known(key: u32, known: Known) -> bool {
+    return known.shift >= 32u || (key >> known.shift) == known.prefix;
+}
+
+fn add_digit(key: u32, known: Known, shift: u32) {
+    if is_known(key, known) {
         atomicAdd(&bins[(key >> shift) & (SMALL_BINS - 1u)], 1u);
     }
 }
 
-// The bits of the threshold that its bin tells: those above the shift, but none in the first and last bin.
-fn narrowing_of(bin: u32) -> Narrowing {
+// What the bin of a first digit tells: all of its bits, but of the first and the last bin none.
+fn known_by(bin: u32) -> Known {
     if bin == 0u || bin == NUM_BINS - 1u {
-        return Narrowing(0u, 0u);
+        return Known(0u, 32u);
     }
-    return Narrowing((bin + params.digit_base) << params.digit_shift, 0xffffffffu << params.digit_shift);
+    return Known(bin + params.digit_base, params.digit_shift);
 }
 
-fn narrowed(n: Narrowing, digit: u32, shift: u32) -> Narrowing {
-    let mask = (SMALL_BINS - 1u) << shift;
-    return Narrowing((n.threshold & ~mask) | (digit << shift), n.above | mask);
+// The shift of the digit after those that are known: eight bits, which the last one shares with known bits.
+fn next_shift(known: Known) -> u32 {
+    return max(known.shift, 8u) - 8u;
+}
+
+// The bits known with that digit.
+fn known_with(known: Known, digit: u32, shift: u32) -> Known {
+    let width = known.shift - shift;
+    let above = select(known.prefix << width, 0u, known.shift >= 32u);
+    return Known(above | (digit & ((1u << width) - 1u)), shift);
+}
+
+// The keys of a bin: from `first` on, below `end`.
+struct BinKeys {
+    first: vec4<u32>,
+    end: vec4<u32>,
+}
+
+// The first bin and the last hold what lies before and after the window, but no pads.
+fn keys_of_bin(bin: u32) -> BinKeys {
+    let first = (bin + params.digit_base) << params.digit_shift;
+    let end = (bin + params.digit_base + 1u) << params.digit_shift;
+    return BinKeys(
+        vec4<u32>(select(first, 0u, bin == 0u)),
+        vec4<u32>(select(end, PAD_KEY, bin == NUM_BINS - 1u)),
+    );
+}
+
+// Which of eight keys are of the bin.
+fn bits_of_bin(k: Keys, b: BinKeys) -> u32 {
+    return bits(k.low < b.end, k.high < b.end) & ~bits(k.low < b.first, k.high < b.first);
+}
+
+fn key_of(k: Keys, i: u32) -> u32 {
+    let v = select(k.low, k.high, i >= 4u);
+    return select(select(v.x, v.y, (i & 1u) != 0u), select(v.z, v.w, (i & 1u) != 0u), (i & 2u) != 0u);
 }
 
 // What budgets depend on: protected keys, and keys up to a limit.
@@ -135,57 +201,41 @@ fn select_in_row(index: u32, k: Keys, row: SelectRow) -> SelectRow {
     s.num_within = atomicLoad(&wg_within);
     s.budget = row_budget(s);
     var found = narrow(index, NUM_BINS, max(s.budget, 1u) - 1u);
-    let bin = found.digit;
+    let of_bin = bits_of_bin(k, keys_of_bin(found.digit));
     if found.count <= FEW {
         if index == 0u {
             atomicStore(&wg_count, 0u);
         }
         workgroupBarrier();
-        hold_keys(k, bin);
+        // Holds the keys of the bin in `bins`, whose counts are no longer needed. Their order does not matter.
+        for (var left = of_bin; left != 0u; left &= left - 1u) {
+            atomicStore(&bins[atomicAdd(&wg_count, 1u)], key_of(k, firstTrailingBit(left)));
+        }
         workgroupBarrier();
         found = rank_few(index, found.count, found.rank);
     } else {
-        found = narrow_row(index, k, bin, found.rank);
+        found = narrow_row(index, k, of_bin, found);
     }
     s.threshold = found.digit;
     s.num_ties = found.rank + 1u;
     return s;
 }
 
-// Puts the keys of a bin into `bins`, whose counts are no longer needed. Their order does not matter.
-fn hold_keys(keys: Keys, bin: u32) {
-    var k = keys;
-    for (var i = 0u; i < params.keys_held; i++) {
-        if k.low.x != PAD_KEY && first_digit_of(k.low.x) == bin {
-            atomicStore(&bins[atomicAdd(&wg_count, 1u)], k.low.x);
-        }
-        k = rotated(k);
-    }
-}
-
 // The threshold among the many keys of a bin that the row's invocations hold, eight bits at a time.
-fn narrow_row(index: u32, k: Keys, bin: u32, wanted: u32) -> Found {
-    var n = narrowing_of(bin);
-    var rank = wanted;
-    for (var left = 4u; left > 0u; left--) {
-        let shift = (left - 1u) * 8u;
+fn narrow_row(index: u32, k: Keys, of_bin: u32, found: Found) -> Found {
+    var known = known_by(found.digit);
+    var rank = found.rank;
+    for (var round = 0u; round < 4u && known.shift > 0u; round++) {
+        let shift = next_shift(known);
         clear_bins(index, SMALL_BINS);
         workgroupBarrier();
-        add_digits(k, bin, n, shift);
+        for (var left = of_bin; left != 0u; left &= left - 1u) {
+            add_digit(key_of(k, firstTrailingBit(left)), known, shift);
+        }
         workgroupBarrier();
         let next = narrow(index, SMALL_BINS, rank);
-        n = narrowed(n, next.digit, shift);
+        known = known_with(known, next.digit, shift);
         rank = next.rank;
     }
-    return Found(n.threshold, rank, 0u);
-}
-
-fn add_digits(keys: Keys, bin: u32, n: Narrowing, shift: u32) {
-    var k = keys;
-    for (var i = 0u; i < params.keys_held; i++) {
-        if k.low.x != PAD_KEY && first_digit_of(k.low.x) == bin {
-            add_digit(k.low.x, n, shift);
-        }
-        k = rotated(k);
-    }
+    return Found(known.prefix, rank, 0u);
 }

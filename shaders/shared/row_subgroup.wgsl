@@ -4,8 +4,8 @@
 fn compress_row(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(subgroup_id) subgroup: u32,
-    @builtin(subgroup_size) subgroup_len: u32,
-    @builtin(subgroup_invocation_id) lane: u32,
+    @builtin(subgroup_size) len: u32,
+    @builtin(subgroup_invocation_id) lane_ix: u32,
 ) {
-    compress(wg, subgroup * subgroup_len + lane);
+    compress(wg, enter(subgroup, len, lane_ix));
 }

@@ -1,6 +1,5 @@
-// Exclusive prefix sum over a workgroup. A few invocations rake over the values of all, so that the others spend no
-// instructions on it. Without subgroups: a subgroup sum is whole only where the subgroup has reconverged, which nothing
-// promises after divergent code (seen wrong on an H100).
+// Exclusive prefix sum over a workgroup, without subgroups. A few invocations rake over the values of all, so that the
+// others spend no instructions on it.
 
 struct Scanned {
     before: u32, // sum of the values of lower invocations

@@ -1,9 +1,7 @@
 // A row as the selectors see it, and what it keeps.
 
 const PAD_KEY: u32 = 0xffffffffu;
-const POSITIONAL: u32 = 1u;
 
-// Fields as in RowInfo.
 struct SelectRow {
     row: Row,
     rule: RowRule,
@@ -11,11 +9,8 @@ struct SelectRow {
     num_protected: u32,
     num_within: u32,
     pooled_budget: u32,
-    bin: u32,
-    bin_rank: u32,
-    bin_count: u32,
-    threshold: u32,
-    num_ties: u32,
+    threshold: u32, // order key of the last kept
+    num_ties: u32,  // keys equal to it that are kept
 }
 
 // What a row keeps of its keys: the pool's word, or that of its rule. An inactive row keeps everything.

@@ -18,7 +18,7 @@ const STATUS_NON_FINITE_KEY: u32 = 8u;
 const STATUS_NORM_MISSING: u32 = 16u;
 
 fn load_row(s: StateLayout, layer: u32, row: u32) -> Row {
-    let sequence = row / s.num_kv_heads;
+    let sequence = divided(row, s.num_kv_heads).quotient;
     let state_row = layer * s.rows_per_layer + row;
     var r: Row;
     let raw_len = state_meta[s.lengths_base + state_row];

@@ -1,4 +1,6 @@
-// Emission: from a row's threshold to its slots, in slot order, by prefix sums. An invocation holds eight keys.
+// Emission: from a row's threshold to its slots, in slot order, by prefix sums. An invocation holds eight keys. The
+// module gives IN_ORDER, and workgroup memory to stage as many slots of 16 bits as a tile has: clear_staged, stage, staged
+// and num_staged.
 
 struct Keys {
     low: vec4<u32>,
@@ -64,59 +66,83 @@ fn slots_below(first_slot: u32, end: u32) -> u32 {
     return (1u << min(max(end, first_slot) - first_slot, 8u)) - 1u;
 }
 
-// Writes what eight slots contribute to the row's lists, given the keys below and equal to the threshold before them.
-// Ranks, and places in each list, are consecutive, so that a slot costs a bit and a store.
-fn emit_keys(local_row: u32, s: SelectRow, k: Keys, first_slot: u32, below: u32, equal: u32) {
-    let list_base = local_row * params.lists_stride;
-    let t = vec4<u32>(s.threshold);
-    let valid = slots_below(first_slot, s.row.len);
-    let front = slots_below(first_slot, s.budget);
-    let rank = below + min(equal, s.num_ties);
-    var kept = bits(k.low < t, k.high < t);
-    let ties = bits(k.low == t, k.high == t) & valid;
-    if ties != 0u {
-        kept |= lowest_bits(ties, s.num_ties - min(equal, s.num_ties));
-    }
-    let dropped = valid & ~kept;
-    if params.order == POSITIONAL {
-        if dropped != 0u && rank == first_slot {
-            note_first_moved(local_row, first_slot + firstTrailingBit(dropped));
-        }
-        var place = list_base + rank;
-        for (var left = kept; left != 0u; left &= left - 1u) {
-            let slot = first_slot + firstTrailingBit(left);
-            lists[place] = slot;
-            lists[place + params.staged_offset] = position_of(s.row, slot);
-            place++;
-        }
-        return;
-    }
-    note_kept(local_row, s, first_slot, kept);
-    let rank_of_movers = rank + countOneBits(kept & front);
-    if s.budget - min(first_slot, s.budget) < 8u && s.budget >= first_slot && s.budget < s.row.len {
-        note_num_moved(local_row, s.budget - min(rank_of_movers, s.budget));
-    }
-    // Movers go to the end of the list, holes to its front. The bound keeps a row that exceeds the recorded max_len to
-    // its own list.
-    let last = list_base + params.order_stride - 1u;
-    var place = list_base + first_slot - rank;
-    for (var left = dropped & front; left != 0u; left &= left - 1u) {
-        lists[min(place, last)] = first_slot + firstTrailingBit(left);
-        place++;
-    }
-    place = list_base + s.row.len - s.budget + rank_of_movers;
-    for (var left = kept & ~front; left != 0u; left &= left - 1u) {
-        lists[min(place, last)] = first_slot + firstTrailingBit(left);
-        place++;
+// Stages the slots of a mask, counted from the tile's first, at places that go up or down from the first.
+fn stage_slots(mask: u32, first: u32, first_place: u32, step: u32) {
+    var place = first_place;
+    for (var left = mask; left != 0u; left &= left - 1u) {
+        stage(place, first + firstTrailingBit(left));
+        place += step;
     }
 }
 
-// Emits the eight keys of each invocation, the workgroup's first slot being `first_slot`.
-fn emit_tile(index: u32, local_row: u32, s: SelectRow, k: Keys, first_slot: u32, below: u32, equal: u32) -> Scanned {
+// Kept slots of the tile below the budget, where the budget lies in the tile.
+var<workgroup> wg_kept_front: u32;
+
+// Writes to the row's lists what a tile of eight keys an invocation contributes, given the keys below and equal to the
+// threshold before the tile, whose first slot is `tile_first`. Places in each list are consecutive: slots are staged in
+// workgroup memory by their places and copied from there. The whole workgroup calls it.
+fn emit_tile(index: u32, local_row: u32, s: SelectRow, k: Keys, tile_first: u32, below: u32, equal: u32) -> Scanned {
+    clear_staged(index);
     let scanned = exclusive_scan(index, count_keys(k, s.threshold));
-    if s.row.active_row {
-        let before = vec2<u32>(below + (scanned.before & 0xffffu), equal + (scanned.before >> 16u));
-        emit_keys(local_row, s, k, first_slot + index * 8u, before.x, before.y);
+    let equal_before = equal + (scanned.before >> 16u);
+    let tile_rank = below + min(equal, s.num_ties);
+    let rank = below + (scanned.before & 0xffffu) + min(equal_before, s.num_ties);
+    let end_rank = below + (scanned.total & 0xffffu) + min(equal + (scanned.total >> 16u), s.num_ties);
+    let num_kept = select(0u, end_rank - tile_rank, s.row.active_row);
+    let first_slot = tile_first + index * 8u;
+    let t = vec4<u32>(s.threshold);
+    let valid = select(0u, slots_below(first_slot, s.row.len), s.row.active_row);
+    var kept = bits(k.low < t, k.high < t) & valid;
+    let ties = bits(k.low == t, k.high == t) & valid;
+    if ties != 0u {
+        kept |= lowest_bits(ties, s.num_ties - min(equal_before, s.num_ties));
+    }
+    let dropped = valid & ~kept;
+    let list_base = local_row * params.lists_stride;
+    let last = params.order_stride - 1u; // keeps a row that exceeds the recorded max_len to its own list
+    if IN_ORDER {
+        if dropped != 0u && rank == first_slot {
+            note_first_moved(local_row, first_slot + firstTrailingBit(dropped));
+        }
+        stage_slots(kept, index * 8u, rank - tile_rank, 1u);
+        workgroupBarrier();
+        for (var round = 0u; round < params.keys_held; round++) {
+            let i = round * WG_SIZE + index;
+            if i < num_kept {
+                let slot = tile_first + staged(i);
+                let place = list_base + min(tile_rank + i, last);
+                lists[place] = slot;
+                lists[place + params.staged_offset] = position_of(s.row, slot);
+            }
+        }
+        return scanned;
+    }
+    note_kept(local_row, s, first_slot, kept);
+    // Holes are staged upwards from the front, movers downwards from the end: together they are no more than the tile.
+    let front = slots_below(first_slot, s.budget);
+    let rank_of_movers = rank + countOneBits(kept & front);
+    stage_slots(dropped & front, index * 8u, index * 8u - (rank - tile_rank), 1u);
+    stage_slots(kept & ~front, index * 8u, num_staged() - 1u - (rank_of_movers - tile_rank), 0xffffffffu);
+    if s.budget >= first_slot && s.budget - first_slot < 8u && s.budget < s.row.len {
+        note_num_moved(local_row, s.budget - min(rank_of_movers, s.budget));
+        wg_kept_front = rank_of_movers - tile_rank;
+    }
+    workgroupBarrier();
+    let tile_end = min(tile_first + 8u * WG_SIZE, s.row.len);
+    let holds_budget = tile_first <= s.budget && s.budget < tile_end;
+    let kept_front = select(select(0u, num_kept, tile_first < s.budget), wg_kept_front, holds_budget);
+    let slots_front = min(max(s.budget, tile_first), max(tile_end, tile_first)) - tile_first;
+    let num_holes = select(0u, slots_front - min(kept_front, slots_front), s.row.active_row);
+    let num_movers = num_kept - min(kept_front, num_kept);
+    // Holes go to the front of the list, movers to its end.
+    for (var round = 0u; round < params.keys_held; round++) {
+        let i = round * WG_SIZE + index;
+        if i < num_holes + num_movers {
+            let rank = kept_front + i - num_holes;
+            let is_hole = i < num_holes;
+            let place = select(s.row.len - s.budget + tile_rank + rank, tile_first - tile_rank + i, is_hole);
+            lists[list_base + min(place, last)] = tile_first + staged(select(num_staged() - 1u - rank, i, is_hole));
+        }
     }
     return scanned;
 }

@@ -13,7 +13,7 @@ struct Params {
     sorted_stride: u32,     // words between rows of the bitonic scratch, a power of two
     merge_size: u32,        // bitonic: size of the sequences being merged
     merge_stride: u32,      // bitonic: compare distance
-    from_sorted: u32,       // 1: the threshold is in row_infos already
+    pad0: u32,
     first_info: u32,        // index of row 0 in row_infos
     first_layer: u32,       // the state's layer of compressed layer 0, were there no gap; modulo 2^32
     tile_counts_base: u32,  // words from a row's histogram to its tile counts

@@ -6,7 +6,6 @@
 //   4 lists read_write u32 [row, lists_stride]: slots, then staged positions (Positional) or bits of kept slots (Fill), and
 //     keys set aside (long rows)
 //   5 row_infos read_write RowInfo [row]
-//   6 histogram read_write atomic u32 [row, histogram_stride]
 //   7 rules read RowRule [compressed layer, head]
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -15,18 +14,15 @@
 @group(0) @binding(3) var<storage, read> positions: array<u32>;
 @group(0) @binding(4) var<storage, read_write> lists: array<u32>;
 @group(0) @binding(5) var<storage, read_write> row_infos: array<RowInfo>;
-@group(0) @binding(6) var<storage, read_write> histogram: array<atomic<u32>>;
 @group(0) @binding(7) var<storage, read> rules: array<RowRule>;
 
-override WG_SIZE: u32 = 256u;
-
 fn select_row_of(local_row: u32) -> SelectRow {
-    let global_row = params.first_row + local_row;
-    let compressed = global_row / params.state.rows_per_layer;
-    let row = global_row % params.state.rows_per_layer;
+    let layer_row = divided(params.first_row + local_row, params.state.rows_per_layer);
+    let compressed = layer_row.quotient;
+    let row = layer_row.rest;
     let heads = params.state.num_kv_heads;
     var s: SelectRow;
-    s.rule = rules[compressed * heads + row % heads];
+    s.rule = rules[compressed * heads + divided(row, heads).rest];
     s.pooled_budget = row_infos[params.first_info + local_row].pooled_budget;
     // A window has no gap in its layers, so the state's addresses do not wait for the table.
     s.row = load_row(params.state, params.first_layer + compressed, row);
@@ -44,21 +40,30 @@ fn load_raw(local_row: u32, eight: u32) -> Keys {
     return Keys(order_keys[base + quad], order_keys[base + quad + 1u]);
 }
 
-// One invocation a row writes what the emission does not: all of RowInfo but the fields that a slot decides.
-fn write_row_info(local_row: u32, s: SelectRow) {
+// A row as an earlier dispatch has left it.
+fn row_of_info(info: RowInfo) -> SelectRow {
+    var s: SelectRow;
+    s.row.len = len_of(info);
+    s.row.compacted = compacted_of(info);
+    s.row.num_seen = num_seen_of(info);
+    s.row.positions_base = info.state.x;
+    s.row.active_row = is_active(info);
+    s.budget = budget_of(info);
+    s.threshold = info.threshold.x;
+    s.num_ties = info.threshold.y;
+    return s;
+}
+
+// One invocation a row writes what the emission does not: all but the fields that a slot decides.
+fn write_row_info(local_row: u32, s: SelectRow, threshold: vec4<u32>) {
     let ix = params.first_info + local_row;
-    row_infos[ix].len = s.row.len;
-    row_infos[ix].budget = s.budget;
-    row_infos[ix].threshold = s.threshold;
-    row_infos[ix].num_ties = s.num_ties;
-    row_infos[ix].compacted = s.row.compacted;
-    row_infos[ix].num_seen = s.row.num_seen;
-    row_infos[ix].active_row = select(0u, 1u, s.row.active_row);
+    row_infos[ix].tokens = vec4<u32>(s.row.len, s.budget, s.row.compacted, s.row.num_seen);
+    row_infos[ix].state = vec4<u32>(s.row.positions_base, select(0u, 1u, s.row.active_row), status_bits(s), 0u);
+    row_infos[ix].threshold = threshold;
     if s.budget == s.row.len {
         row_infos[ix].num_moved = 0u;
         row_infos[ix].first_moved = s.budget;
     }
-    row_infos[ix].status = status_bits(s);
 }
 
 fn note_first_moved(local_row: u32, rank: u32) {

@@ -6,8 +6,8 @@ var<workgroup> num_protected: atomic<u32>;
 // The row as this stage sees it: an inactive sequence is not read.
 fn scored_row(local_row: u32) -> Row {
     let run_row = params.first_row + local_row;
-    let rows_per_layer = params.state.rows_per_layer;
-    var r = load_row(params.state, params.layer + run_row / rows_per_layer, run_row % rows_per_layer);
+    let layer_row = divided(run_row, params.state.rows_per_layer);
+    var r = load_row(params.state, params.layer + layer_row.quotient, layer_row.rest);
     if !r.active_row {
         r.len = 0u;
     }

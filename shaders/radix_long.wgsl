@@ -1,0 +1,220 @@
+//! radix_long: the kept slots of rows of any length, a workgroup to a tile, from the histogram of their first digits or
+//!   from the threshold of sorted rows.
+//! Source: histogram selection as in J. Zhang et al., "Parallel Top-K Algorithms on GPU", SC '23; setting aside the bin of
+//!   the threshold and the deterministic emission are our own. Reference: src/reference/top_k.rs, exact.
+//! Bindings: shared/top_k_rows.wgsl, and
+//!   6 histogram read_write vec4<u32> [row, histogram_stride / 4]: counts of first digits, a quad of other counts, and a
+//!     quad for each tile: its keys below the bin, keys of the bin (of sorted rows, keys below and equal to the threshold)
+//! Entry points: collect, emit · dispatch (ceil(max_len / (8 * WG_SIZE)), num_rows, 1) · none | subgroups
+//! Overrides: WG_SIZE = 256; IN_ORDER = false; FROM_SORTED = false
+//! Workgroup bytes: 32 * WG_SIZE + 4 * WG_SIZE + 112
+//! Algorithm: the score stage or `count_digits` has counted first digits. `collect` finds the bin of the threshold, counts
+//!   the keys below it in each tile and sets the keys of the bin aside, by tiles. `emit` finds the threshold among them,
+//!   each workgroup for itself, sums what lies in the tiles before its own and emits.
+//!   What takes time here is instructions that run once, fetched as they come: so rows are read by every invocation,
+//!   without a barrier, loops stay rolled, and what can be known before is left in RowInfo.
+//! Invariants: counts are integers, so atomics commute and the result is the same in every run; the order in which keys
+//!   are set aside is not, but they are only counted. `emit` leaves the histogram zero for the next call. Any
+//!   distribution of keys is exact; one that puts most keys into one bin only makes more of them be narrowed digit by
+//!   digit.
+
+@group(0) @binding(6) var<storage, read_write> histogram: array<vec4<u32>>;
+
+override WG_SIZE: u32 = 256u;
+override IN_ORDER: bool = false; // kept tokens keep their order, else movers fill holes
+override FROM_SORTED: bool = false; // the threshold is in row_infos already
+
+// Keys set aside that are ranked against each other rather than narrowed further.
+const FEW_ASIDE: u32 = 64u;
+const COUNTS_IX: u32 = PROTECTED_COUNT_IX / 4u; // a row's quad of protected keys, nothing, keys up to the limit, nothing
+
+var<workgroup> wg_below: atomic<u32>;
+var<workgroup> wg_equal: atomic<u32>;
+
+fn clear_sums(index: u32) {
+    if index == 0u {
+        atomicStore(&wg_below, 0u);
+        atomicStore(&wg_equal, 0u);
+    }
+}
+
+// Sums over the workgroup. What was written before can be read after this.
+fn sums_of(below: u32, equal: u32) -> vec2<u32> {
+    atomicAdd(&wg_below, below);
+    atomicAdd(&wg_equal, equal);
+    workgroupBarrier();
+    return vec2<u32>(atomicLoad(&wg_below), atomicLoad(&wg_equal));
+}
+
+fn row_quad(local_row: u32) -> u32 {
+    return local_row * (params.histogram_stride / 4u);
+}
+
+fn tile_quad(local_row: u32, tile: u32) -> u32 {
+    return row_quad(local_row) + params.tile_counts_base / 4u + tile;
+}
+
+// Where a tile's key aside is.
+fn aside_ix(local_row: u32, tile: u32, place: u32) -> u32 {
+    return local_row * params.lists_stride + params.aside_offset + tile * 8u * WG_SIZE + place;
+}
+
+// Finds the bin of a rank, of which each invocation has eight. Ends at a barrier.
+fn bin_of_rank(index: u32, low: vec4<u32>, high: vec4<u32>, rank: u32) -> Found {
+    // Keys up to the end of each of them.
+    let a = vec4<u32>(low.x, low.x + low.y, low.x + low.y + low.z, low.x + low.y + low.z + low.w);
+    let b = a.w + vec4<u32>(high.x, high.x + high.y, high.x + high.y + high.z, high.x + high.y + high.z + high.w);
+    let before = exclusive_scan(index, b.w).before;
+    if rank >= before && rank - before < b.w {
+        let r = vec4<u32>(rank - before);
+        let starts = max(select(vec4<u32>(0u), a, a <= r), select(vec4<u32>(0u), b, b <= r));
+        let ends = min(select(a, b.wwww, a <= r), select(b, b.wwww, b <= r));
+        let start = max(max(starts.x, starts.y), max(starts.z, starts.w));
+        let end = min(min(ends.x, ends.y), min(ends.z, ends.w));
+        wg_found = Found(index * 8u + ones(a <= r) + ones(b <= r), r.x - start, end - start);
+    }
+    return workgroupUniformLoad(&wg_found);
+}
+
+fn collect_tile(wg: vec3<u32>, index: u32) {
+    let eight = wg.x * WG_SIZE + index;
+    let raw = load_raw(wg.y, eight);
+    if FROM_SORTED {
+        let info = row_infos[params.first_info + wg.y];
+        let counts = count_keys(mask_keys(raw, len_of(info), eight), info.threshold.x);
+        clear_sums(index);
+        workgroupBarrier();
+        let sums = sums_of(counts & 0xffffu, counts >> 16u);
+        if index == 0u {
+            histogram[tile_quad(wg.y, wg.x)] = vec4<u32>(sums, 0u, 0u);
+        }
+        return;
+    }
+    let low = histogram[row_quad(wg.y) + 2u * index];
+    let high = histogram[row_quad(wg.y) + 2u * index + 1u];
+    let counts = histogram[row_quad(wg.y) + COUNTS_IX];
+    var s = select_row_of(wg.y);
+    s.num_protected = counts.x;
+    s.num_within = counts.z;
+    s.budget = row_budget(s);
+    if index == 0u {
+        wg_found = Found(0u, 0u, 0u); // an empty row finds nothing
+        atomicStore(&wg_count, 0u);
+    }
+    clear_sums(index);
+    let found = bin_of_rank(index, low, high, max(s.budget, 1u) - 1u);
+    let k = mask_keys(raw, s.row.len, eight);
+    let bin = keys_of_bin(found.digit);
+    for (var left = bits_of_bin(k, bin); left != 0u; left &= left - 1u) {
+        lists[aside_ix(wg.y, wg.x, atomicAdd(&wg_count, 1u))] = key_of(k, firstTrailingBit(left));
+    }
+    let below = sums_of(ones(k.low < bin.first) + ones(k.high < bin.first), 0u).x;
+    if index == 0u {
+        histogram[tile_quad(wg.y, wg.x)] = vec4<u32>(below, atomicLoad(&wg_count), 0u, 0u);
+        if wg.x == 0u {
+            write_row_info(wg.y, s, vec4<u32>(found.digit, found.rank, found.count, 0u));
+        }
+    }
+}
+
+// Tiles whose keys aside an invocation looks at, and of each every share'th key from `part` on.
+struct Asides {
+    first_tile: u32,
+    step: u32,
+    part: u32,
+    share: u32,
+}
+
+fn asides_of(index: u32, num_tiles: u32) -> Asides {
+    let log_tiles = min(32u - countLeadingZeros(num_tiles - 1u), firstTrailingBit(WG_SIZE));
+    let log_share = firstTrailingBit(WG_SIZE) - log_tiles;
+    let share = 1u << log_share;
+    return Asides(index >> log_share, 1u << log_tiles, index & (share - 1u), share);
+}
+
+fn emit_long(wg: vec3<u32>, num_tiles: u32, index: u32) {
+    let eight = wg.x * WG_SIZE + index;
+    let raw = load_raw(wg.y, eight);
+    let info = row_infos[params.first_info + wg.y];
+    var s = row_of_info(info);
+    let asides = asides_of(index, num_tiles);
+    clear_sums(index);
+    if FROM_SORTED {
+        workgroupBarrier();
+    } else {
+        if index == 0u {
+            wg_found = Found(info.threshold.x, info.threshold.y, info.threshold.z);
+            atomicStore(&wg_count, 0u);
+        }
+        let threshold = threshold_aside(index, wg.y, num_tiles, asides);
+        s.threshold = threshold.digit;
+        s.num_ties = threshold.rank + 1u;
+    }
+    let before = before_tile(index, wg, asides, s);
+    let first_slot = wg.x * WG_SIZE * 8u;
+    let k = mask_keys(raw, s.row.len, eight);
+    _ = emit_tile(index, wg.y, s, k, first_slot, before.x, before.y);
+
+    // Nothing reads these in this dispatch.
+    if wg.x == 0u && !FROM_SORTED {
+        histogram[row_quad(wg.y) + 2u * index] = vec4<u32>(0u);
+        histogram[row_quad(wg.y) + 2u * index + 1u] = vec4<u32>(0u);
+        if index == 0u {
+            histogram[row_quad(wg.y) + COUNTS_IX] = vec4<u32>(0u);
+        }
+    }
+}
+
+// The threshold among the keys set aside: digit by digit while they are many, a few are ranked. Ends at a barrier.
+fn threshold_aside(index: u32, local_row: u32, num_tiles: u32, a: Asides) -> Found {
+    var found = workgroupUniformLoad(&wg_found);
+    var known = known_by(found.digit);
+    for (var round = 0u; round < 4u && found.count > FEW_ASIDE && known.shift > 0u; round++) {
+        let shift = next_shift(known);
+        clear_bins(index, SMALL_BINS);
+        workgroupBarrier();
+        for (var tile = a.first_tile; tile < num_tiles; tile += a.step) {
+            let num = histogram[tile_quad(local_row, tile)].y;
+            for (var i = a.part; i < num; i += a.share) {
+                add_digit(lists[aside_ix(local_row, tile, i)], known, shift);
+            }
+        }
+        workgroupBarrier();
+        found = narrow(index, SMALL_BINS, found.rank);
+        known = known_with(known, found.digit, shift);
+    }
+    if known.shift == 0u {
+        return Found(known.prefix, found.rank, 0u);
+    }
+    for (var tile = a.first_tile; tile < num_tiles; tile += a.step) {
+        let num = histogram[tile_quad(local_row, tile)].y;
+        for (var i = a.part; i < num; i += a.share) {
+            let key = lists[aside_ix(local_row, tile, i)];
+            if is_known(key, known) {
+                atomicStore(&bins[atomicAdd(&wg_count, 1u)], key);
+            }
+        }
+    }
+    workgroupBarrier();
+    return rank_few(index, found.count, found.rank);
+}
+
+// Keys below and equal to the threshold in the tiles before this one.
+fn before_tile(index: u32, wg: vec3<u32>, a: Asides, s: SelectRow) -> vec2<u32> {
+    var below = 0u;
+    var equal = 0u;
+    for (var tile = a.first_tile; tile < wg.x; tile += a.step) {
+        let counts = histogram[tile_quad(wg.y, tile)];
+        below += select(0u, counts.x, a.part == 0u);
+        if FROM_SORTED {
+            equal += select(0u, counts.y, a.part == 0u);
+        } else {
+            for (var i = a.part; i < counts.y; i += a.share) {
+                let key = lists[aside_ix(wg.y, tile, i)];
+                below += u32(key < s.threshold);
+                equal += u32(key == s.threshold);
+            }
+        }
+    }
+    return sums_of(below, equal);
+}
