@@ -61,8 +61,10 @@ fn row_workgroup(shape: &KvShape, policy: &Policy, capabilities: &Capabilities, 
 
 /// Whether so many rows fill the card.
 fn fills_card(shape: &KvShape, policy: &Policy, num_rows: u64) -> bool {
-    // The squares of bf16 take more arithmetic.
-    let needs_more = policy.order == Order::Positional || shape.keys.dtype == Dtype::Bf16;
+    // The squares of bf16 take more arithmetic, and a workgroup moves few bytes at a time.
+    let needs_more = policy.order == Order::Positional
+        || shape.keys.dtype == Dtype::Bf16
+        || u64::from(shape.capacity) * u64::from(shape.keys.row_bytes()) > LARGE_ROW;
     num_rows >= FULL_ROWS[usize::from(needs_more)]
 }
 
@@ -86,6 +88,8 @@ impl Bound {
 /// Rows of a window from which on a workgroup to a row is faster than the chain of dispatches, which gives a row several
 /// workgroups: at best, and where that counts more. See `benches/record`.
 const FULL_ROWS: [u64; 2] = [48, 96];
+/// Bytes of a row's keys above which more rows count.
+const LARGE_ROW: u64 = 1 << 20;
 /// Rows up to which a workgroup has a multiprocessor for itself.
 const FEW_ROWS: u64 = 128;
 
