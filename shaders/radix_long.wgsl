@@ -6,15 +6,17 @@
 //!   6 histogram read_write vec4<u32> [row, histogram_stride / 4]: counts of first digits, a quad of other counts, and a
 //!     quad for each tile: its keys below the bin, keys of the bin (of sorted rows, keys below and equal to the threshold)
 //! Entry points: collect, emit · dispatch (ceil(max_len / (8 * WG_SIZE)), num_rows, 1) · none | subgroups
-//! Overrides: WG_SIZE = 256; IN_ORDER = false; FROM_SORTED = false
+//!   settle · dispatch (1, num_rows, 1) · none | subgroups: between them where tiles are many
+//! Overrides: WG_SIZE = 256, of settle 256 or 1024; IN_ORDER = false; FROM_SORTED = false
 //! Workgroup bytes: 32 * WG_SIZE + 4 * WG_SIZE + 112
 //! Algorithm: the score stage or `count_digits` has counted first digits. `collect` finds the bin of the threshold, counts
 //!   the keys below it in each tile and sets the keys of the bin aside, by tiles. `emit` finds the threshold among them,
-//!   each workgroup for itself, sums what lies in the tiles before its own and emits.
+//!   each workgroup for itself, sums what lies in the tiles before its own and emits. Many workgroups would read what is
+//!   aside many times: there `settle` leaves the threshold and each tile's counts as those of sorted rows.
 //!   What takes time here is instructions that run once, fetched as they come: so rows are read by every invocation,
 //!   without a barrier, loops stay rolled, and what can be known before is left in RowInfo.
 //! Invariants: counts are integers, so atomics commute and the result is the same in every run; the order in which keys
-//!   are set aside is not, but they are only counted. `emit` leaves the histogram zero for the next call. Any
+//!   are set aside is not, but they are only counted. `emit` or `settle` leaves the histogram zero for the next call. Any
 //!   distribution of keys is exact; one that puts most keys into one bin only makes more of them be narrowed digit by
 //!   digit.
 
@@ -24,6 +26,7 @@ override WG_SIZE: u32 = 256u;
 override IN_ORDER: bool = false; // kept tokens keep their order, else movers fill holes
 override FROM_SORTED: bool = false; // the threshold is in row_infos already
 
+const TILE: u32 = 2048u; // slots: eight an invocation
 // Keys set aside that are ranked against each other rather than narrowed further.
 const FEW_ASIDE: u32 = 64u;
 const COUNTS_IX: u32 = PROTECTED_COUNT_IX / 4u; // a row's quad of protected keys, nothing, keys up to the limit, nothing
@@ -56,7 +59,7 @@ fn tile_quad(local_row: u32, tile: u32) -> u32 {
 
 // Where a tile's key aside is.
 fn aside_ix(local_row: u32, tile: u32, place: u32) -> u32 {
-    return local_row * params.lists_stride + params.aside_offset + tile * 8u * WG_SIZE + place;
+    return local_row * params.lists_stride + params.aside_offset + tile * TILE + place;
 }
 
 // Finds the bin of a rank, of which each invocation has eight. Ends at a barrier.
@@ -76,7 +79,7 @@ fn bin_of_rank(index: u32, low: vec4<u32>, high: vec4<u32>, rank: u32) -> Found 
     return workgroupUniformLoad(&wg_found);
 }
 
-fn collect_tile(wg: vec3<u32>, index: u32) {
+fn collect_tile(wg: vec3<u32>, num_tiles: u32, index: u32) {
     let eight = wg.x * WG_SIZE + index;
     let raw = load_raw(wg.y, eight);
     if FROM_SORTED {
@@ -112,7 +115,7 @@ fn collect_tile(wg: vec3<u32>, index: u32) {
     if index == 0u {
         histogram[tile_quad(wg.y, wg.x)] = vec4<u32>(below, atomicLoad(&wg_count), 0u, 0u);
         if wg.x == 0u {
-            write_row_info(wg.y, s, vec4<u32>(found.digit, found.rank, found.count, 0u));
+            write_row_info(wg.y, s, vec4<u32>(found.digit, found.rank, found.count, num_tiles));
         }
     }
 }
@@ -155,13 +158,43 @@ fn emit_long(wg: vec3<u32>, num_tiles: u32, index: u32) {
     let k = mask_keys(raw, s.row.len, eight);
     _ = emit_tile(index, wg.y, s, k, first_slot, before.x, before.y);
 
-    // Nothing reads these in this dispatch.
     if wg.x == 0u && !FROM_SORTED {
-        histogram[row_quad(wg.y) + 2u * index] = vec4<u32>(0u);
-        histogram[row_quad(wg.y) + 2u * index + 1u] = vec4<u32>(0u);
-        if index == 0u {
-            histogram[row_quad(wg.y) + COUNTS_IX] = vec4<u32>(0u);
+        clear_histogram(index, wg.y);
+    }
+}
+
+// For the next call. Nothing reads these counts in this dispatch.
+fn clear_histogram(index: u32, local_row: u32) {
+    for (var quad = index; quad < NUM_BINS / 4u; quad += WG_SIZE) {
+        histogram[row_quad(local_row) + quad] = vec4<u32>(0u);
+    }
+    if index == 0u {
+        histogram[row_quad(local_row) + COUNTS_IX] = vec4<u32>(0u);
+    }
+}
+
+fn settle_row(local_row: u32, index: u32) {
+    let info = row_infos[params.first_info + local_row];
+    let num_tiles = info.threshold.w;
+    if index == 0u {
+        wg_found = Found(info.threshold.x, info.threshold.y, info.threshold.z);
+        atomicStore(&wg_count, 0u);
+    }
+    let threshold = threshold_aside(index, local_row, num_tiles, asides_of(index, num_tiles));
+    for (var tile = index; tile < num_tiles; tile += WG_SIZE) {
+        let counts = histogram[tile_quad(local_row, tile)];
+        var below = counts.x;
+        var equal = 0u;
+        for (var i = 0u; i < counts.y; i++) {
+            let key = lists[aside_ix(local_row, tile, i)];
+            below += u32(key < threshold.digit);
+            equal += u32(key == threshold.digit);
         }
+        histogram[tile_quad(local_row, tile)] = vec4<u32>(below, equal, 0u, 0u);
+    }
+    clear_histogram(index, local_row);
+    if index == 0u {
+        row_infos[params.first_info + local_row].threshold = vec4<u32>(threshold.digit, threshold.rank + 1u, 0u, 0u);
     }
 }
 

@@ -10,6 +10,7 @@ use crate::plan::{PlanInner, ROW_TOKENS, SELECT_TILE, WORKGROUP};
 use crate::policy::Selector;
 use crate::row::RowStage;
 use crate::score::ScoreStage;
+use crate::select::MANY_TILES;
 use crate::stages::Stages;
 use crate::state::{CacheState, MAX_SEGMENTS, check_slot};
 use crate::tables::{BoundPages, checks_tables};
@@ -386,10 +387,12 @@ impl Bound {
         let tiles = max_len.div_ceil(SELECT_TILE);
         let dispatches = if self.path(max_len) == Path::RadixRow {
             let row = usize::from(max_len > ROW_TOKENS * WORKGROUP) + usize::from(max_len > 2 * ROW_TOKENS * WORKGROUP);
-            [Some((&select.radix_rows[row], 1)), None, None]
+            [Some((&select.radix_rows[row], 1)), None, None, None]
         } else {
             let count = (!fused).then_some((&select.count_digits, tiles));
-            [count, Some((&select.collect, tiles)), Some((&select.emit, tiles))]
+            let settle = select.settle.as_ref().filter(|_| tiles > MANY_TILES);
+            let emit = settle.map_or(&select.emit, |[_, emit]| emit);
+            [count, Some((&select.collect, tiles)), settle.map(|[settle, _]| (settle, 1)), Some((emit, tiles))]
         };
         dispatches.into_iter().flatten()
     }

@@ -75,7 +75,7 @@ impl Plan {
             rules,
             layers,
             scratch,
-            select: SelectPipelines::new(kernels, policy, &tiles, checks),
+            select: SelectPipelines::new(kernels, policy, shape.capacity, &tiles, checks),
             tiles,
         };
         Ok(Self { inner: Arc::new(inner) })

@@ -2,9 +2,12 @@
 
 use crate::kernel::{Checks, Kernels};
 use crate::module::Module;
-use crate::plan::WORKGROUP;
+use crate::plan::{SELECT_TILE, WORKGROUP};
 use crate::policy::{Order, Policy, Selector};
 use crate::score::ScoreTiles;
+
+/// Tiles of a row up to which each finds the threshold for itself. See `benches/record`.
+pub(crate) const MANY_TILES: u32 = 128;
 
 #[derive(Debug)]
 pub(crate) struct SelectPipelines {
@@ -13,6 +16,8 @@ pub(crate) struct SelectPipelines {
     pub count_digits: wgpu::ComputePipeline,
     pub collect: wgpu::ComputePipeline,
     pub emit: wgpu::ComputePipeline,
+    /// `settle`, and `emit` after it, where rows may have more than [`MANY_TILES`].
+    pub settle: Option<[wgpu::ComputePipeline; 2]>,
     pub bitonic: Option<BitonicPipelines>,
     pub order: Option<wgpu::ComputePipeline>,
     pub reserve: Option<wgpu::ComputePipeline>,
@@ -36,7 +41,7 @@ pub(crate) struct BitonicPipelines {
 }
 
 impl SelectPipelines {
-    pub fn new(kernels: &Kernels, policy: &Policy, tiles: &ScoreTiles, checks: &mut Checks) -> Self {
+    pub fn new(kernels: &Kernels, policy: &Policy, capacity: u32, tiles: &ScoreTiles, checks: &mut Checks) -> Self {
         let row_workgroup = kernels.capabilities.row_workgroup;
         let (wide, narrow) = (f64::from(row_workgroup), f64::from(WORKGROUP));
         let sort_len = f64::from(kernels.capabilities.sort_len);
@@ -48,11 +53,14 @@ impl SelectPipelines {
         };
         let radix_rows = [WORKGROUP, row_workgroup.min(2 * WORKGROUP), row_workgroup].map(|w| radix("radix_row", w));
         let count_digits = radix("count_digits", WORKGROUP);
-        let long = |entry, from_sorted: bool, checks: &mut Checks| {
-            let constants = [("WG_SIZE", narrow), in_order, ("FROM_SORTED", f64::from(u8::from(from_sorted)))];
+        let long_by = |entry, workgroup, from_sorted: bool, checks: &mut Checks| {
+            let constants = [("WG_SIZE", workgroup), in_order, ("FROM_SORTED", f64::from(u8::from(from_sorted)))];
             kernels.pipeline(Module::RadixLong { subgroups }, entry, &constants, checks)
         };
+        let long = |entry, from_sorted, checks: &mut Checks| long_by(entry, narrow, from_sorted, checks);
         let [collect, emit] = ["collect", "emit"].map(|entry| long(entry, false, checks));
+        let settle = (policy.selector != Selector::Bitonic && capacity > MANY_TILES * SELECT_TILE)
+            .then(|| [long_by("settle", wide, false, checks), long("emit", true, checks)]);
         let bitonic = (policy.selector == Selector::Bitonic).then(|| {
             let [collect, emit] = ["collect", "emit"].map(|entry| long(entry, true, checks));
             let mut bitonic = |entry, workgroup| {
@@ -83,6 +91,7 @@ impl SelectPipelines {
             count_digits,
             collect,
             emit,
+            settle,
             bitonic,
             order: cached.then(|| other(Module::Order, "order", cached)),
             reserve: policy.segments.then(|| other(Module::Reserve, "reserve", cached)),

@@ -3,11 +3,12 @@
 @compute @workgroup_size(WG_SIZE)
 fn collect(
     @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) num: vec3<u32>,
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_size) len: u32,
     @builtin(subgroup_invocation_id) lane_ix: u32,
 ) {
-    collect_tile(wg, enter(subgroup, len, lane_ix));
+    collect_tile(wg, num.x, enter(subgroup, len, lane_ix));
 }
 
 @compute @workgroup_size(WG_SIZE)
@@ -19,4 +20,14 @@ fn emit(
     @builtin(subgroup_invocation_id) lane_ix: u32,
 ) {
     emit_long(wg, num.x, enter(subgroup, len, lane_ix));
+}
+
+@compute @workgroup_size(WG_SIZE)
+fn settle(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_size) len: u32,
+    @builtin(subgroup_invocation_id) lane_ix: u32,
+) {
+    settle_row(wg.y, enter(subgroup, len, lane_ix));
 }

@@ -1,8 +1,12 @@
 // Entry points of radix_long.wgsl without subgroups.
 
 @compute @workgroup_size(WG_SIZE)
-fn collect(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    collect_tile(wg, index);
+fn collect(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) num: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
+    collect_tile(wg, num.x, index);
 }
 
 @compute @workgroup_size(WG_SIZE)
@@ -12,4 +16,9 @@ fn emit(
     @builtin(local_invocation_index) index: u32,
 ) {
     emit_long(wg, num.x, index);
+}
+
+@compute @workgroup_size(WG_SIZE)
+fn settle(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    settle_row(wg.y, index);
 }

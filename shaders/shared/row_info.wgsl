@@ -4,7 +4,7 @@ struct RowInfo {
     tokens: vec4<u32>,    // before; kept; with positions stored and seen, both before this compression
     state: vec4<u32>,     // word index of the row's positions; 0: the row is left as it is; sticky bits to set; 0
     threshold: vec4<u32>, // order key of the last kept, keys equal to it that are kept, lowest slots first; of long rows
-                          // before: bin of its first digit, its rank among the bin's keys, their number
+                          // before: bin of its first digit, its rank among the bin's keys, their number, tiles
     num_moved: u32,       // fill: rows to move
     first_moved: u32,     // positional: first rank whose slot is not its rank
     pooled_budget: u32,   // the row's part of its pool; bit 31: the pool had to keep more than was asked for
