@@ -62,6 +62,12 @@ fn aside_ix(local_row: u32, tile: u32, place: u32) -> u32 {
     return local_row * params.lists_stride + params.aside_offset + tile * TILE + place;
 }
 
+// A tile's keys below the threshold's bin, and those aside: no more than it has, so that loops over them end whatever
+// the counts hold.
+fn tile_counts(local_row: u32, tile: u32) -> vec2<u32> {
+    return min(histogram[tile_quad(local_row, tile)].xy, vec2<u32>(TILE));
+}
+
 // Finds the bin of a rank, of which each invocation has eight. Ends at a barrier.
 fn bin_of_rank(index: u32, low: vec4<u32>, high: vec4<u32>, rank: u32) -> Found {
     // Keys up to the end of each of them.
@@ -182,7 +188,7 @@ fn settle_row(local_row: u32, index: u32) {
     }
     let threshold = threshold_aside(index, local_row, num_tiles, asides_of(index, num_tiles));
     for (var tile = index; tile < num_tiles; tile += WG_SIZE) {
-        let counts = histogram[tile_quad(local_row, tile)];
+        let counts = tile_counts(local_row, tile);
         var below = counts.x;
         var equal = 0u;
         for (var i = 0u; i < counts.y; i++) {
@@ -207,7 +213,7 @@ fn threshold_aside(index: u32, local_row: u32, num_tiles: u32, a: Asides) -> Fou
         clear_bins(index, SMALL_BINS);
         workgroupBarrier();
         for (var tile = a.first_tile; tile < num_tiles; tile += a.step) {
-            let num = histogram[tile_quad(local_row, tile)].y;
+            let num = tile_counts(local_row, tile).y;
             for (var i = a.part; i < num; i += a.share) {
                 add_digit(lists[aside_ix(local_row, tile, i)], known, shift);
             }
@@ -220,7 +226,7 @@ fn threshold_aside(index: u32, local_row: u32, num_tiles: u32, a: Asides) -> Fou
         return Found(known.prefix, found.rank, 0u);
     }
     for (var tile = a.first_tile; tile < num_tiles; tile += a.step) {
-        let num = histogram[tile_quad(local_row, tile)].y;
+        let num = tile_counts(local_row, tile).y;
         for (var i = a.part; i < num; i += a.share) {
             let key = lists[aside_ix(local_row, tile, i)];
             if is_known(key, known) {
@@ -237,7 +243,7 @@ fn before_tile(index: u32, wg: vec3<u32>, a: Asides, s: SelectRow) -> vec2<u32> 
     var below = 0u;
     var equal = 0u;
     for (var tile = a.first_tile; tile < wg.x; tile += a.step) {
-        let counts = histogram[tile_quad(wg.y, tile)];
+        let counts = tile_counts(wg.y, tile);
         below += select(0u, counts.x, a.part == 0u);
         if FROM_SORTED {
             equal += select(0u, counts.y, a.part == 0u);

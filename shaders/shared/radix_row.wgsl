@@ -83,8 +83,9 @@ fn narrow(index: u32, num_bins: u32, rank: u32) -> Found {
     return workgroupUniformLoad(&wg_found);
 }
 
-// The threshold among num keys in `bins`. Starts and ends at a barrier.
-fn rank_few(index: u32, num: u32, rank: u32) -> Found {
+// The threshold among num keys in `bins`, at most FEW. Starts and ends at a barrier.
+fn rank_few(index: u32, num_keys: u32, rank: u32) -> Found {
+    let num = min(num_keys, FEW); // soon at its end whatever the counts hold
     for (var k = index; k < num; k += WG_SIZE) {
         let key = atomicLoad(&bins[k]);
         var below = 0u;
