@@ -97,6 +97,15 @@ fn one_workgroup(selector: Selector, order: Order) -> Case {
     case
 }
 
+/// Rows of so many tiles that one workgroup finds the threshold for all, twice.
+fn settled(order: Order, data: Data, subgroups: Switch) -> Case {
+    let mut case = Case::new(shape(2, 1, 270_000, 16, Dtype::F16), policy(0.3, Selector::Radix, order));
+    case.data = data;
+    (case.lengths, case.appended) = (vec![265_000, 3000], vec![186_000, 60]);
+    case.options = Options::with_subgroups(subgroups);
+    case
+}
+
 /// Norms from zero to NaN, the threshold among the highest.
 fn spread(order: Order) -> Case {
     let mut case = Case { data: Data::Special, ..long(Selector::Radix, order) };
@@ -514,6 +523,10 @@ pub fn quick() -> Vec<Quick> {
         add("whole rows of 512", many_rows(one_workgroup(Selector::Auto, order)), false);
         add("whole rows of layers at once", layers_at_once(Selector::Auto, order), false);
         add("layers at once", layers_at_once(Selector::Radix, order), false);
+    }
+    for subgroups in [Switch::Off, Switch::On] {
+        add("settled", settled(Order::Fill, Data::Random, subgroups), false);
+        add("settled, near", settled(Order::Positional, Data::Near { spread: 2 }, subgroups), false);
     }
     add("spread", spread(Order::Fill), false);
     add("spread apart", spread(Order::Positional), true);

@@ -5,7 +5,7 @@
 //!
 //! By default a part of the places is tried: every barrier and every fault by hand, and of each kind of comparison and
 //! each stride the first in its file. `KEYNORM_MUTANTS=all` tries all, for minutes; any other text only the places whose
-//! description holds it. Both print what catches each fault.
+//! description holds it. It prints what catches each fault, and the time that took.
 
 #[path = "../gpu/support.rs"]
 #[allow(dead_code, reason = "shared with the tests of the GPU")]
@@ -25,6 +25,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use keynorm::ShaderPatch;
 use support::{Built, Gpu, gpu, gpu_with};
@@ -157,7 +158,7 @@ fn generate(file: &str) -> Vec<Place> {
             let start = code[..at].rfind(|c| !is_part(c)).map_or(0, |c| c + 1);
             let whole = &code[start..at + STRIDE.len()];
             // By one vector where strides are words and are divided by four.
-            let faults = ["+ 4u", "/ 2u", "* 2u"];
+            let faults = ["* 2u", "/ 2u", "+ 4u"];
             let fault = |f| mutant(file, &text, line_start + start, whole, &format!("({whole} {f})")).of_kind(whole);
             places.push(faults.map(fault).into());
         }
@@ -205,10 +206,10 @@ fn choose<'a>(places: &'a [Place], filter: &str) -> Vec<&'a Place> {
     places.iter().filter(is_chosen).collect()
 }
 
-/// A quick case and the sources that it builds.
-struct Reach(cases::Quick, Vec<String>);
+/// A quick case, the sources that it builds, and the files in which it has caught a fault, as often as it has.
+struct Reach(cases::Quick, Vec<String>, Mutex<Vec<String>>);
 
-/// Runs the quick cases on the sources as they are.
+/// Runs the quick cases on the sources as they are. Those that took least come first.
 fn reaches() -> Vec<Reach> {
     let reach = |gpu: &Gpu, mut quick: cases::Quick| {
         let sources: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -217,17 +218,18 @@ fn reaches() -> Vec<Reach> {
             seen.lock().expect("a lock").push(source.to_owned());
             source.to_owned()
         })));
+        let start = Instant::now();
         cases::run(gpu, &quick, &Built::default());
         let sources = sources.lock().expect("a lock").clone();
-        Reach(quick, sources)
+        (start.elapsed(), Reach(quick, sources, Mutex::default()))
     };
-    let cases = Mutex::new(cases::quick().into_iter().enumerate());
+    let cases = Mutex::new(cases::quick().into_iter());
     let reaches = Mutex::new(Vec::new());
     on_all_threads(|gpu| {
         let next = || cases.lock().expect("a lock").next();
-        while let Some((ix, quick)) = next() {
+        while let Some(quick) = next() {
             let reached = reach(gpu, quick);
-            reaches.lock().expect("a lock").push((ix, reached));
+            reaches.lock().expect("a lock").push(reached);
         }
     });
     let mut reaches = reaches.into_inner().expect("a lock");
@@ -244,30 +246,38 @@ fn on_all_threads(work: impl Fn(&Gpu) + Sync) {
     });
 }
 
-/// What caught the fault: the first case that differs, or the refusal to build.
+/// What caught the fault: the first case that differs, or the refusal to build. Cases that have caught faults of the file
+/// are tried first.
 fn caught_by(gpu: &Gpu, mutant: &Mutant, reaches: &[Reach]) -> Option<&'static str> {
     let (text, mutated) = (mutant.text.clone(), mutant.mutated.clone());
     let patch = ShaderPatch(Arc::new(move |source: &str| source.replace(&text, &mutated)));
     let built = Built::default();
-    let in_use: Vec<_> = reaches.iter().filter(|r| r.1.iter().any(|s| s.contains(&mutant.text))).collect();
+    let mut in_use: Vec<_> = reaches.iter().filter(|r| r.1.iter().any(|s| s.contains(&mutant.text))).collect();
     assert!(!in_use.is_empty(), "no quick case builds {}", mutant.file);
-    in_use.into_iter().find_map(|Reach(quick, _)| {
+    let caught = |r: &Reach| r.2.lock().expect("a lock").iter().filter(|f| **f == mutant.file).count();
+    in_use.sort_by_cached_key(|r| std::cmp::Reverse(caught(r)));
+    in_use.into_iter().find_map(|Reach(quick, _, caught)| {
         let mut quick = quick.clone();
         quick.case.options.shader_patch = Some(patch.clone());
         let result = catch_unwind(AssertUnwindSafe(|| cases::run(gpu, &quick, &built)));
-        result.is_err().then_some(quick.name)
+        result.is_err().then(|| {
+            caught.lock().expect("a lock").push(mutant.file.clone());
+            quick.name
+        })
     })
 }
 
 /// What the second fault of a barrier supposes: that it does not matter which invocation writes for its workgroup.
 fn last_invocation_may_write(reaches: &[Reach]) {
-    for file in files() {
-        let text = read(&file);
-        if let Some(at) = text.find(FIRST_WRITES) {
-            let control = Mutant { mutated: last_writes(&text), ..mutant(&file, &text, at, "", "") };
-            assert_eq!(caught_by(gpu(), &control, reaches), None, "{file}");
+    let next = AtomicUsize::new(0);
+    on_all_threads(|gpu| {
+        let built = Built::default();
+        while let Some(Reach(quick, ..)) = reaches.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut quick = quick.clone();
+            quick.case.options.shader_patch = Some(ShaderPatch(Arc::new(last_writes)));
+            cases::run(gpu, &quick, &built);
         }
-    }
+    });
 }
 
 #[test]
@@ -286,10 +296,16 @@ fn every_mutant_is_caught() {
     std::panic::set_hook(Box::new(|_| ()));
     on_all_threads(|gpu| {
         while let Some(place) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let caught = place.iter().find_map(|m| Some((m, caught_by(gpu, m, &reaches)?)));
+            let start = Instant::now();
+            let caught_of = |m| Some((m, caught_by(gpu, m, &reaches)?));
+            // The strongest is found soonest, the weakest tells more.
+            let caught = if filter.is_empty() {
+                place.iter().rev().find_map(caught_of)
+            } else {
+                place.iter().find_map(caught_of)
+            };
             match caught {
-                Some((mutant, by)) if !filter.is_empty() => println!("{mutant}: {by}"),
-                Some(_) => (),
+                Some((mutant, by)) => println!("{mutant}: {by}, {:.1} s", start.elapsed().as_secs_f64()),
                 None => survivors.lock().expect("a lock").push(place[0].to_string()),
             }
         }
