@@ -6,7 +6,7 @@ use crate::kernel::Checks;
 use crate::module::{Access, Module};
 use crate::plan::WORKGROUP;
 use crate::policy::Order;
-use crate::ranges::{RangeRule, Ranges, ranges};
+use crate::ranges::{RangeRule, Ranges, Walk, ranges};
 use crate::shape::{KvShape, TensorSpec};
 
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub(crate) enum Moves {
         range: wgpu::ComputePipeline,
         /// Workgroups a row.
         slices: u32,
+        /// Ranks that a workgroup of `walk` takes at a time.
+        tile: u32,
         /// Ranks that a workgroup of `range` moves at a time.
         unit: u32,
     },
@@ -63,10 +65,11 @@ impl Bound {
                 let workgroups = (self.plan.max_moved(max_len).div_ceil(*unit), rows, 2);
                 (MoveDispatch { pipeline: fill, params, workgroups }, None, None)
             }
-            Moves::Positional { walk, range, slices, unit } => {
-                let at_once = slices.saturating_mul(rows);
+            Moves::Positional { walk, range, slices, tile, unit } => {
+                let workgroups = slices.saturating_mul(rows);
                 let rule = RangeRule::of(self.plan.kernels.capabilities.serial);
-                let ranges = ranges(max_len, self.plan.max_budget(max_len), at_once, rule);
+                let max_budget = self.plan.max_budget(max_len);
+                let ranges = ranges(Walk { max_len, max_budget, workgroups, tile: *tile }, rule);
                 let walk_at = |block: u32| MoveDispatch {
                     pipeline: walk,
                     params: params + PARAMS_STRIDE * block,
@@ -142,18 +145,24 @@ impl Builder<'_> {
                 walk: pipeline("walk", wide),
                 range: pipeline("range", WORKGROUP),
                 slices: keys.chunks().div_ceil(slice) + values.chunks().div_ceil(slice),
+                tile: 8 * wide / slice,
                 unit,
             },
         }
     }
 }
 
+/// Workgroups of a walk by slices of four chunks up to which slices of two are faster.
+const FEW_WALKS: u32 = 32;
+
 /// Widest column slice of a walk, 16-byte chunks.
 pub(crate) const MAX_SLICE: u32 = 16;
 
-/// Column slices of the walk, 16-byte chunks: as wide as leaves enough workgroups to fill the card.
+/// Column slices of the walk, 16-byte chunks: as wide as leaves enough workgroups to fill the card. The narrowest cost more
+/// a byte and pay only where workgroups are few. See `benches/record`.
 pub(crate) fn slice_chunks(shape: &KvShape, rows: u32, workgroup: u32) -> u32 {
     let chunks = rows.saturating_mul(shape.keys.chunks() + shape.values.chunks());
     let wanted = 64 * 1024 / workgroup;
-    [16, 8, 4].into_iter().find(|slice| chunks / slice >= wanted).unwrap_or(if workgroup == 1024 { 4 } else { 2 })
+    let narrowest = if workgroup == 1024 && chunks > 4 * FEW_WALKS { 4 } else { 2 };
+    [16, 8, 4].into_iter().find(|slice| chunks / slice >= wanted).unwrap_or(narrowest)
 }

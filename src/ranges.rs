@@ -5,17 +5,21 @@
 pub(crate) struct RangeRule {
     /// Ranks that the first walk may take, falling.
     pub walk_lens: &'static [u32],
+    /// The longest of them, but where that would leave too many ranges.
+    pub usual: u32,
     /// Most ranges of a row.
     pub most: u32,
+    /// Ranges up to which a walk alone is slower in any case.
+    pub few: u32,
 }
 
 impl RangeRule {
     /// On a CPU a walk costs a rank about three times what a range does, and a dispatch next to nothing.
     pub const fn of(serial: bool) -> Self {
         if serial {
-            Self { walk_lens: &[1024], most: 40 }
+            Self { walk_lens: &[1024], usual: 1024, most: 40, few: 40 }
         } else {
-            Self { walk_lens: &[8192, 4096, 2048, 1024], most: 8 }
+            Self { walk_lens: &[32_768, 8192, 4096, 2048, 1024], usual: 8192, most: 32, few: 8 }
         }
     }
 
@@ -53,13 +57,32 @@ impl Ranges {
     }
 }
 
+/// A walk alone: what it has to do, and by how much at once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Walk {
+    pub max_len: u32,
+    /// Most ranks of a row.
+    pub max_budget: u32,
+    pub workgroups: u32,
+    /// Ranks that a workgroup takes at a time.
+    pub tile: u32,
+}
+
+impl Walk {
+    /// Ranges that take as long as the walk: it takes one's time for a tile, but with many workgroups most of that is the
+    /// bytes', which ranges have to move too. See `benches/record`.
+    fn worth(self) -> f64 {
+        f64::from(self.max_budget) / f64::from(self.tile) * (15.0 / f64::from(self.workgroups)).min(0.7)
+    }
+}
+
 /// Ranges pay where a walk has few workgroups, rows are long and few ranges reach the budget. The first walk is as short as
 /// asks for no more ranges.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
-pub(crate) fn ranges(max_len: u32, max_budget: u32, walk_workgroups: u32, rule: RangeRule) -> Option<Ranges> {
-    let RangeRule { walk_lens, most } = rule;
-    let longest = *walk_lens.first()?;
-    if walk_workgroups >= FULL_WALK || max_budget <= longest || max_budget >= max_len {
+pub(crate) fn ranges(walk: Walk, rule: RangeRule) -> Option<Ranges> {
+    let Walk { max_len, max_budget, workgroups, .. } = walk;
+    let RangeRule { walk_lens, usual, most, few } = rule;
+    if workgroups >= FULL_WALK || max_budget <= usual || max_budget >= max_len {
         return None;
     }
     let growth = f64::from(max_len) / f64::from(max_budget);
@@ -67,9 +90,13 @@ pub(crate) fn ranges(max_len: u32, max_budget: u32, walk_workgroups: u32, rule: 
         let ratio = f64::from(max_budget) / f64::from(walk_len) * (1.0 - LEFT_TO_WALK);
         (ratio.ln() / growth.ln()).ceil().max(1.0) as u32
     };
+    let longest = if count_after(usual) <= most { usual } else { *walk_lens.first()? };
     let count = count_after(longest);
-    let shortest = (0..).zip(walk_lens).filter(|w| count_after(*w.1) == count).last();
-    let (walk_ix, &walk_len) = shortest.filter(|_| count <= most)?;
+    if max_budget <= longest || count > most || (count > few && f64::from(count) > walk.worth()) {
+        return None;
+    }
+    let shortest = (0..).zip(walk_lens).filter(|w| *w.1 <= longest && count_after(*w.1) == count).last();
+    let (walk_ix, &walk_len) = shortest?;
     Some(Ranges { count, walk_ix, walk_len, max_budget, growth })
 }
 
@@ -80,14 +107,38 @@ mod tests {
     #[test]
     fn walks_are_as_short_as_the_ranges_allow() {
         let rule = RangeRule::of(false);
-        let of = |max_len, max_budget| ranges(max_len, max_budget, 64, rule).map(|r| (r.count, r.walk_len));
+        let walk = |max_len, max_budget| Walk { max_len, max_budget, workgroups: 64, tile: 2048 };
+        let of = |max_len, max_budget| ranges(walk(max_len, max_budget), rule).map(|r| (r.count, r.walk_len));
         assert_eq!(of(131_072, 65_536), Some((3, 8192)));
         assert_eq!(of(131_072, 39_322), Some((2, 4096)));
         assert_eq!(of(131_072, 13_108), Some((1, 2048)));
-        assert_eq!(of(131_072, 117_965), None, "more ranges than there are parameters for");
+        assert_eq!(of(131_072, 117_965), None, "more ranges than a walk is worth");
         assert_eq!(of(16_384, 8192), None, "a walk alone");
-        assert_eq!(ranges(131_072, 65_536, FULL_WALK, rule), None, "a walk that fills the card");
-        let ranges = ranges(131_072, 13_108, 64, rule).expect("ranges");
+        assert_eq!(of(20_001, 20_000), None, "fewer ranks than the longest walk takes");
+        let full = Walk { workgroups: FULL_WALK, ..walk(131_072, 65_536) };
+        assert_eq!(ranges(full, rule), None, "a walk that fills the card");
+        let ranges = ranges(walk(131_072, 13_108), rule).expect("ranges");
         assert_eq!(ranges.len(0), 13_108 - 2048, "no longer than what is left");
+    }
+
+    #[test]
+    fn few_workgroups_are_worth_many_ranges() {
+        let rule = RangeRule::of(false);
+        let of = |max_len, max_budget, workgroups| {
+            let walk = Walk { max_len, max_budget, workgroups, tile: 4096 };
+            ranges(walk, rule).map(|r| (r.count, r.walk_len))
+        };
+        assert_eq!(of(1_048_576, 838_860, 16), Some((21, 8192)));
+        assert_eq!(of(1_048_576, 943_718, 16), Some((32, 32_768)), "a longer walk, so that ranges are not too many");
+        assert_eq!(of(1_048_576, 1_000_000, 16), None, "more ranges than there are parameters for");
+        assert_eq!(of(262_144, 196_608, 64), Some((11, 8192)));
+        assert_eq!(of(262_144, 209_715, 64), None, "more ranges than a walk is worth");
+    }
+
+    #[test]
+    fn cpus_take_ranges_after_one_length() {
+        let walk = Walk { max_len: 32_768, max_budget: 16_384, workgroups: 2, tile: 8 };
+        let ranges = ranges(walk, RangeRule::of(true)).expect("ranges");
+        assert_eq!((ranges.count, ranges.walk_len), (4, 1024));
     }
 }

@@ -84,7 +84,7 @@ fn bitonic_agrees_on_long_rows() {
 /// The first walk and the most ranges that follow it are one pair on CPUs, another elsewhere.
 const RANGE_RULES: [Switch; 2] = [Switch::Auto, Switch::Off];
 
-/// Budgets beyond what the first walk takes: on GPUs by one, two and four ranges, and by none where they would be too many.
+/// Budgets beyond what the first walk takes: on GPUs by one range to eleven, and by 30 after a longer walk.
 #[test]
 fn positional_by_ranges() {
     for (lengths, keep_ratio) in [
@@ -93,6 +93,8 @@ fn positional_by_ranges() {
         ([20_000, 17_000], 0.8),
         ([17_000, 16_000], 0.5),
         ([20_000, 19_000], 0.9),
+        ([100_000, 90_000], 0.8),
+        ([300_000, 9000], 0.93),
     ] {
         for (direction, subgroups) in DIRECTIONS.into_iter().flat_map(|d| RANGE_RULES.map(|s| (d, s))) {
             let mut case = case(&lengths, Dtype::F16, radix(keep_ratio, Order::Positional));
