@@ -30,7 +30,8 @@ impl Module {
             if tokens == Tokens::Arrays { shader!("shared/keys_arrays.wgsl") } else { wide_keys(vec4) }
         };
         let layout = shader!("shared/state_layout.wgsl");
-        let divided = shader!("shared/divided.wgsl");
+        let divided =
+            if self.has_arrays() { shader!("shared/divided_by_all.wgsl") } else { shader!("shared/divided.wgsl") };
         let state = [layout, divided, shader!("shared/state_rows.wgsl")].concat();
         let state = state.as_str();
         let params = shader!("shared/top_k_params.wgsl");
