@@ -11,15 +11,17 @@ pub(crate) struct RangeRule {
     pub most: u32,
     /// Ranges up to which a walk alone is slower in any case.
     pub few: u32,
+    /// Workgroups from which on a walk alone fills the device.
+    pub full: u32,
 }
 
 impl RangeRule {
     /// On a CPU a walk costs a rank about three times what a range does, and a dispatch next to nothing.
     pub const fn of(serial: bool) -> Self {
         if serial {
-            Self { walk_lens: &[1024], usual: 1024, most: 40, few: 40 }
+            Self { walk_lens: &[1024], usual: 1024, most: 40, few: 40, full: u32::MAX }
         } else {
-            Self { walk_lens: &[32_768, 8192, 4096, 2048, 1024], usual: 8192, most: 32, few: 8 }
+            Self { walk_lens: &[32_768, 8192, 4096, 2048, 1024], usual: 8192, most: 32, few: 8, full: 128 }
         }
     }
 
@@ -28,9 +30,6 @@ impl RangeRule {
         self.most + 2
     }
 }
-
-/// Workgroups from which on a walk alone fills the card.
-const FULL_WALK: u32 = 128;
 
 /// Share of the budget that the last walk may find where ranges end as expected: one more range would cost more.
 const LEFT_TO_WALK: f64 = 0.02;
@@ -76,13 +75,13 @@ impl Walk {
     }
 }
 
-/// Ranges pay where a walk has few workgroups, rows are long and few ranges reach the budget. The first walk is as short as
-/// asks for no more ranges.
+/// Ranges pay where a walk has few workgroups, rows are longer than the usual first walk, and what the walk would take is
+/// worth as many as reach the budget. The first walk is as short as asks for no more ranges.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
 pub(crate) fn ranges(walk: Walk, rule: RangeRule) -> Option<Ranges> {
     let Walk { max_len, max_budget, workgroups, .. } = walk;
-    let RangeRule { walk_lens, usual, most, few } = rule;
-    if workgroups >= FULL_WALK || max_budget <= usual || max_budget >= max_len {
+    let RangeRule { walk_lens, usual, most, few, full } = rule;
+    if workgroups >= full || max_budget <= usual || max_budget >= max_len {
         return None;
     }
     let growth = f64::from(max_len) / f64::from(max_budget);
@@ -115,7 +114,7 @@ mod tests {
         assert_eq!(of(131_072, 117_965), None, "more ranges than a walk is worth");
         assert_eq!(of(16_384, 8192), None, "a walk alone");
         assert_eq!(of(20_001, 20_000), None, "fewer ranks than the longest walk takes");
-        let full = Walk { workgroups: FULL_WALK, ..walk(131_072, 65_536) };
+        let full = Walk { workgroups: 128, ..walk(131_072, 65_536) };
         assert_eq!(ranges(full, rule), None, "a walk that fills the card");
         let ranges = ranges(walk(131_072, 13_108), rule).expect("ranges");
         assert_eq!(ranges.len(0), 13_108 - 2048, "no longer than what is left");
@@ -140,5 +139,7 @@ mod tests {
         let walk = Walk { max_len: 32_768, max_budget: 16_384, workgroups: 2, tile: 8 };
         let ranges = ranges(walk, RangeRule::of(true)).expect("ranges");
         assert_eq!((ranges.count, ranges.walk_len), (4, 1024));
+        let many = Walk { workgroups: 1000, ..walk };
+        assert_eq!(super::ranges(many, RangeRule::of(true)), Some(ranges), "however many walks there are");
     }
 }
