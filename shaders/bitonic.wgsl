@@ -122,7 +122,6 @@ fn bitonic_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_i
         let scanned = emit_tile(index, local_row, s, keys, base, below, equal);
         below += scanned.total & 0xffffu;
         equal += scanned.total >> 16u;
-        workgroupBarrier(); // between two scans
     }
 }
 

@@ -8,7 +8,7 @@
 //! Entry points: collect, emit · dispatch (ceil(max_len / (8 * WG_SIZE)), num_rows, 1) · none | subgroups
 //!   settle · dispatch (1, num_rows, 1) · none | subgroups: between them where tiles are many
 //! Overrides: WG_SIZE = 256, of settle 256 or 1024; IN_ORDER = false; FROM_SORTED = false
-//! Workgroup bytes: 32 * WG_SIZE + 4 * WG_SIZE + 112
+//! Workgroup bytes: 32 * WG_SIZE, beyond 512 half of it, + 4 * WG_SIZE + 112
 //! Algorithm: the score stage or `count_digits` has counted first digits. `collect` finds the bin of the threshold, counts
 //!   the keys below it in each tile and sets the keys of the bin aside, by tiles. `emit` finds the threshold among them,
 //!   each workgroup for itself, sums what lies in the tiles before its own and emits. Many workgroups would read what is
@@ -112,7 +112,8 @@ fn collect_tile(wg: vec3<u32>, num_tiles: u32, index: u32) {
     }
     clear_sums(index);
     let found = bin_of_rank(index, low, high, max(s.budget, 1u) - 1u);
-    let k = mask_keys(raw, s.row.len, eight);
+    // Of an inactive row nothing has been counted, and what its keys hold is not set aside.
+    let k = mask_keys(raw, select(0u, s.row.len, s.row.active_row), eight);
     let bin = keys_of_bin(found.digit);
     for (var left = bits_of_bin(k, bin); left != 0u; left &= left - 1u) {
         lists[aside_ix(wg.y, wg.x, atomicAdd(&wg_count, 1u))] = key_of(k, firstTrailingBit(left));
@@ -144,7 +145,7 @@ fn asides_of(index: u32, num_tiles: u32) -> Asides {
 fn emit_long(wg: vec3<u32>, num_tiles: u32, index: u32) {
     let eight = wg.x * WG_SIZE + index;
     let raw = load_raw(wg.y, eight);
-    let info = row_infos[params.first_info + wg.y];
+    let info = load_info(wg.y);
     var s = row_of_info(info);
     let asides = asides_of(index, num_tiles);
     clear_sums(index);
@@ -160,9 +161,8 @@ fn emit_long(wg: vec3<u32>, num_tiles: u32, index: u32) {
         s.num_ties = threshold.rank + 1u;
     }
     let before = before_tile(index, wg, asides, s);
-    let first_slot = wg.x * WG_SIZE * 8u;
     let k = mask_keys(raw, s.row.len, eight);
-    _ = emit_tile(index, wg.y, s, k, first_slot, before.x, before.y);
+    _ = emit_tile(index, wg.y, s, k, wg.x * TILE, before.x, before.y);
 
     if wg.x == 0u && !FROM_SORTED {
         clear_histogram(index, wg.y);
@@ -187,6 +187,7 @@ fn settle_row(local_row: u32, index: u32) {
         atomicStore(&wg_count, 0u);
     }
     let threshold = threshold_aside(index, local_row, num_tiles, asides_of(index, num_tiles));
+    storageBarrier(); // every invocation has read the counts
     for (var tile = index; tile < num_tiles; tile += WG_SIZE) {
         let counts = tile_counts(local_row, tile);
         var below = counts.x;

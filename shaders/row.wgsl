@@ -13,7 +13,7 @@
 //!   7 status read_write atomic u32 [layer] sticky bits
 //!   8 rules read RowRule [compressed layer, head]
 //! Entry points: compress_row · dispatch (1, num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens
-//! Overrides: WG_SIZE = 256, a multiple of 64; LANES, KEY_LANES, VALUE_LANES = 16, a power of two in 1..=32, of the norm
+//! Overrides: WG_SIZE = 256, or 512 or 1024; LANES, KEY_LANES, VALUE_LANES = 16, a power of two in 1..=32, of the norm
 //!   in 2..=32; CHUNKS, KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; SLICE_CHUNKS = 16, a power of two; IN_ORDER = false
 //! Workgroup bytes: 32 * WG_SIZE, beyond 512 half of it, + 4 * WG_SIZE + 256, + 20 * WG_SIZE in the workgroup variant
 //! Algorithm: nothing waits for another row, so where there are rows enough to fill the card, or so few tokens that
@@ -36,7 +36,6 @@ struct Params {
     order_stride: u32,    // words between rows of order_keys
     lists_stride: u32,    // words between rows of lists
     staged_offset: u32,   // words from a row's slots to its positions
-    order: u32,           // 0 fill, 1 positional
     keys_held: u32,       // 8: keys that an invocation holds
     digit_shift: u32,     // the window of first digits
     digit_base: u32,
@@ -48,6 +47,7 @@ struct Params {
     share_low: u32,       // share of the length that `recent` is at most, times 2^40
     share_high: u32,      // NO_SHARE: no such bound
     pad0: u32,
+    pad1: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

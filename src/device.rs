@@ -139,6 +139,9 @@ pub(crate) struct Capabilities {
     pub wide: bool,
 }
 
+/// The narrowest subgroups that prefix sums go by, as in shared/scan_subgroup.wgsl.
+const LEAST_SUBGROUP: u32 = 4;
+
 impl Capabilities {
     /// How `lanes` lanes of a token are added.
     pub fn reduction(&self, lanes: u32) -> Reduction {
@@ -174,6 +177,7 @@ impl Capabilities {
         let is_cpu = info.device_type == wgpu::DeviceType::Cpu;
         // On a CPU a shuffle is no cheaper than workgroup memory, and subgroups are narrower than a token.
         let use_subgroups = has_subgroups
+            && info.subgroup_min_size >= LEAST_SUBGROUP
             && match options.subgroups {
                 Switch::Auto => !is_cpu,
                 Switch::On => true,
@@ -185,7 +189,9 @@ impl Capabilities {
             return Err(BuildError::MissingFeature { feature: "BUFFER_BINDING_ARRAY" });
         }
         let takes_arrays = has_arrays && (options.layers_at_once == Switch::On || !is_cpu);
-        let large = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x) >= 1024;
+        let ample = limits.max_compute_workgroup_storage_size >= 24 * 1024;
+        let large =
+            ample && limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x) >= 1024;
         let max_binding_bytes =
             options.max_binding_bytes.unwrap_or(u64::MAX).min(limits.max_storage_buffer_binding_size).max(1 << 16);
         Ok(Self {
@@ -195,7 +201,7 @@ impl Capabilities {
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment).max(16),
             row_workgroup: if large { 1024 } else { 256 },
             workgroup_bytes: limits.max_compute_workgroup_storage_size,
-            sort_len: if limits.max_compute_workgroup_storage_size >= 24 * 1024 { 4096 } else { 2048 },
+            sort_len: if ample { 4096 } else { 2048 },
             serial,
             wide: serial && device.features().contains(wgpu::Features::SHADER_INT64),
             max_workgroups: limits.max_compute_workgroups_per_dimension,

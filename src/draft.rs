@@ -146,8 +146,8 @@ impl Builder<'_> {
                 _ => push(keys),
             };
             let compact_params = params.push(&compact);
-            if self.plan.policy.order == Order::Positional {
-                let rule = RangeRule::of(self.kernels().capabilities.serial);
+            let rule = RangeRule::of(self.kernels().capabilities.serial);
+            if self.plan.policy.order == Order::Positional && self.plan.shape.capacity > rule.usual {
                 for &walk_len in rule.walk_lens {
                     params.push(&CompactParams { walk_len, ..compact });
                     for range_ix in 0..=rule.most {

@@ -160,7 +160,8 @@ fn create_module(
         ..wgpu::ShaderRuntimeChecks::checked()
     };
     // SAFETY: without loop bounding a shader's loops must end. Every loop of ours counts towards a bound that it does not
-    // change: constants, overrides, row lengths clamped to the capacity, the bits of a mask, or halved intervals.
+    // change: constants, overrides, row lengths clamped to the capacity, numbers of tiles and counts clamped to a tile, the
+    // bits of a mask, or halved intervals.
     // Without bounds checks indices must be in range. Those of the kernels with arrays (key_norm, compact and row) are made
     // of parameters, which bind has checked against the buffers; of lengths clamped to the capacity; and of slots in lists,
     // which hold zeros or what the selectors have written there: slots below such a length.

@@ -209,7 +209,6 @@ pub struct RowParams {
     pub order_stride: u32,
     pub lists_stride: u32,
     pub staged_offset: u32,
-    pub order: u32,
     pub keys_held: u32,
     pub digit_shift: u32,
     pub digit_base: u32,
@@ -221,6 +220,7 @@ pub struct RowParams {
     pub share_low: u32,
     pub share_high: u32,
     pub pad0: u32,
+    pub pad1: u32,
 }
 
 /// Mirror of `Params` in compact.wgsl.

@@ -122,7 +122,6 @@ impl Builder<'_> {
             order_stride: scratch.order_stride,
             lists_stride: scratch.lists_stride,
             staged_offset: scratch.order_stride,
-            order: u32::from(policy.order == Order::Positional),
             keys_held: ROW_TOKENS,
             digit_shift,
             digit_base,
@@ -134,6 +133,7 @@ impl Builder<'_> {
             share_low: word(share),
             share_high: word(share >> 32),
             pad0: 0,
+            pad1: 0,
         })
     }
 

@@ -389,10 +389,11 @@ fn every_module_keeps_to_the_default_limits() {
 fn the_widest_workgroups_keep_to_32_kib() {
     let wide = ("WG_SIZE", 1024);
     let radix = |subgroups| (Module::Radix { subgroups }, vec![wide], "radix_row");
+    let settle = |subgroups| (Module::RadixLong { subgroups }, vec![wide], "settle");
     let bitonic = |entry| (Module::Bitonic, vec![wide, ("SORT_LEN", 4096)], entry);
-    for (module, constants, entry) in
-        [radix(true), radix(false), bitonic("bitonic_row"), bitonic("bitonic_tiles"), bitonic("bitonic_merge")]
-    {
+    let radixes = [radix(true), radix(false), settle(true), settle(false)];
+    let bitonics = ["bitonic_row", "bitonic_tiles", "bitonic_merge"].map(bitonic);
+    for (module, constants, entry) in radixes.into_iter().chain(bitonics) {
         let resolved = resolve_with(&module.source(), capabilities(module), &constants);
         let Resolved(resolved, info, _) = resolved.expect("a valid module");
         let ix = resolved.entry_points.iter().position(|e| e.name == entry).expect("the entry point");

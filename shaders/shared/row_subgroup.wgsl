@@ -1,4 +1,4 @@
-// The entry point of a whole row: an invocation's number by subgroup built-ins, as reduce_subgroup.wgsl asks.
+// The entry point of a whole row: an invocation's number by subgroup built-ins, as scan_subgroup.wgsl asks.
 
 @compute @workgroup_size(WG_SIZE)
 fn compress_row(

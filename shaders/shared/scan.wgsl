@@ -9,20 +9,19 @@ struct Scanned {
 const RAKES: u32 = 16u;
 
 // Of each invocation its value, then what comes before it.
-var<workgroup> scan_values: array<vec4<u32>, WG_SIZE / 4u>;
+var<workgroup> scan_values: array<u32, WG_SIZE>;
 var<workgroup> scan_sums: array<u32, RAKES>;
 var<workgroup> scan_total: u32;
 
 // One scan may follow another: an invocation's own value is all that it has still to read when it writes the next.
 fn exclusive_scan(index: u32, value: u32) -> Scanned {
-    scan_values[index / 4u][index % 4u] = value;
+    scan_values[index] = value;
     workgroupBarrier();
-    let per_rake = WG_SIZE / 4u / RAKES;
+    let per_rake = WG_SIZE / RAKES;
     if index < RAKES {
         var sum = 0u;
         for (var i = index * per_rake; i < (index + 1u) * per_rake; i++) {
-            let v = scan_values[i];
-            sum += v.x + v.y + v.z + v.w;
+            sum += scan_values[i];
         }
         scan_sums[index] = sum;
     }
@@ -33,14 +32,14 @@ fn exclusive_scan(index: u32, value: u32) -> Scanned {
             before += select(0u, scan_sums[rake], rake < index);
         }
         for (var i = index * per_rake; i < (index + 1u) * per_rake; i++) {
-            let v = scan_values[i];
-            scan_values[i] = vec4<u32>(before, before + v.x, before + v.x + v.y, before + v.x + v.y + v.z);
-            before += v.x + v.y + v.z + v.w;
+            let own = scan_values[i];
+            scan_values[i] = before;
+            before += own;
         }
         if index == RAKES - 1u {
             scan_total = before;
         }
     }
     workgroupBarrier();
-    return Scanned(scan_values[index / 4u][index % 4u], scan_total);
+    return Scanned(scan_values[index], scan_total);
 }

@@ -88,7 +88,8 @@ fn emit_tile(index: u32, local_row: u32, s: SelectRow, k: Keys, tile_first: u32,
     let tile_rank = below + min(equal, s.num_ties);
     let rank = below + (scanned.before & 0xffffu) + min(equal_before, s.num_ties);
     let end_rank = below + (scanned.total & 0xffffu) + min(equal + (scanned.total >> 16u), s.num_ties);
-    let num_kept = select(0u, end_rank - tile_rank, s.row.active_row);
+    // Of an empty row the pads are no keys.
+    let num_kept = select(0u, min(end_rank - tile_rank, s.row.len), s.row.active_row);
     let first_slot = tile_first + index * 8u;
     let t = vec4<u32>(s.threshold);
     let valid = select(0u, slots_below(first_slot, s.row.len), s.row.active_row);

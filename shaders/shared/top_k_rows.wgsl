@@ -40,6 +40,16 @@ fn load_raw(local_row: u32, eight: u32) -> Keys {
     return Keys(order_keys[base + quad], order_keys[base + quad + 1u]);
 }
 
+// Of a row what an earlier dispatch has left, without the fields that this one writes.
+fn load_info(local_row: u32) -> RowInfo {
+    let ix = params.first_info + local_row;
+    var info: RowInfo;
+    info.tokens = row_infos[ix].tokens;
+    info.state = row_infos[ix].state;
+    info.threshold = row_infos[ix].threshold;
+    return info;
+}
+
 // A row as an earlier dispatch has left it.
 fn row_of_info(info: RowInfo) -> SelectRow {
     var s: SelectRow;

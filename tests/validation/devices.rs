@@ -267,18 +267,39 @@ fn alignment_and_dtype_choose_the_access() {
     }
 }
 
-#[test]
-fn every_faked_device_serves() {
-    let small = wgpu::Limits::default();
-    let large = wgpu::Limits {
+fn large() -> wgpu::Limits {
+    wgpu::Limits {
         max_compute_invocations_per_workgroup: 1024,
         max_compute_workgroup_size_x: 1024,
         max_compute_workgroup_storage_size: 49152,
         min_storage_buffer_offset_alignment: 32,
         max_storage_buffer_binding_size: 1 << 30,
         ..Default::default()
+    }
+}
+
+/// Workgroups as large as a device allows, but with memory for smaller ones.
+fn scant() -> wgpu::Limits {
+    wgpu::Limits { max_compute_workgroup_storage_size: 16384, ..large() }
+}
+
+/// Where workgroup memory is scant, rows that a large workgroup would hold go by tiles, with their scratch.
+#[test]
+fn workgroups_keep_to_the_memory_of_the_device() {
+    let scratch = |limits: wgpu::Limits| {
+        let noop = noop_with(&limits, wgpu::Features::empty(), 32);
+        let compressor = Compressor::new(&noop.device, Options::default()).expect("a compressor");
+        let plan = compressor.plan(&KvShape { capacity: 5000, ..shape() }, &policy()).expect("a sound plan");
+        plan.workspace_bytes()
     };
-    for limits in [small, large] {
+    let small = wgpu::Limits { min_storage_buffer_offset_alignment: 32, ..Default::default() };
+    assert_eq!(scratch(scant()), scratch(small));
+    assert!(scratch(scant()) > scratch(large()));
+}
+
+#[test]
+fn every_faked_device_serves() {
+    for limits in [wgpu::Limits::default(), large(), scant()] {
         for (features, subgroups) in [
             (wgpu::Features::empty(), Switch::Auto),
             (wgpu::Features::empty(), Switch::Off),
