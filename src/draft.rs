@@ -147,6 +147,7 @@ impl Builder<'_> {
             };
             let compact_params = params.push(&compact);
             let rule = RangeRule::of(self.kernels().capabilities.serial);
+            // No ranges follow the walk of a row that the usual first walk takes whole.
             if self.plan.policy.order == Order::Positional && self.plan.shape.capacity > rule.usual {
                 for &walk_len in rule.walk_lens {
                     params.push(&CompactParams { walk_len, ..compact });

@@ -54,7 +54,7 @@ fn exclusive_scan(index: u32, value: u32) -> Scanned {
         scan_sums[subgroup_ix] = upto;
     }
     workgroupBarrier();
-    let num_subgroups = WG_SIZE >> firstTrailingBit(subgroup_len);
+    let num_subgroups = WG_SIZE >> firstTrailingBit(subgroup_len); // a quotient, in fewer instructions
     var before = upto - value;
     var total = 0u;
     for (var first = 0u; first < num_subgroups; first += subgroup_len) {
