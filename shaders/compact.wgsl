@@ -55,6 +55,18 @@ fn place_of_row(t: TensorLayout, local_row: u32) -> Place {
     return place_of(t, layer_row.quotient, layer_row.rest, params.num_kv_heads);
 }
 
+fn hole_at(local_row: u32, j: u32) -> u32 {
+    return lists[local_row * params.lists_stride + j];
+}
+
+fn mover_at(local_row: u32, len: u32, num_moved: u32, j: u32) -> u32 {
+    return lists[local_row * params.lists_stride + len - num_moved + j];
+}
+
+fn kept_at(local_row: u32, rank: u32) -> u32 {
+    return lists[local_row * params.lists_stride + rank];
+}
+
 @compute @workgroup_size(WG_SIZE)
 fn fill(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let info = row_infos[params.first_info + wg.y];

@@ -7,7 +7,8 @@
 //!     group 1, binding 0
 //!   2 state_meta read u32, by StateLayout
 //!   3 positions read u32 [row, capacity] original position
-//!   4 order_keys read_write u32 [row, order_stride]; with CACHED the squared norms, f32 bits [row, capacity]
+//!   4 order_keys read_write u32 [row, order_stride], at the end a note of the row; with CACHED the squared norms, f32 bits
+//!     [row, capacity]
 //!   5 histogram read_write atomic u32 [row, histogram_stride] counts of first digits
 //!   6 status read_write atomic u32 [layer] sticky bits
 //!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
@@ -78,6 +79,18 @@ fn first_slot(r: Row) -> u32 {
         return max(params.first_slot, min(scored, r.len));
     }
     return params.first_slot;
+}
+
+// As shared/row_note.wgsl says.
+fn note_row(local_row: u32, r: Row) {
+    if CACHED {
+        return;
+    }
+    let note = (local_row + 1u) * params.order_stride - NOTE_WORDS;
+    order_keys[note] = r.len;
+    order_keys[note + 1u] = r.compacted;
+    order_keys[note + 2u] = r.num_seen;
+    order_keys[note + 3u] = u32(r.over_capacity);
 }
 
 fn write_score(wg: vec3<u32>, r: Row, slot: u32, sum: f32, nan: bool) {

@@ -1,4 +1,5 @@
-//! row: a whole compression in one dispatch, a workgroup to a row: norms, threshold, moves and state.
+//! row: whole rows that workgroup memory can select from: a compression in one dispatch, a workgroup to a row, or what
+//!   follows the score in one, several workgroups to a row.
 //! Source: key_norm.wgsl, radix.wgsl, compact.wgsl and state.wgsl, whose parts these are. Reference:
 //!   src/reference/key_norm.rs, src/reference/top_k.rs and src/reference/compact.rs, exact.
 //! Bindings:
@@ -9,20 +10,24 @@
 //!   3 state_meta read_write u32, by StateLayout
 //!   4 positions read_write u32 [row, capacity] original position
 //!   5 order_keys read_write u32 [row, order_stride]
-//!   6 lists read_write u32 [row, lists_stride]: slots, then staged positions (Positional)
 //!   7 status read_write atomic u32 [layer] sticky bits
 //!   8 rules read RowRule [compressed layer, head]
 //! Entry points: compress_row · dispatch (1, num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens
+//!   move_row · dispatch (parts + 1, num_rows, 1) · none | subgroups: rows likewise, after their score in key_norm.wgsl;
+//!   parts: of Fill any even number, half for keys, half for values; of Positional the column slices of both
 //! Overrides: WG_SIZE = 256, or 512 or 1024; LANES, KEY_LANES, VALUE_LANES = 16, a power of two in 1..=32, of the norm
 //!   in 2..=32; CHUNKS, KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; SLICE_CHUNKS = 16, a power of two; IN_ORDER = false
 //! Workgroup bytes: 32 * WG_SIZE, beyond 512 half of it, + 4 * WG_SIZE + 256, + 20 * WG_SIZE in the workgroup variant
-//! Algorithm: nothing waits for another row, so where there are rows enough to fill the card, or so few tokens that
-//!   launching is what takes time, one dispatch does what four did. Keys go through memory between its steps, in what
-//!   the caches hold.
-//! Invariants: nobody else touches the row, so barriers of the workgroup order all that it reads and writes: its order
-//!   keys and lists; keys and values, read before any is moved; positions, of which those that a list names are written
+//! Algorithm: nothing waits for another row, so where there are rows enough to fill the card, one dispatch does what four
+//!   did. Keys go through memory between its steps, in what the caches hold; the slots that stay never leave workgroup
+//!   memory. Where rows are few a dispatch scores them all over the card, and then every workgroup of a row selects for
+//!   itself and moves its part: that takes less time than to wait for one that selects for all.
+//! Invariants: of compress_row nobody else touches the row, so barriers of the workgroup order all that it reads and
+//!   writes: its order keys; keys and values, read before any is moved; positions, of which those of holes are written
 //!   last; its length, which one invocation loads before all others begin and writes at the end. Of what a layer's rows
-//!   share, tokens seen and activity are only read.
+//!   share, tokens seen and activity are only read. Workgroups of move_row share nothing that one of them writes: each
+//!   chunk of keys and values is one workgroup's; state and positions are the last workgroup's, and of the state the
+//!   others know what the score has noted (shared/row_note.wgsl).
 
 struct Params {
     state: StateLayout,
@@ -34,8 +39,6 @@ struct Params {
     first_sequence: u32,
     first_rule: u32,      // index of the layer's first rule
     order_stride: u32,    // words between rows of order_keys
-    lists_stride: u32,    // words between rows of lists
-    staged_offset: u32,   // words from a row's slots to its positions
     keys_held: u32,       // 8: keys that an invocation holds
     digit_shift: u32,     // the window of first digits
     digit_base: u32,
@@ -54,7 +57,6 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> state_meta: array<u32>;
 @group(0) @binding(4) var<storage, read_write> positions: array<u32>;
 @group(0) @binding(5) var<storage, read_write> order_keys: array<u32>;
-@group(0) @binding(6) var<storage, read_write> lists: array<u32>;
 @group(0) @binding(7) var<storage, read_write> status: array<atomic<u32>>;
 @group(0) @binding(8) var<storage, read> rules: array<RowRule>;
 
@@ -81,14 +83,16 @@ var<workgroup> wg_row: SelectRow;
 var<workgroup> wg_moves: Moves;
 var<workgroup> wg_status: atomic<u32>;
 
+fn rule_of(layer_ix: u32, row: u32) -> RowRule {
+    let heads = params.state.num_kv_heads;
+    return rules[params.first_rule + layer_ix * heads + divided(row, heads).rest];
+}
+
 fn select_row_of(local_row: u32) -> SelectRow {
     let layer_row = divided(params.first_row + local_row, params.state.rows_per_layer);
-    let layer_ix = layer_row.quotient;
-    let row = layer_row.rest;
-    let heads = params.state.num_kv_heads;
     var s: SelectRow;
-    s.rule = rules[params.first_rule + layer_ix * heads + divided(row, heads).rest];
-    s.row = load_row(params.state, params.layer + layer_ix, row);
+    s.rule = rule_of(layer_row.quotient, layer_row.rest);
+    s.row = load_row(params.state, params.layer + layer_row.quotient, layer_row.rest);
     return s;
 }
 
@@ -122,66 +126,109 @@ fn note_num_moved(local_row: u32, count: u32) {
     wg_moves.num_moved = count;
 }
 
+// Nobody asks later which slots were kept.
+fn note_kept(local_row: u32, s: SelectRow, first_slot: u32, kept: u32) {
+}
+
 // Every load or store of the workgroup so far comes before what follows.
 fn all_done() {
     storageBarrier();
     workgroupBarrier();
 }
 
-fn fill_row(local_row: u32, index: u32, len: u32, num_moved: u32) {
-    for (var first = 0u; first < num_moved; first += WG_SIZE / KEY_LANES * 4u) {
+fn hole_at(local_row: u32, j: u32) -> u32 {
+    return staged(j);
+}
+
+// Movers were staged behind the kept slots of the front, which are the rest of the budget.
+fn mover_at(local_row: u32, len: u32, num_moved: u32, j: u32) -> u32 {
+    return staged(num_staged() - 1u - (wg_moves.budget - num_moved + j));
+}
+
+fn kept_at(local_row: u32, rank: u32) -> u32 {
+    return staged(rank);
+}
+
+// Chooses what stays of a row whose keys the invocations hold, and stages its slots.
+fn select_slots(index: u32, local_row: u32, k: Keys, row: SelectRow) -> SelectRow {
+    let s = select_in_row(index, k, row);
+    if index == 0u {
+        wg_moves = Moves(s.budget, 0u, s.budget);
+    }
+    _ = stage_tile(index, local_row, s, k, 0u, 0u, 0u);
+    return s;
+}
+
+// Part `part` of `num_parts`.
+fn fill_keys_part(local_row: u32, part: u32, num_parts: u32, index: u32, len: u32, num_moved: u32) {
+    let unit = WG_SIZE / KEY_LANES * 4u;
+    for (var first = part * unit; first < num_moved; first += num_parts * unit) {
         fill_keys(local_row, first, index, len, num_moved);
     }
-    for (var first = 0u; first < num_moved; first += WG_SIZE / VALUE_LANES * 4u) {
+}
+
+fn fill_values_part(local_row: u32, part: u32, num_parts: u32, index: u32, len: u32, num_moved: u32) {
+    let unit = WG_SIZE / VALUE_LANES * 4u;
+    for (var first = part * unit; first < num_moved; first += num_parts * unit) {
         fill_values(local_row, first, index, len, num_moved);
     }
 }
 
-fn walk_row(local_row: u32, index: u32, moves: Moves) {
-    for (var slice = 0u; slice * SLICE_CHUNKS < KEY_CHUNKS; slice++) {
-        walk_keys(local_row, slice, index, moves.budget, moves.first_moved);
-    }
-    for (var slice = 0u; slice * SLICE_CHUNKS < VALUE_CHUNKS; slice++) {
-        walk_values(local_row, slice, index, moves.budget, moves.first_moved);
-    }
+fn key_slices() -> u32 {
+    return (KEY_CHUNKS + SLICE_CHUNKS - 1u) / SLICE_CHUNKS;
 }
 
-// Positions go to their slots at once, so that nobody asks which slots were kept.
-fn note_kept(local_row: u32, s: SelectRow, first_slot: u32, kept: u32) {
+fn value_slices() -> u32 {
+    return (VALUE_CHUNKS + SLICE_CHUNKS - 1u) / SLICE_CHUNKS;
 }
 
-// Fill: positions of the slots that keep theirs. Those of holes are written too, and again when they are filled.
-fn emit_positions(index: u32, s: SelectRow) {
-    if s.row.active_row && !IN_ORDER {
-        for (var slot = s.row.compacted + index; slot < s.budget; slot += WG_SIZE) {
-            positions[s.row.positions_base + slot] = position_of(s.row, slot);
+// Positional: kept positions go to their ranks, a tile of loads, a barrier, the stores.
+fn walk_positions(index: u32, r: Row, budget: u32) {
+    for (var first = 0u; first < budget; first += WG_SIZE) {
+        let j = min(first + index, budget - 1u);
+        let position = position_of(r, staged(j));
+        all_done();
+        if first + index < budget {
+            positions[r.positions_base + j] = position;
         }
     }
 }
 
-fn finish_positions(local_row: u32, index: u32, r: Row, moves: Moves) {
-    let list_base = local_row * params.lists_stride;
-    if IN_ORDER && r.active_row {
-        for (var j = index; j < moves.budget; j += WG_SIZE) {
-            positions[r.positions_base + j] = lists[list_base + params.staged_offset + j];
-        }
+// Fill: positions of the slots that keep theirs, those of holes too, and then again of the holes those of their movers.
+fn fill_positions(local_row: u32, index: u32, r: Row, moves: Moves) {
+    for (var slot = r.compacted + index; slot < moves.budget; slot += WG_SIZE) {
+        positions[r.positions_base + slot] = position_of(r, slot);
     }
+    all_done();
     for (var j = index; j < moves.num_moved; j += WG_SIZE) {
-        let hole = lists[list_base + j];
-        let mover = lists[list_base + r.len - moves.num_moved + j];
-        positions[r.positions_base + hole] = position_of(r, mover);
+        let mover = mover_at(local_row, r.len, moves.num_moved, j);
+        positions[r.positions_base + hole_at(local_row, j)] = position_of(r, mover);
     }
 }
 
+// The row's state; `bits` for its layer's status. The row has tokens and is active.
 fn finish_row(s: SelectRow, bits: u32) {
-    if s.row.active_row && s.row.len > 0u {
-        let state_row = s.row.layer * params.state.rows_per_layer + s.row.row;
-        state_meta[params.state.lengths_base + state_row] = s.budget;
-        state_meta[params.state.compacted_base + state_row] = s.budget;
-        state_meta[params.state.scored_base + state_row] = 0u;
-        if bits != 0u {
-            atomicOr(&status[s.row.layer], bits);
-        }
+    let state_row = s.row.layer * params.state.rows_per_layer + s.row.row;
+    state_meta[params.state.lengths_base + state_row] = s.budget;
+    state_meta[params.state.compacted_base + state_row] = s.budget;
+    state_meta[params.state.scored_base + state_row] = 0u;
+    if bits != 0u {
+        atomicOr(&status[s.row.layer], bits);
+    }
+}
+
+// `r` is the row of `s`, known to be the same for the workgroup; `bits` are its score's.
+fn finish(local_row: u32, index: u32, r: Row, s: SelectRow, moves: Moves, bits: u32) {
+    if !r.active_row || r.len == 0u {
+        return;
+    }
+    if IN_ORDER {
+        walk_positions(index, r, moves.budget);
+    } else {
+        fill_positions(local_row, index, r, moves);
+    }
+    if index == 0u {
+        finish_row(s, status_bits(s) | bits);
     }
 }
 
@@ -191,28 +238,69 @@ fn compress(wg: vec3<u32>, index: u32) {
         atomicStore(&wg_status, 0u);
     }
     start_selection(index);
-    var s = workgroupUniformLoad(&wg_row);
-    let place = place_of_row(params.keys, wg.y);
+    let row = workgroupUniformLoad(&wg_row);
+    let r = row.row;
     // An inactive sequence is not read.
-    let len = select(0u, s.row.len, s.row.active_row);
-    score_tokens(wg, index, s.row, place, 0u, len, len);
+    let len = select(0u, r.len, r.active_row);
+    score_tokens(wg, index, r, place_of_row(params.keys, wg.y), 0u, len, len);
     all_done();
-    let k = mask_keys(load_raw(wg.y, index), s.row.len, index);
-    s = select_in_row(index, k, s);
-    if index == 0u {
-        wg_moves = Moves(s.budget, 0u, s.budget);
-    }
-    _ = emit_tile(index, wg.y, s, k, 0u, 0u, 0u);
-    emit_positions(index, s);
-    all_done();
+    let s = select_slots(index, wg.y, mask_keys(load_raw(wg.y, index), r.len, index), row);
     let moves = workgroupUniformLoad(&wg_moves);
     if IN_ORDER {
-        walk_row(wg.y, index, moves);
+        for (var slice = 0u; slice < key_slices(); slice++) {
+            walk_keys(wg.y, slice, index, moves.budget, moves.first_moved);
+        }
+        for (var slice = 0u; slice < value_slices(); slice++) {
+            walk_values(wg.y, slice, index, moves.budget, moves.first_moved);
+        }
     } else {
-        fill_row(wg.y, index, s.row.len, moves.num_moved);
+        fill_keys_part(wg.y, 0u, 1u, index, r.len, moves.num_moved);
+        fill_values_part(wg.y, 0u, 1u, index, r.len, moves.num_moved);
     }
-    finish_positions(wg.y, index, s.row, moves);
+    finish(wg.y, index, r, s, moves, atomicLoad(&wg_status));
+}
+
+// The row as the score has noted it; an inactive one has no tokens.
+fn noted_row(local_row: u32) -> SelectRow {
+    let layer_row = divided(params.first_row + local_row, params.state.rows_per_layer);
+    let note = (local_row + 1u) * params.order_stride - NOTE_WORDS;
+    var s: SelectRow;
+    s.rule = rule_of(layer_row.quotient, layer_row.rest);
+    s.row.len = min(order_keys[note], params.state.capacity);
+    s.row.compacted = order_keys[note + 1u];
+    s.row.num_seen = order_keys[note + 2u];
+    s.row.over_capacity = order_keys[note + 3u] != 0u;
+    s.row.active_row = s.row.len > 0u;
+    s.row.layer = params.layer + layer_row.quotient;
+    s.row.row = layer_row.rest;
+    let state_row = s.row.layer * params.state.rows_per_layer + s.row.row;
+    s.row.positions_base = params.state.positions_base + state_row * params.state.capacity;
+    return s;
+}
+
+// Workgroups of a row: those of keys, those of values, and the last, which updates the state.
+fn move_part(wg: vec3<u32>, num_workgroups: u32, index: u32) {
+    let raw = load_raw(wg.y, index);
     if index == 0u {
-        finish_row(s, status_bits(s) | atomicLoad(&wg_status));
+        wg_row = noted_row(wg.y);
+    }
+    start_selection(index);
+    let row = workgroupUniformLoad(&wg_row);
+    let s = select_slots(index, wg.y, mask_keys(raw, row.row.len, index), row);
+    let moves = workgroupUniformLoad(&wg_moves);
+    let last = num_workgroups - 1u;
+    if wg.x == last {
+        finish(wg.y, index, row.row, s, moves, 0u);
+        return;
+    }
+    let parts = last / 2u;
+    if IN_ORDER && wg.x < key_slices() {
+        walk_keys(wg.y, wg.x, index, moves.budget, moves.first_moved);
+    } else if IN_ORDER {
+        walk_values(wg.y, wg.x - key_slices(), index, moves.budget, moves.first_moved);
+    } else if wg.x < parts {
+        fill_keys_part(wg.y, wg.x, parts, index, row.row.len, moves.num_moved);
+    } else {
+        fill_values_part(wg.y, wg.x - parts, parts, index, row.row.len, moves.num_moved);
     }
 }

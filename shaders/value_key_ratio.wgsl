@@ -29,6 +29,9 @@ fn without_subnormals(x: f32) -> f32 {
     return select(x, 0.0, bitcast<u32>(x) < MIN_NORMAL_BITS);
 }
 
+fn note_row(local_row: u32, r: Row) {
+}
+
 fn write_score(wg: vec3<u32>, r: Row, slot: u32, square: f32, nan: bool) {
     let square_bits = bitcast<u32>(square);
     let bad = nan || (square_bits & 0x7fffffffu) >= INFINITY_BITS;

@@ -41,7 +41,7 @@ pub(crate) struct LayerWindow {
     /// Offset of the parameters of `fill`, or of the walk that takes all; those of a first walk and of its ranges follow.
     pub compact_params: u32,
     pub moves: Moves,
-    /// Where one dispatch can take whole rows.
+    /// Where workgroup memory can select from whole rows.
     pub row: Option<RowStage>,
 }
 
@@ -153,7 +153,7 @@ impl Bound {
             return Ok(());
         }
         if self.takes_rows(stages) {
-            self.record_rows(pass);
+            self.record_rows(pass, max_len);
             return Ok(());
         }
         let path = self.path(max_len);

@@ -66,7 +66,7 @@ pub(crate) struct LayerDraft {
     /// Of the caller's scores.
     pub scores: BoundRange,
     pub compact_params: u32,
-    /// Where one dispatch can take whole rows.
+    /// Where workgroup memory can select from whole rows.
     pub row_params: Option<u32>,
 }
 

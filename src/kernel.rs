@@ -164,7 +164,8 @@ fn create_module(
     // bits of a mask, or halved intervals.
     // Without bounds checks indices must be in range. Those of the kernels with arrays (key_norm, compact and row) are made
     // of parameters, which bind has checked against the buffers; of lengths clamped to the capacity; and of slots in lists,
-    // which hold zeros or what the selectors have written there: slots below such a length.
+    // which hold zeros or what the selectors have written there, or as many in workgroup memory as it has staged: slots
+    // below such a length.
     unsafe { device.create_shader_module_trusted(descriptor, checks) }
 }
 

@@ -102,12 +102,10 @@ impl LayoutKind {
             Self::CompactPaged => &[(1, false), (2, false), (3, true), (4, true), (8, false)],
             Self::CompactJoinedPaged => &[(1, false), (3, true), (4, true), (8, false)],
             Self::Pages => &[(1, false), (2, false), (3, false), (4, false), (5, false)],
-            Self::Row => {
-                &[(1, false), (2, false), (3, false), (4, false), (5, false), (6, false), (7, false), (8, true)]
-            }
+            Self::Row => &[(1, false), (2, false), (3, false), (4, false), (5, false), (7, false), (8, true)],
             Self::KeyNormArrays => &[(2, true), (3, true), (4, false), (5, false), (6, false)],
             Self::CompactArrays => &[(3, true), (4, true)],
-            Self::RowArrays => &[(3, false), (4, false), (5, false), (6, false), (7, false), (8, true)],
+            Self::RowArrays => &[(3, false), (4, false), (5, false), (7, false), (8, true)],
         }
     }
 

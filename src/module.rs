@@ -121,7 +121,7 @@ pub enum Module {
         /// How tokens are found.
         tokens: Tokens,
     },
-    /// A whole compression in one dispatch, a workgroup to a row.
+    /// Short rows: a whole compression in one dispatch, a workgroup to a row, or all that follows the score.
     Row {
         /// Element type of the keys, which 16-byte accesses reach like the values.
         dtype: Dtype,

@@ -207,8 +207,6 @@ pub struct RowParams {
     pub first_sequence: u32,
     pub first_rule: u32,
     pub order_stride: u32,
-    pub lists_stride: u32,
-    pub staged_offset: u32,
     pub keys_held: u32,
     pub digit_shift: u32,
     pub digit_base: u32,

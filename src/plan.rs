@@ -23,6 +23,8 @@ const POOL_COUNTS_STRIDE: u32 = 320;
 const POOL_ROW_WORDS: u32 = 64;
 /// Words of a row's histogram of first digits (2048), its other counts and padding.
 const HISTOGRAM_WORDS: u32 = 2112;
+/// Words that the score notes of a row behind its order keys, as in shared/row_note.wgsl.
+const ROW_NOTE_WORDS: u32 = 4;
 /// Tokens whose keys an invocation of the radix selector holds in registers.
 pub(crate) const ROW_TOKENS: u32 = 8;
 /// Tokens that a workgroup of the long-row dispatches covers.
@@ -313,7 +315,8 @@ impl PlanInner {
 fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities: &Capabilities) -> ScratchLayout {
     let sort_len = capabilities.sort_len;
     let row_len = ROW_TOKENS * capabilities.row_workgroup;
-    let order_stride = shape.capacity.next_multiple_of(64);
+    // Behind the keys there is room for a note of the row.
+    let order_stride = (shape.capacity + ROW_NOTE_WORDS).next_multiple_of(64);
     let positional = policy.order == Order::Positional;
     let sorts_outside = policy.selector == Selector::Bitonic && shape.capacity > sort_len;
     let counts_digits = policy.selector != Selector::Bitonic && shape.capacity > row_len;

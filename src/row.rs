@@ -1,14 +1,15 @@
-//! A whole compression in one dispatch: where it can be had, where it pays, and what it is bound to.
+//! Rows that workgroup memory can select from: a compression in one dispatch, or in two where rows are few. Where it can be
+//! had, which of both pays, and what it is bound to.
 
 use crate::bind::{params_binding, range_binding, words_binding};
-use crate::bound::Bound;
+use crate::bound::{Bound, LayerWindow};
 use crate::criterion::Score;
 use crate::device::Capabilities;
 use crate::draft::{Builder, LayerDraft, RowRange, direction_words, word};
 use crate::kernel::Checks;
 use crate::layout::LayoutKind;
 use crate::module::{Access, Module, Reduction};
-use crate::moves::MAX_SLICE;
+use crate::moves::{MAX_SLICE, slice_chunks};
 use crate::pages::Views;
 use crate::params::{RowParams, TensorLayout};
 use crate::plan::{ROW_TOKENS, WORKGROUP};
@@ -22,7 +23,18 @@ use crate::stages::Stages;
 pub(crate) struct RowStage {
     pipeline: wgpu::ComputePipeline,
     group: wgpu::BindGroup,
-    pays: bool,
+    parts: Parts,
+}
+
+/// What of a row a workgroup takes.
+#[derive(Debug, Clone, Copy)]
+enum Parts {
+    /// All of it, its score too.
+    Whole,
+    /// After its score a share of what is moved, so many tokens at a time.
+    Shares { unit: u32 },
+    /// After its score a column slice, of so many.
+    Slices(u32),
 }
 
 /// Workgroup memory of the kernel at most, bytes: slots of eight tokens an invocation, of 32 bits or of 16; scans; and,
@@ -33,8 +45,8 @@ fn memory(workgroup: u32, reduction: Reduction) -> u32 {
     256 + (slots + 4 + sums) * workgroup
 }
 
-/// Invocations of the workgroup that takes a whole row of so many; `None` where the plan asks for more than the kernel
-/// does, or rows may be longer than it holds.
+/// Invocations of the workgroups that take whole rows of so many, or parts of them; `None` where the plan asks for more than
+/// the kernel does, or rows may be longer than it holds.
 fn row_workgroup(shape: &KvShape, policy: &Policy, capabilities: &Capabilities, num_rows: u64) -> Option<u32> {
     // On a CPU the chain is faster: there a workgroup's locals go through memory at each barrier.
     let plain = !capabilities.serial
@@ -54,7 +66,8 @@ fn row_workgroup(shape: &KvShape, policy: &Policy, capabilities: &Capabilities, 
     let sizes = [WORKGROUP, 2 * WORKGROUP, 4 * WORKGROUP].into_iter();
     let sizes = sizes.filter(|&workgroup| workgroup <= capabilities.row_workgroup && fits(workgroup));
     // With a multiprocessor for itself a workgroup of a few tokens an invocation has more loads in flight.
-    let wanted = if num_rows <= FEW_ROWS { shape.capacity.div_ceil(2) } else { shape.capacity.div_ceil(ROW_TOKENS) };
+    let has_room = fills_card(shape, policy, num_rows) && num_rows <= FEW_ROWS;
+    let wanted = shape.capacity.div_ceil(if has_room { 2 } else { ROW_TOKENS });
     let largest = sizes.clone().next_back().filter(|largest| ROW_TOKENS * largest >= shape.capacity);
     sizes.clone().find(|&workgroup| workgroup >= wanted).or(largest)
 }
@@ -68,28 +81,56 @@ fn fills_card(shape: &KvShape, policy: &Policy, num_rows: u64) -> bool {
     num_rows >= FULL_ROWS[usize::from(needs_more)]
 }
 
+impl Parts {
+    const fn is_whole(self) -> bool {
+        matches!(self, Self::Whole)
+    }
+}
+
 impl Bound {
-    /// Whether to take whole rows: all stages are wanted, and every window has rows enough.
+    /// Whether to take rows by the kernel of whole rows: all stages are wanted, and every window has one. Several windows in
+    /// two dispatches each would wait for each other.
     pub(crate) fn takes_rows(&self, stages: Stages) -> bool {
         let stages = [Stages::SCORE, Stages::SELECT, Stages::COMPACT].iter().all(|&stage| stages.has(stage));
-        stages && self.banded.is_empty() && self.layers.iter().all(|w| w.row.as_ref().is_some_and(|r| r.pays))
+        let is_alone = self.layers.len() == 1;
+        let takes = |w: &LayerWindow| w.row.as_ref().is_some_and(|row| row.parts.is_whole() || is_alone);
+        stages && self.banded.is_empty() && self.layers.iter().all(takes)
     }
 
-    pub(crate) fn record_rows(&self, pass: &mut wgpu::ComputePass<'_>) {
+    pub(crate) fn record_rows(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
+        let tile = self.plan.tiles.plain;
         for (window, row) in self.layers.iter().filter_map(|w| w.row.as_ref().map(|row| (w, row))) {
+            window.choose_arrays(pass);
+            if !row.parts.is_whole() {
+                window.score.record(pass, max_len, window.num_rows, (false, tile));
+            }
             pass.set_pipeline(&row.pipeline);
             pass.set_bind_group(0, &row.group, &[]);
-            window.choose_arrays(pass);
-            pass.dispatch_workgroups(1, window.num_rows, 1);
+            pass.dispatch_workgroups(self.row_workgroups(row, max_len, window.num_rows), window.num_rows, 1);
+        }
+    }
+
+    /// Workgroups of a row; where they take parts, one more for its state.
+    fn row_workgroups(&self, row: &RowStage, max_len: u32, num_rows: u32) -> u32 {
+        match row.parts {
+            Parts::Whole => 1,
+            Parts::Shares { unit } => {
+                let most = (FILL_PARTS / num_rows).max(2);
+                2 * self.plan.max_moved(max_len).div_ceil(unit).clamp(1, most) + 1
+            }
+            Parts::Slices(slices) => slices + 1,
         }
     }
 }
 
-/// Rows of a window from which on a workgroup to a row is faster than the chain of dispatches, which gives a row several
-/// workgroups: at best, and where that counts more. See `benches/record`.
-const FULL_ROWS: [u64; 2] = [48, 96];
+/// Rows of a window from which on a workgroup to a row is faster than two dispatches, which give a row several: at best, and
+/// where that counts more. See `benches/record`.
+const FULL_ROWS: [u64; 2] = [64, 96];
 /// Bytes of a row's keys above which more rows count.
 const LARGE_ROW: u64 = 1 << 20;
+/// Workgroups that move the keys of all rows, and as many their values: each selects for itself, and more than fill the card
+/// would do so in turn.
+const FILL_PARTS: u32 = 64;
 /// Rows up to which a workgroup has a multiprocessor for itself.
 const FEW_ROWS: u64 = 128;
 
@@ -120,8 +161,6 @@ impl Builder<'_> {
             first_sequence: rows.first_row / self.plan.shape.num_kv_heads,
             first_rule: compressed * self.plan.shape.num_kv_heads,
             order_stride: scratch.order_stride,
-            lists_stride: scratch.lists_stride,
-            staged_offset: scratch.order_stride,
             keys_held: ROW_TOKENS,
             digit_shift,
             digit_base,
@@ -158,26 +197,48 @@ impl Builder<'_> {
             self.state.meta().as_entire_binding(),
             words_binding(self.state.positions(), draft.rows.first_position, position_words),
             scratch.order_keys,
-            scratch.lists,
             self.state.status().as_entire_binding(),
             rules.as_entire_binding(),
         ]);
         let kind = if draft.array.is_empty() { LayoutKind::Row } else { LayoutKind::RowArrays };
+        let (parts, slice) = self.row_parts(draft.rows.num_rows, workgroup);
+        let entry = if parts.is_whole() { "compress_row" } else { "move_row" };
         Some(RowStage {
-            pipeline: self.row_pipeline(workgroup, draft, checks),
+            pipeline: self.row_pipeline(entry, (workgroup, slice), draft, checks),
             group: self.group(kind, &bindings, checks),
-            pays: fills_card(&self.plan.shape, &self.plan.policy, num_rows),
+            parts,
         })
     }
 
-    fn row_pipeline(&self, workgroup: u32, draft: &LayerDraft, checks: &mut Checks) -> wgpu::ComputePipeline {
+    /// What of a row a workgroup takes, and its column slices, 16-byte chunks.
+    fn row_parts(&self, num_rows: u32, workgroup: u32) -> (Parts, u32) {
+        let (shape, policy) = (&self.plan.shape, &self.plan.policy);
+        let (keys, values) = (&shape.keys, &shape.values);
+        if fills_card(shape, policy, num_rows.into()) {
+            let chunks = keys.chunks().max(values.chunks());
+            return (Parts::Whole, chunks.next_power_of_two().min(MAX_SLICE));
+        }
+        let slice = slice_chunks(shape, num_rows, workgroup);
+        let parts = match policy.order {
+            Order::Fill => Parts::Shares { unit: workgroup / keys.lanes().max(values.lanes()) * 4 },
+            Order::Positional => Parts::Slices(keys.chunks().div_ceil(slice) + values.chunks().div_ceil(slice)),
+        };
+        (parts, slice)
+    }
+
+    fn row_pipeline(
+        &self,
+        entry: &'static str,
+        (workgroup, slice): (u32, u32),
+        draft: &LayerDraft,
+        checks: &mut Checks,
+    ) -> wgpu::ComputePipeline {
         let shape = &self.plan.shape;
-        let chunks = shape.keys.chunks().max(shape.values.chunks());
         let mut constants = vec![
             ("WG_SIZE", workgroup),
             ("LANES", shape.keys.norm_lanes()),
             ("CHUNKS", shape.keys.norm_chunks()),
-            ("SLICE_CHUNKS", chunks.next_power_of_two().min(MAX_SLICE)),
+            ("SLICE_CHUNKS", slice),
             ("IN_ORDER", u32::from(self.plan.policy.order == Order::Positional)),
         ];
         constants.extend(self.moves_constants());
@@ -185,6 +246,6 @@ impl Builder<'_> {
         let reduction = self.kernels().capabilities.reduction(shape.keys.norm_lanes());
         let num_layers = word(draft.array.len() as u64);
         let module = Module::Row { dtype: shape.keys.dtype, reduction, arrays: num_layers > 0 };
-        self.kernels().pipeline_of(module, "compress_row", num_layers, &constants, checks)
+        self.kernels().pipeline_of(module, entry, num_layers, &constants, checks)
     }
 }

@@ -47,12 +47,15 @@ impl Module {
         let score_rows = concat!(shader!("shared/score_rows.wgsl"), shader!("shared/write_key.wgsl"));
         let info = shader!("shared/row_info.wgsl");
         let scan = scan_by(false);
-        let emit = shader!("shared/top_k_emit.wgsl");
+        let stage = shader!("shared/top_k_emit.wgsl");
+        let emit = concat!(shader!("shared/top_k_emit.wgsl"), shader!("shared/top_k_list.wgsl"));
+        let note = shader!("shared/row_note.wgsl");
         let recent = concat!(shader!("shared/wide.wgsl"), shader!("shared/recent.wgsl"));
         match *self {
             Self::KeyNorm { dtype, vec4, reduction, tokens } => [
                 enabled(tokens),
                 shader!("key_norm.wgsl"),
+                note,
                 write_key,
                 digits,
                 recent,
@@ -111,6 +114,7 @@ impl Module {
             Self::Row { dtype, reduction, arrays } => [
                 if arrays { ENABLE_ARRAYS } else { "" },
                 shader!("row.wgsl"),
+                note,
                 select_row,
                 radix_row,
                 moves,
@@ -123,7 +127,7 @@ impl Module {
                 if arrays { shader!("shared/keys_arrays.wgsl") } else { keys(true) },
                 squares(dtype),
                 if arrays { shader!("shared/values_arrays.wgsl") } else { shader!("shared/values_vec4.wgsl") },
-                emit,
+                stage,
                 scan_by(reduction == Reduction::Subgroup),
                 norm_tokens(reduction),
                 reduce(reduction),

@@ -1,4 +1,5 @@
-// Fill: the j-th mover goes to the j-th hole, four of them an invocation from `first` on, LANES invocations to a row.
+// Fill: the j-th mover goes to the j-th hole, four of them an invocation from `first` on, LANES invocations to a row. The
+// module gives the slots: hole_at, mover_at.
 
 fn fill_keys(row: u32, first: u32, index: u32, len: u32, num_moved: u32) {
     let groups = WG_SIZE / KEY_LANES;
@@ -8,20 +9,18 @@ fn fill_keys(row: u32, first: u32, index: u32, len: u32, num_moved: u32) {
         return;
     }
     let last = num_moved - 1u;
-    let holes = row * params.lists_stride;
-    let movers = holes + len - num_moved;
     let j1 = min(j + groups, last);
     let j2 = min(j + 2u * groups, last);
     let j3 = min(j + 3u * groups, last);
     let place = place_of_row(params.keys, row);
-    let s0 = token_base(params.keys, place, lists[movers + j]);
-    let s1 = token_base(params.keys, place, lists[movers + j1]);
-    let s2 = token_base(params.keys, place, lists[movers + j2]);
-    let s3 = token_base(params.keys, place, lists[movers + j3]);
-    let d0 = token_base(params.keys, place, lists[holes + j]);
-    let d1 = token_base(params.keys, place, lists[holes + j1]);
-    let d2 = token_base(params.keys, place, lists[holes + j2]);
-    let d3 = token_base(params.keys, place, lists[holes + j3]);
+    let s0 = token_base(params.keys, place, mover_at(row, len, num_moved, j));
+    let s1 = token_base(params.keys, place, mover_at(row, len, num_moved, j1));
+    let s2 = token_base(params.keys, place, mover_at(row, len, num_moved, j2));
+    let s3 = token_base(params.keys, place, mover_at(row, len, num_moved, j3));
+    let d0 = token_base(params.keys, place, hole_at(row, j));
+    let d1 = token_base(params.keys, place, hole_at(row, j1));
+    let d2 = token_base(params.keys, place, hole_at(row, j2));
+    let d3 = token_base(params.keys, place, hole_at(row, j3));
     for (var c = lane; c < KEY_CHUNKS; c += KEY_LANES) {
         let c0 = load_key_chunk(s0, c);
         let c1 = load_key_chunk(s1, c);
@@ -48,20 +47,18 @@ fn fill_values(row: u32, first: u32, index: u32, len: u32, num_moved: u32) {
         return;
     }
     let last = num_moved - 1u;
-    let holes = row * params.lists_stride;
-    let movers = holes + len - num_moved;
     let j1 = min(j + groups, last);
     let j2 = min(j + 2u * groups, last);
     let j3 = min(j + 3u * groups, last);
     let place = place_of_row(params.values, row);
-    let s0 = token_base(params.values, place, lists[movers + j]);
-    let s1 = token_base(params.values, place, lists[movers + j1]);
-    let s2 = token_base(params.values, place, lists[movers + j2]);
-    let s3 = token_base(params.values, place, lists[movers + j3]);
-    let d0 = token_base(params.values, place, lists[holes + j]);
-    let d1 = token_base(params.values, place, lists[holes + j1]);
-    let d2 = token_base(params.values, place, lists[holes + j2]);
-    let d3 = token_base(params.values, place, lists[holes + j3]);
+    let s0 = token_base(params.values, place, mover_at(row, len, num_moved, j));
+    let s1 = token_base(params.values, place, mover_at(row, len, num_moved, j1));
+    let s2 = token_base(params.values, place, mover_at(row, len, num_moved, j2));
+    let s3 = token_base(params.values, place, mover_at(row, len, num_moved, j3));
+    let d0 = token_base(params.values, place, hole_at(row, j));
+    let d1 = token_base(params.values, place, hole_at(row, j1));
+    let d2 = token_base(params.values, place, hole_at(row, j2));
+    let d3 = token_base(params.values, place, hole_at(row, j3));
     for (var c = lane; c < VALUE_CHUNKS; c += VALUE_LANES) {
         let c0 = load_value_chunk(s0, c);
         let c1 = load_value_chunk(s1, c);

@@ -1,4 +1,4 @@
-// The entry point of a whole row: an invocation's number by subgroup built-ins, as scan_subgroup.wgsl asks.
+// Entry points of row.wgsl: an invocation's number by subgroup built-ins, as scan_subgroup.wgsl asks.
 
 @compute @workgroup_size(WG_SIZE)
 fn compress_row(
@@ -8,4 +8,15 @@ fn compress_row(
     @builtin(subgroup_invocation_id) lane_ix: u32,
 ) {
     compress(wg, enter(subgroup, len, lane_ix));
+}
+
+@compute @workgroup_size(WG_SIZE)
+fn move_row(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) num: vec3<u32>,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_size) len: u32,
+    @builtin(subgroup_invocation_id) lane_ix: u32,
+) {
+    move_part(wg, num.x, enter(subgroup, len, lane_ix));
 }

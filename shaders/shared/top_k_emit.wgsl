@@ -78,10 +78,18 @@ fn stage_slots(mask: u32, first: u32, first_place: u32, step: u32) {
 // Kept slots of the tile below the budget, where the budget lies in the tile.
 var<workgroup> wg_kept_front: u32;
 
-// Writes to the row's lists what a tile of eight keys an invocation contributes, given the keys below and equal to the
-// threshold before the tile, whose first slot is `tile_first`. Places in each list are consecutive: slots are staged in
-// workgroup memory by their places and copied from there. The whole workgroup calls it.
-fn emit_tile(index: u32, local_row: u32, s: SelectRow, k: Keys, tile_first: u32, below: u32, equal: u32) -> Scanned {
+// What a tile keeps.
+struct StagedTile {
+    scanned: Scanned, // keys below and equal to the threshold, as count_keys has them
+    rank: u32,        // of its first kept slot
+    num_kept: u32,
+}
+
+// Stages in workgroup memory, counted from the tile's first slot, what a tile of eight keys an invocation keeps, given the
+// keys below and equal to the threshold before the tile, whose first slot is `tile_first`: with IN_ORDER the kept slots; else
+// holes upwards from the front, and downwards from the end, after as many places as the tile keeps below the budget,
+// movers. The whole workgroup calls it; ends at a barrier.
+fn stage_tile(index: u32, local_row: u32, s: SelectRow, k: Keys, tile_first: u32, below: u32, equal: u32) -> StagedTile {
     clear_staged(index);
     let scanned = exclusive_scan(index, count_keys(k, s.threshold));
     let equal_before = equal + (scanned.before >> 16u);
@@ -99,27 +107,17 @@ fn emit_tile(index: u32, local_row: u32, s: SelectRow, k: Keys, tile_first: u32,
         kept |= lowest_bits(ties, s.num_ties - min(equal_before, s.num_ties));
     }
     let dropped = valid & ~kept;
-    let list_base = local_row * params.lists_stride;
-    let last = params.order_stride - 1u; // keeps a row that exceeds the recorded max_len to its own list
+    let staged_tile = StagedTile(scanned, tile_rank, num_kept);
     if IN_ORDER {
         if dropped != 0u && rank == first_slot {
             note_first_moved(local_row, first_slot + firstTrailingBit(dropped));
         }
         stage_slots(kept, index * 8u, rank - tile_rank, 1u);
         workgroupBarrier();
-        for (var round = 0u; round < params.keys_held; round++) {
-            let i = round * WG_SIZE + index;
-            if i < num_kept {
-                let slot = tile_first + staged(i);
-                let place = list_base + min(tile_rank + i, last);
-                lists[place] = slot;
-                lists[place + params.staged_offset] = position_of(s.row, slot);
-            }
-        }
-        return scanned;
+        return staged_tile;
     }
     note_kept(local_row, s, first_slot, kept);
-    // Holes are staged upwards from the front, movers downwards from the end: together they are no more than the tile.
+    // Together they are no more than the tile.
     let front = slots_below(first_slot, s.budget);
     let rank_of_movers = rank + countOneBits(kept & front);
     stage_slots(dropped & front, index * 8u, index * 8u - (rank - tile_rank), 1u);
@@ -129,21 +127,5 @@ fn emit_tile(index: u32, local_row: u32, s: SelectRow, k: Keys, tile_first: u32,
         wg_kept_front = rank_of_movers - tile_rank;
     }
     workgroupBarrier();
-    let tile_end = min(tile_first + 8u * WG_SIZE, s.row.len);
-    let holds_budget = tile_first <= s.budget && s.budget < tile_end;
-    let kept_front = select(select(0u, num_kept, tile_first < s.budget), wg_kept_front, holds_budget);
-    let slots_front = min(max(s.budget, tile_first), max(tile_end, tile_first)) - tile_first;
-    let num_holes = select(0u, slots_front - min(kept_front, slots_front), s.row.active_row);
-    let num_movers = num_kept - min(kept_front, num_kept);
-    // Holes go to the front of the list, movers to its end.
-    for (var round = 0u; round < params.keys_held; round++) {
-        let i = round * WG_SIZE + index;
-        if i < num_holes + num_movers {
-            let rank = kept_front + i - num_holes;
-            let is_hole = i < num_holes;
-            let place = select(s.row.len - s.budget + tile_rank + rank, tile_first - tile_rank + i, is_hole);
-            lists[list_base + min(place, last)] = tile_first + staged(select(num_staged() - 1u - rank, i, is_hole));
-        }
-    }
-    return scanned;
+    return staged_tile;
 }

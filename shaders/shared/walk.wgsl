@@ -1,9 +1,8 @@
-// Positional: a workgroup walks up the kept slots of a row in one column slice.
+// Positional: a workgroup walks up the kept slots of a row in one column slice. The module gives the slots: kept_at.
 
 fn walk_keys(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
     let c = slice * SLICE_CHUNKS + index % SLICE_CHUNKS;
     let pieces = WG_SIZE / SLICE_CHUNKS;
-    let list_base = row * params.lists_stride;
     let place = place_of_row(params.keys, row);
     let valid = c < KEY_CHUNKS;
     let last = max(budget, 1u) - 1u;
@@ -25,14 +24,14 @@ fn walk_keys(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
         var c6 = vec4<u32>(0u);
         var c7 = vec4<u32>(0u);
         if valid {
-            c0 = load_key_chunk(token_base(params.keys, place, lists[list_base + min(r0, last)]), c);
-            c1 = load_key_chunk(token_base(params.keys, place, lists[list_base + min(r1, last)]), c);
-            c2 = load_key_chunk(token_base(params.keys, place, lists[list_base + min(r2, last)]), c);
-            c3 = load_key_chunk(token_base(params.keys, place, lists[list_base + min(r3, last)]), c);
-            c4 = load_key_chunk(token_base(params.keys, place, lists[list_base + min(r4, last)]), c);
-            c5 = load_key_chunk(token_base(params.keys, place, lists[list_base + min(r5, last)]), c);
-            c6 = load_key_chunk(token_base(params.keys, place, lists[list_base + min(r6, last)]), c);
-            c7 = load_key_chunk(token_base(params.keys, place, lists[list_base + min(r7, last)]), c);
+            c0 = load_key_chunk(token_base(params.keys, place, kept_at(row, min(r0, last))), c);
+            c1 = load_key_chunk(token_base(params.keys, place, kept_at(row, min(r1, last))), c);
+            c2 = load_key_chunk(token_base(params.keys, place, kept_at(row, min(r2, last))), c);
+            c3 = load_key_chunk(token_base(params.keys, place, kept_at(row, min(r3, last))), c);
+            c4 = load_key_chunk(token_base(params.keys, place, kept_at(row, min(r4, last))), c);
+            c5 = load_key_chunk(token_base(params.keys, place, kept_at(row, min(r5, last))), c);
+            c6 = load_key_chunk(token_base(params.keys, place, kept_at(row, min(r6, last))), c);
+            c7 = load_key_chunk(token_base(params.keys, place, kept_at(row, min(r7, last))), c);
         }
         // Every load of this tile comes before any of its stores, which may land on its own sources.
         storageBarrier();
@@ -67,7 +66,6 @@ fn walk_keys(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
 fn walk_values(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
     let c = slice * SLICE_CHUNKS + index % SLICE_CHUNKS;
     let pieces = WG_SIZE / SLICE_CHUNKS;
-    let list_base = row * params.lists_stride;
     let place = place_of_row(params.values, row);
     let valid = c < VALUE_CHUNKS;
     let last = max(budget, 1u) - 1u;
@@ -89,14 +87,14 @@ fn walk_values(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
         var c6 = vec4<u32>(0u);
         var c7 = vec4<u32>(0u);
         if valid {
-            c0 = load_value_chunk(token_base(params.values, place, lists[list_base + min(r0, last)]), c);
-            c1 = load_value_chunk(token_base(params.values, place, lists[list_base + min(r1, last)]), c);
-            c2 = load_value_chunk(token_base(params.values, place, lists[list_base + min(r2, last)]), c);
-            c3 = load_value_chunk(token_base(params.values, place, lists[list_base + min(r3, last)]), c);
-            c4 = load_value_chunk(token_base(params.values, place, lists[list_base + min(r4, last)]), c);
-            c5 = load_value_chunk(token_base(params.values, place, lists[list_base + min(r5, last)]), c);
-            c6 = load_value_chunk(token_base(params.values, place, lists[list_base + min(r6, last)]), c);
-            c7 = load_value_chunk(token_base(params.values, place, lists[list_base + min(r7, last)]), c);
+            c0 = load_value_chunk(token_base(params.values, place, kept_at(row, min(r0, last))), c);
+            c1 = load_value_chunk(token_base(params.values, place, kept_at(row, min(r1, last))), c);
+            c2 = load_value_chunk(token_base(params.values, place, kept_at(row, min(r2, last))), c);
+            c3 = load_value_chunk(token_base(params.values, place, kept_at(row, min(r3, last))), c);
+            c4 = load_value_chunk(token_base(params.values, place, kept_at(row, min(r4, last))), c);
+            c5 = load_value_chunk(token_base(params.values, place, kept_at(row, min(r5, last))), c);
+            c6 = load_value_chunk(token_base(params.values, place, kept_at(row, min(r6, last))), c);
+            c7 = load_value_chunk(token_base(params.values, place, kept_at(row, min(r7, last))), c);
         }
         // Every load of this tile comes before any of its stores, which may land on its own sources.
         storageBarrier();

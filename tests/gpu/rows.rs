@@ -1,6 +1,7 @@
-//! Whole rows in one dispatch: rows enough that a GPU takes them so, a CPU adapter with subgroups switched by hand.
+//! Whole rows in workgroup memory: in one dispatch where they are many, in two where they are few. A GPU takes them so by
+//! itself, a CPU adapter with subgroups switched by hand.
 
-use keynorm::{Budget, BudgetOverride, Direction, Dtype, Options, Order, Policy, Switch};
+use keynorm::{Budget, BudgetOverride, Direction, Dtype, KvShape, Options, Order, Policy, Switch};
 
 use crate::support::{Case, Data, Layout, run, shape};
 
@@ -18,6 +19,14 @@ fn many(dtype: Dtype, order: Order, subgroups: Switch) -> Case {
     case
 }
 
+/// The first sequences of them, 15 rows.
+fn few(case: Case) -> Case {
+    let shape = KvShape { batch_size: 5, ..case.shape };
+    let (lengths, appended) = (case.lengths[..5].to_vec(), case.appended[..5].to_vec());
+    let active = case.active.iter().copied().take(5).collect();
+    Case { shape, lengths, appended, active, ..case }
+}
+
 #[test]
 fn every_dtype_order_and_reduction() {
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
@@ -26,9 +35,11 @@ fn every_dtype_order_and_reduction() {
                 let mut case = many(dtype, order, subgroups);
                 (case.policy.sinks, case.policy.recent) = (4, 20);
                 run(&case);
+                run(&few(case.clone()));
                 case.data = Data::Special;
                 case.active = (0..32).map(|b| b % 5 != 2).collect();
                 run(&case);
+                run(&few(case));
             }
         }
     }
@@ -42,6 +53,7 @@ fn data_kinds_directions_and_layouts() {
             let mut case = many(Dtype::F16, order, Switch::On);
             (case.data, case.policy.direction, case.layout) = (data, direction, layout);
             run(&case);
+            run(&few(case));
         }
     }
 }
@@ -54,12 +66,16 @@ fn budgets_of_every_kind() {
         for budget in [Budget::KeepTokens(1), Budget::KeepTokens(70), Budget::MaxNorm(7.5), Budget::keep_ratio(1.0)] {
             case.policy.budget = budget;
             run(&case);
+            run(&few(case.clone()));
         }
         let budget = Budget::keep_ratio(0.2);
         case.policy.budgets = vec![BudgetOverride { layers: 1..2, heads: 1..3, budget }];
         case.shape.num_layers = 3;
         case.policy.skip_layers = vec![0];
         run(&case);
+        // Two layers by one dispatch.
+        case.one_buffer = true;
+        run(&few(case));
     }
 }
 
@@ -68,7 +84,9 @@ fn budgets_of_every_kind() {
 fn every_workgroup() {
     for capacity in [1025, 2049, 4097] {
         for order in ORDERS {
-            for (sequences, subgroups) in [(32, Switch::On), (33, Switch::On), (32, Switch::Off)] {
+            for (sequences, subgroups) in
+                [(32, Switch::On), (33, Switch::On), (32, Switch::Off), (3, Switch::On), (3, Switch::Off)]
+            {
                 let mut case = many(Dtype::F16, order, subgroups);
                 (case.shape.batch_size, case.shape.num_kv_heads, case.shape.capacity) = (sequences, 4, capacity);
                 (case.shape.keys.head_dim, case.shape.values.head_dim) = (16, 24);
@@ -78,6 +96,7 @@ fn every_workgroup() {
             }
         }
     }
+    // Windows of many rows, and of one workgroup's part of them.
     let mut case = many(Dtype::F16, Order::Fill, Switch::Off);
     case.options.max_binding_bytes = Some(96 * 300 * 64);
     run(&case);

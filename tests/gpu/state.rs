@@ -1,21 +1,33 @@
 //! The cache state, stages recorded apart, and records that follow each other.
 
 use keynorm::reference::key_norm::Scored;
-use keynorm::{Budget, Dtype, Order, Policy, Selector, Stages, Status};
+use keynorm::{Budget, Dtype, KvShape, Options, Order, Policy, Selector, Stages, Status, Switch};
 
 use crate::support::{BUILT, Case, Data, Fixture, bind, gpu, row_offset, run, shape, submit, upload};
 
-fn variants() -> impl Iterator<Item = Policy> {
-    [Selector::Auto, Selector::Radix, Selector::Bitonic].into_iter().flat_map(|selector| {
-        [Order::Fill, Order::Positional].map(|order| Policy { selector, order, ..Policy::new(Budget::keep_ratio(0.5)) })
+/// As a CPU adapter and as a GPU take them.
+fn variants() -> impl Iterator<Item = (Policy, Switch)> {
+    let selectors = [
+        (Selector::Auto, Switch::Auto),
+        (Selector::Auto, Switch::On),
+        (Selector::Radix, Switch::On),
+        (Selector::Bitonic, Switch::Auto),
+    ];
+    selectors.into_iter().flat_map(|(selector, subgroups)| {
+        let policy = |order| Policy { selector, order, ..Policy::new(Budget::keep_ratio(0.5)) };
+        [Order::Fill, Order::Positional].map(|order| (policy(order), subgroups))
     })
+}
+
+fn case_of(shape: KvShape, policy: &Policy, subgroups: Switch) -> Case {
+    Case { options: Options::with_subgroups(subgroups), ..Case::new(shape, policy.clone()) }
 }
 
 #[test]
 fn inactive_sequences_are_left_as_they_are() {
-    for policy in variants() {
+    for (policy, subgroups) in variants() {
         for capacity in [300, 20_000] {
-            let mut case = Case::new(shape(3, 1, capacity, 16, Dtype::F16), policy.clone());
+            let mut case = case_of(shape(3, 1, capacity, 16, Dtype::F16), &policy, subgroups);
             case.lengths = vec![capacity - 60, 200, 250];
             case.appended = vec![50, 10, 20];
             case.data = Data::Special;
@@ -29,9 +41,9 @@ fn inactive_sequences_are_left_as_they_are() {
 
 #[test]
 fn a_sequence_can_be_reset_and_the_mask_lifted() {
-    for policy in variants() {
+    for (policy, subgroups) in variants() {
         let gpu = gpu();
-        let mut case = Case::new(shape(3, 2, 200, 64, Dtype::F16), policy);
+        let mut case = case_of(shape(3, 2, 200, 64, Dtype::F16), &policy, subgroups);
         case.shape.num_layers = 2;
         case.lengths = vec![150, 120, 90];
         case.appended = vec![30, 40, 50];
@@ -52,10 +64,10 @@ fn a_sequence_can_be_reset_and_the_mask_lifted() {
 
 #[test]
 fn a_length_over_the_capacity_is_taken_as_the_capacity() {
-    for policy in variants() {
+    for (policy, subgroups) in variants() {
         for capacity in [100, 17_000] {
             let gpu = gpu();
-            let mut case = Case::new(shape(1, 2, capacity, 16, Dtype::F16), policy.clone());
+            let mut case = case_of(shape(1, 2, capacity, 16, Dtype::F16), &policy, subgroups);
             let mut fixture = Fixture::new(gpu, &case);
             // Row 1 claims more than there is, as a caller's shader could.
             let word = u64::from(fixture.state.offsets().lengths + 1);
@@ -75,10 +87,10 @@ fn a_length_over_the_capacity_is_taken_as_the_capacity() {
 /// The runner compares all status bits; these cases make sure that each is seen both set and clear, and stays set.
 #[test]
 fn status_bits() {
-    for policy in variants() {
+    for (policy, subgroups) in variants() {
         for capacity in [64, 17_000] {
             let gpu = gpu();
-            let mut case = Case::new(shape(1, 1, capacity, 16, Dtype::F16), policy.clone());
+            let mut case = case_of(shape(1, 1, capacity, 16, Dtype::F16), &policy, subgroups);
             let status = |fixture: &Fixture| {
                 pollster::block_on(fixture.state.read(&gpu.device, &gpu.queue)).expect("a read-back").layers[0].status
             };
@@ -121,10 +133,10 @@ fn status_bits_are_sticky() {
 
 #[test]
 fn stages_may_be_recorded_apart() {
-    for policy in variants() {
+    for (policy, subgroups) in variants() {
         for capacity in [300, 20_000] {
             let gpu = gpu();
-            let case = Case::new(shape(2, 1, capacity, 16, Dtype::Bf16), policy.clone());
+            let case = case_of(shape(2, 1, capacity, 16, Dtype::Bf16), &policy, subgroups);
             let splits: [&[Stages]; 3] = [
                 &[Stages::SCORE, Stages::SELECT, Stages::COMPACT],
                 &[Stages::SCORE.and(Stages::SELECT), Stages::COMPACT],
@@ -145,10 +157,10 @@ fn stages_may_be_recorded_apart() {
 
 #[test]
 fn passes_of_its_own_do_the_same() {
-    for policy in variants() {
+    for (policy, subgroups) in variants() {
         for cached_norms in [false, true] {
             let policy = Policy { cached_norms, ..policy.clone() };
-            let mut case = Case::new(shape(2, 2, 300, 16, Dtype::F16), policy);
+            let mut case = case_of(shape(2, 2, 300, 16, Dtype::F16), &policy, subgroups);
             case.shape.num_layers = 3;
             case.lengths = vec![290, 77];
             case.encoded = true;
@@ -160,10 +172,10 @@ fn passes_of_its_own_do_the_same() {
 /// A caller's own scores: 0 for what must stay, up to the last key that is not a pad, with ties.
 #[test]
 fn order_keys_may_be_the_callers() {
-    for policy in variants() {
+    for (policy, subgroups) in variants() {
         for capacity in [1, 70, 3000, 20_000] {
             let gpu = gpu();
-            let mut case = Case::new(shape(2, 2, capacity, 16, Dtype::F16), policy.clone());
+            let mut case = case_of(shape(2, 2, capacity, 16, Dtype::F16), &policy, subgroups);
             case.shape.num_layers = 2;
             case.policy.skip_layers = vec![0];
             case.lengths = vec![capacity, capacity / 2];
@@ -192,10 +204,10 @@ fn order_keys_may_be_the_callers() {
 /// Compression, copies of new tokens, counting and a second compression, in one submission.
 #[test]
 fn records_follow_each_other_in_one_submission() {
-    for policy in variants() {
+    for (policy, subgroups) in variants() {
         for capacity in [400, 18_000] {
             let gpu = gpu();
-            let mut case = Case::new(shape(2, 2, capacity, 16, Dtype::F16), policy.clone());
+            let mut case = case_of(shape(2, 2, capacity, 16, Dtype::F16), &policy, subgroups);
             (case.policy.sinks, case.policy.recent) = (3, 20);
             case.lengths = vec![capacity - 40, capacity / 3];
             case.appended = vec![40, 25];
@@ -232,9 +244,9 @@ fn records_follow_each_other_in_one_submission() {
 /// The state outlives a plan: a second policy goes on from where the first left it, slots no longer being positions.
 #[test]
 fn two_plans_share_a_state() {
-    for policy in variants() {
+    for (policy, subgroups) in variants() {
         let gpu = gpu();
-        let mut case = Case::new(shape(2, 2, 300, 16, Dtype::F16), policy);
+        let mut case = case_of(shape(2, 2, 300, 16, Dtype::F16), &policy, subgroups);
         case.lengths = vec![250, 100];
         case.appended = vec![50, 60];
         let mut fixture = Fixture::new(gpu, &case);
@@ -254,9 +266,10 @@ fn two_plans_share_a_state() {
 fn a_row_beyond_max_len_harms_no_other() {
     let gpu = gpu();
     for order in [Order::Fill, Order::Positional] {
-        for (capacity, max_len) in [(9000, 3000), (9000, 8192), (400, 100), (20_000, 9000)] {
+        let lengths = [(9000, 3000), (9000, 8192), (400, 100), (20_000, 9000)];
+        for ((capacity, max_len), subgroups) in lengths.into_iter().flat_map(|l| [(l, Switch::Auto), (l, Switch::On)]) {
             let policy = Policy { order, ..Policy::new(Budget::keep_ratio(0.5)) };
-            let mut case = Case::new(shape(3, 1, capacity, 16, Dtype::F16), policy);
+            let mut case = case_of(shape(3, 1, capacity, 16, Dtype::F16), &policy, subgroups);
             case.lengths = vec![max_len, capacity, max_len - 1];
             let mut fixture = Fixture::new(gpu, &case);
             let before = crate::support::download(gpu, &fixture.buffers[0][0]);

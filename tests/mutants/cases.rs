@@ -127,6 +127,18 @@ fn whole_rows(order: Order, subgroups: Switch) -> Case {
     case
 }
 
+/// Rows so few that several workgroups take each, in runs of two layers, twice.
+fn few_rows(order: Order, subgroups: Switch) -> Case {
+    let mut case = layers_at_once(Selector::Auto, order);
+    case.options = Options::with_subgroups(subgroups);
+    (case.shape.num_layers, case.shape.batch_size, case.shape.capacity) = (5, 3, 900);
+    case.policy.skip_layers = vec![0, 3, 4];
+    case.policy.budgets = vec![BudgetOverride { layers: 2..5, heads: 1..2, budget: Budget::keep_ratio(0.8) }];
+    (case.lengths, case.appended) = (vec![800, 17, 500], vec![90, 40, 380]);
+    case.active = vec![true, false, true];
+    case
+}
+
 /// A case's sequences again and again, so that a workgroup takes each row whole.
 fn many_rows(mut case: Case) -> Case {
     let times = 96_u32.div_ceil(case.shape.rows_per_layer());
@@ -514,6 +526,7 @@ pub fn quick() -> Vec<Quick> {
     for order in [Order::Fill, Order::Positional] {
         for subgroups in [Switch::Off, Switch::On] {
             add("whole rows", whole_rows(order, subgroups), false);
+            add("few rows", few_rows(order, subgroups), false);
         }
         let tied = Case { layout: Layout::Nhd, ..ties(Selector::Auto, order) };
         add("whole rows of ties", many_rows(tied), false);
