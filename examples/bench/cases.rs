@@ -65,7 +65,9 @@ fn wanted(args: &RunArgs) -> Vec<(Short, Vec<f64>)> {
         Some(Preset::Floor) => floor_shapes().map(|shape| (shape, vec![0.1, 0.5, 0.9])).collect(),
         Some(Preset::Scaling) => {
             let long = [1, 8].into_iter().flat_map(|rows| (16..=20).map(move |log| (rows, 1 << log, f16)));
-            long.chain([(2048, 512, f16)]).map(|shape| (shape, vec![0.5])).collect()
+            // Half a cache of 8 rows of 1M tokens in rows of every length, so that nothing but the length differs.
+            let even = (16..=20).map(|log| (1 << (22 - log), 1 << log, f16));
+            long.chain(even).chain([(2048, 512, f16)]).map(|shape| (shape, vec![0.5])).collect()
         }
         None => {
             let mut shapes: Vec<_> =

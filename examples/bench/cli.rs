@@ -152,7 +152,7 @@ pub enum Preset {
     Design,
     /// 256 MiB of keys in 8, 64 and 512 rows: every dtype, head dimensions 64 to 256, keep .1, .5 and .9.
     Floor,
-    /// 64k to 1M tokens in 1 and 8 rows, and 2048 rows of 512 tokens.
+    /// 64k to 1M tokens in 1 row, in 8, and in as many as make 4M tokens; and 2048 rows of 512 tokens.
     Scaling,
 }
 

@@ -51,12 +51,13 @@ pub fn header(report: &Report) -> String {
     let (a, r) = (&report.adapter, &report.rates);
     let cpu = if a.device_type == "Cpu" { " (a CPU adapter: times are not those of a GPU)" } else { "" };
     let torch = r.torch_copy_gb_s.map_or(String::new(), |c| format!(", PyTorch's copy {c:.0}"));
+    let least = r.least_us.map_or(String::new(), |us| format!(" A pass of one workgroup: {us:.1} µs."));
     let void = report.void.as_ref().map_or(String::new(), |v| format!("\n**Void:** {v}.\n"));
     format!(
         "{} · {} {} · {}{cpu} · wgpu {} · keynorm {} · commit {} · {}\n\n\
          `{}`\n\n\
          Rates, GB/s read + written: copy kernel {:.0}, copy_buffer_to_buffer {:.0}{torch}; read {:.0}. \
-         Flush: {}. Repetitions: {}. Clock: {}.\n{void}\n",
+         Flush: {}. Repetitions: {}. Clock: {}.{least}\n{void}\n",
         a.name,
         a.driver,
         a.driver_info,

@@ -96,7 +96,20 @@ pub fn measure(gpu: &Gpu, clock: &Clock, repetitions: usize) -> Result<Rates> {
             clock.mark(encoder, 1);
         }
     })?;
-    Ok(Rates { bytes, copy_kernel_gb_s: copies[0].max(copies[1]), copy_buffer_gb_s, read_gb_s, torch_copy_gb_s: None })
+    let touch = Kernel::new(gpu, SOURCE, "touch");
+    let touch_group = touch.group(gpu, &[(1, sink.as_entire_binding())]);
+    let least = |encoder: &mut wgpu::CommandEncoder| {
+        touch.dispatch(&mut clock.pass(encoder, 0), &touch_group, 1);
+    };
+    let least_us = time(gpu, clock, repetitions, true, least)?;
+    Ok(Rates {
+        bytes,
+        least_us: Some(least_us),
+        copy_kernel_gb_s: copies[0].max(copies[1]),
+        copy_buffer_gb_s,
+        read_gb_s,
+        torch_copy_gb_s: None,
+    })
 }
 
 /// Median rate of what `record` records, GB/s; by the host's clock where the device has none for it.
@@ -105,6 +118,17 @@ fn rate(
     clock: &Clock,
     repetitions: usize,
     traffic: u64,
+    stamped: bool,
+    record: impl Fn(&mut wgpu::CommandEncoder),
+) -> Result<f64> {
+    time(gpu, clock, repetitions, stamped, record).map(|us| traffic as f64 / us / 1e3)
+}
+
+/// Median time of what `record` records, microseconds; by the host's clock where the device has none for it.
+fn time(
+    gpu: &Gpu,
+    clock: &Clock,
+    repetitions: usize,
     stamped: bool,
     record: impl Fn(&mut wgpu::CommandEncoder),
 ) -> Result<f64> {
@@ -123,5 +147,5 @@ fn rate(
             times.extend(time);
         }
     }
-    median(&mut times).map(|us| traffic as f64 / us / 1e3).ok_or_else(|| "the device's clock stands still".into())
+    median(&mut times).ok_or_else(|| "the device's clock stands still".into())
 }

@@ -52,6 +52,9 @@ pub struct Rates {
     pub copy_buffer_gb_s: f64,
     pub read_gb_s: f64,
     pub torch_copy_gb_s: Option<f64>,
+    /// Microseconds of a pass of one workgroup that writes 4 KiB, by the same clock as the cases.
+    #[serde(default)]
+    pub least_us: Option<f64>,
 }
 
 impl Rates {

@@ -69,3 +69,9 @@ fn write_8(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index)
     sink[at + 6u * WG_SIZE] = word;
     sink[at + 7u * WG_SIZE] = word;
 }
+
+// The least that a pass can do.
+@compute @workgroup_size(WG_SIZE)
+fn touch(@builtin(local_invocation_index) local_ix: u32) {
+    sink[local_ix] = vec4u(local_ix);
+}
