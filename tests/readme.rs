@@ -85,7 +85,7 @@ fn table_rows(text: &str) -> Vec<Vec<String>> {
 
 #[test]
 fn benchmarks_are_those_of_the_record() {
-    let record = include_str!("../benches/record/nvidia-h100-80gb-hbm3/2026-11-26-table.md");
+    let record = include_str!("../benches/record/nvidia-h100-80gb-hbm3/2026-11-27-table.md");
     let section = README.split_once("## Benchmarks").expect("a section of benchmarks").1;
     let section = section.split_once("\n## ").expect("a section after it").0;
     let of_record: Vec<Vec<String>> = table_rows(record)
