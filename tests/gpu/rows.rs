@@ -96,7 +96,7 @@ fn every_workgroup() {
             }
         }
     }
-    // Windows of many rows, and of one workgroup's part of them.
+    // Windows of rows too few to be taken whole, which go stage by stage.
     let mut case = many(Dtype::F16, Order::Fill, Switch::Off);
     case.options.max_binding_bytes = Some(96 * 300 * 64);
     run(&case);
