@@ -18,6 +18,8 @@
 override WG_SIZE: u32 = 256u;
 override IN_ORDER: bool = false; // kept tokens keep their order, else movers fill holes
 
+const SLOT_WORDS: u32 = 0u;
+
 var<workgroup> wg_row: SelectRow;
 
 fn select_whole_row(wg: vec3<u32>, index: u32) {
@@ -28,7 +30,7 @@ fn select_whole_row(wg: vec3<u32>, index: u32) {
     start_selection(index);
     var s = workgroupUniformLoad(&wg_row);
     let k = mask_keys(raw, s.row.len, index);
-    s = select_in_row(index, k, s);
+    s = select_in_row(index, k, s, false);
     _ = emit_tile(index, wg.y, s, k, 0u, 0u, 0u);
     if index == 0u {
         write_row_info(wg.y, s, vec4<u32>(s.threshold, s.num_ties, 0u, 0u));
@@ -48,7 +50,8 @@ fn count_tile(wg: vec3<u32>, index: u32) {
     let s = workgroupUniformLoad(&wg_row);
     let k = mask_keys(raw, s.row.len, eight);
     add_first_digits(k);
-    count_for_budget(k, s.rule);
+    count_protected(k);
+    count_limited(k, s.rule);
     workgroupBarrier();
     let base = wg.y * params.histogram_stride;
     for (var b = index; b < NUM_BINS; b += WG_SIZE) {

@@ -26,6 +26,7 @@ override WG_SIZE: u32 = 256u;
 override IN_ORDER: bool = false; // kept tokens keep their order, else movers fill holes
 override FROM_SORTED: bool = false; // the threshold is in row_infos already
 
+const SLOT_WORDS: u32 = 0u;
 const TILE: u32 = 2048u; // slots: eight an invocation
 // Keys set aside that are ranked against each other rather than narrowed further.
 const FEW_ASIDE: u32 = 64u;
@@ -220,7 +221,7 @@ fn threshold_aside(index: u32, local_row: u32, num_tiles: u32, a: Asides) -> Fou
             }
         }
         workgroupBarrier();
-        found = narrow(index, SMALL_BINS, found.rank);
+        found = narrow(index, SMALL_BINS, found.rank, false);
         known = known_with(known, found.digit, shift);
     }
     if known.shift == 0u {

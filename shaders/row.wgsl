@@ -9,25 +9,28 @@
 //!   2 values read_write vec4<u32> chunks, likewise, in arrays binding 1
 //!   3 state_meta read_write u32, by StateLayout
 //!   4 positions read_write u32 [row, capacity] original position
-//!   5 order_keys read_write u32 [row, order_stride]
+//!   5 order_keys read_write vec4<u32> [row, order_stride / 4], of move_row
 //!   7 status read_write atomic u32 [layer] sticky bits
 //!   8 rules read RowRule [compressed layer, head]
 //! Entry points: compress_row · dispatch (1, num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens
 //!   move_row · dispatch (parts + 1, num_rows, 1) · none | subgroups: rows likewise, after their score in key_norm.wgsl;
 //!   parts: of Fill any even number, half for keys, half for values; of Positional the column slices of both
 //! Overrides: WG_SIZE = 256, or 512 or 1024; LANES, KEY_LANES, VALUE_LANES = 16, a power of two in 1..=32, of the norm
-//!   in 2..=32; CHUNKS, KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; SLICE_CHUNKS = 16, a power of two; IN_ORDER = false
-//! Workgroup bytes: 32 * WG_SIZE, beyond 512 half of it, + 4 * WG_SIZE + 256, + 20 * WG_SIZE in the workgroup variant
+//!   in 2..=32; CHUNKS, KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; SLICE_CHUNKS = 16, a power of two; IN_ORDER = false;
+//!   SLOT_WORDS = 0, or in compress_row a power of two, at least 2048 and the capacity
+//! Workgroup bytes: 32 * WG_SIZE, beyond 512 half of it, + 4 * WG_SIZE + 256, + 20 * WG_SIZE in the workgroup variant; with
+//!   SLOT_WORDS their bytes and 4096 in place of the first
 //! Algorithm: nothing waits for another row, so where there are rows enough to fill the card, one dispatch does what four
-//!   did. Keys go through memory between its steps, in what the caches hold; the slots that stay never leave workgroup
-//!   memory. Where rows are few a dispatch scores them all over the card, and then every workgroup of a row selects for
-//!   itself and moves its part: that takes less time than to wait for one that selects for all.
+//!   did. Order keys and the slots that stay never leave workgroup memory; where that takes no workgroup its place, keys have
+//!   words of their own, so that they are counted while others are awaited. Where rows are few a dispatch scores them all
+//!   over the card, and then every workgroup of a row selects for itself and moves its part: that takes less time than to
+//!   wait for one that selects for all.
 //! Invariants: of compress_row nobody else touches the row, so barriers of the workgroup order all that it reads and
-//!   writes: its order keys; keys and values, read before any is moved; positions, of which those of holes are written
-//!   last; its length, which one invocation loads before all others begin and writes at the end. Of what a layer's rows
-//!   share, tokens seen and activity are only read. Workgroups of move_row share nothing that one of them writes: each
-//!   chunk of keys and values is one workgroup's; state and positions are the last workgroup's, and of the state the
-//!   others know what the score has noted (shared/row_note.wgsl).
+//!   writes: keys and values, read before any is moved; positions, of which those of holes are written last; its length,
+//!   which one invocation loads before all others begin and writes at the end. Of what a layer's rows share, tokens seen
+//!   and activity are only read. Workgroups of move_row share nothing that one of them writes: each chunk of keys and
+//!   values is one workgroup's; state and positions are the last workgroup's, and of the state the others know what the
+//!   score has noted (shared/row_note.wgsl).
 
 struct Params {
     state: StateLayout,
@@ -56,7 +59,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(3) var<storage, read_write> state_meta: array<u32>;
 @group(0) @binding(4) var<storage, read_write> positions: array<u32>;
-@group(0) @binding(5) var<storage, read_write> order_keys: array<u32>;
+@group(0) @binding(5) var<storage, read_write> order_keys: array<vec4<u32>>;
 @group(0) @binding(7) var<storage, read_write> status: array<atomic<u32>>;
 @group(0) @binding(8) var<storage, read> rules: array<RowRule>;
 
@@ -69,6 +72,7 @@ override VALUE_CHUNKS: u32 = 16u;
 override VALUE_LANES: u32 = 16u;
 override SLICE_CHUNKS: u32 = 16u;
 override IN_ORDER: bool = false; // kept tokens keep their order, else movers fill holes
+override SLOT_WORDS: u32 = 0u; // of workgroup memory for keys and slots alone; 0: they share that of the bins
 
 const NAN_NORM: u32 = 0x7fc00000u;
 
@@ -106,16 +110,54 @@ fn write_score(wg: vec3<u32>, r: Row, slot: u32, sum: f32, nan: bool) {
     if norm >= INFINITY_BITS {
         atomicOr(&wg_status, STATUS_NON_FINITE_KEY);
     }
-    order_keys[wg.y * params.order_stride + slot] = order_key(r, slot, norm);
+    let key = order_key(r, slot, norm);
+    let place = slot ^ spread(slot);
+    if SLOT_WORDS == 0u {
+        atomicStore(&bins[place], key);
+        return;
+    }
+    slots[place] = key;
+    add_first_digit(key);
+    if key == 0u {
+        atomicAdd(&wg_count, 1u);
+    }
+}
+
+// Where eight keys begin, so that invocations side by side find theirs in banks of their own.
+fn spread(slot: u32) -> u32 {
+    return slot / 32u % 8u;
+}
+
+fn scored_key(place: u32) -> u32 {
+    if SLOT_WORDS == 0u {
+        return atomicLoad(&bins[place]);
+    }
+    return slots[place];
+}
+
+// What write_score has left of eight slots; beyond the row it may be anything.
+fn load_scored(eight: u32) -> Keys {
+    let first = min(eight * 8u, (params.state.capacity - 1u) / 8u * 8u);
+    let s = spread(first);
+    return Keys(
+        vec4<u32>(
+            scored_key(first + s),
+            scored_key(first + (s ^ 1u)),
+            scored_key(first + (s ^ 2u)),
+            scored_key(first + (s ^ 3u)),
+        ),
+        vec4<u32>(
+            scored_key(first + (s ^ 4u)),
+            scored_key(first + (s ^ 5u)),
+            scored_key(first + (s ^ 6u)),
+            scored_key(first + (s ^ 7u)),
+        ),
+    );
 }
 
 fn load_raw(local_row: u32, eight: u32) -> Keys {
-    let first = min(eight * 8u, params.order_stride - 8u);
-    let ix = local_row * params.order_stride + first;
-    return Keys(
-        vec4<u32>(order_keys[ix], order_keys[ix + 1u], order_keys[ix + 2u], order_keys[ix + 3u]),
-        vec4<u32>(order_keys[ix + 4u], order_keys[ix + 5u], order_keys[ix + 6u], order_keys[ix + 7u]),
-    );
+    let ix = (local_row * params.order_stride + min(eight * 8u, params.order_stride - 8u)) / 4u;
+    return Keys(order_keys[ix], order_keys[ix + 1u]);
 }
 
 fn note_first_moved(local_row: u32, rank: u32) {
@@ -150,8 +192,8 @@ fn kept_at(local_row: u32, rank: u32) -> u32 {
 }
 
 // Chooses what stays of a row whose keys the invocations hold, and stages its slots.
-fn select_slots(index: u32, local_row: u32, k: Keys, row: SelectRow) -> SelectRow {
-    let s = select_in_row(index, k, row);
+fn select_slots(index: u32, local_row: u32, k: Keys, row: SelectRow, is_counted: bool) -> SelectRow {
+    let s = select_in_row(index, k, row, is_counted);
     if index == 0u {
         wg_moves = Moves(s.budget, 0u, s.budget);
     }
@@ -237,14 +279,22 @@ fn compress(wg: vec3<u32>, index: u32) {
         wg_row = select_row_of(wg.y);
         atomicStore(&wg_status, 0u);
     }
-    start_selection(index);
+    if SLOT_WORDS > 0u {
+        start_selection(index);
+    }
     let row = workgroupUniformLoad(&wg_row);
     let r = row.row;
     // An inactive sequence is not read.
     let len = select(0u, r.len, r.active_row);
     score_tokens(wg, index, r, place_of_row(params.keys, wg.y), 0u, len, len);
     all_done();
-    let s = select_slots(index, wg.y, mask_keys(load_raw(wg.y, index), r.len, index), row);
+    let raw = load_scored(index);
+    if SLOT_WORDS == 0u {
+        workgroupBarrier();
+        start_selection(index);
+        workgroupBarrier();
+    }
+    let s = select_slots(index, wg.y, mask_keys(raw, r.len, index), row, SLOT_WORDS > 0u);
     let moves = workgroupUniformLoad(&wg_moves);
     if IN_ORDER {
         for (var slice = 0u; slice < key_slices(); slice++) {
@@ -263,13 +313,13 @@ fn compress(wg: vec3<u32>, index: u32) {
 // The row as the score has noted it; an inactive one has no tokens.
 fn noted_row(local_row: u32) -> SelectRow {
     let layer_row = divided(params.first_row + local_row, params.state.rows_per_layer);
-    let note = (local_row + 1u) * params.order_stride - NOTE_WORDS;
+    let note = order_keys[((local_row + 1u) * params.order_stride - NOTE_WORDS) / 4u];
     var s: SelectRow;
     s.rule = rule_of(layer_row.quotient, layer_row.rest);
-    s.row.len = min(order_keys[note], params.state.capacity);
-    s.row.compacted = order_keys[note + 1u];
-    s.row.num_seen = order_keys[note + 2u];
-    s.row.over_capacity = order_keys[note + 3u] != 0u;
+    s.row.len = min(note.x, params.state.capacity);
+    s.row.compacted = note.y;
+    s.row.num_seen = note.z;
+    s.row.over_capacity = note.w != 0u;
     s.row.active_row = s.row.len > 0u;
     s.row.layer = params.layer + layer_row.quotient;
     s.row.row = layer_row.rest;
@@ -286,7 +336,7 @@ fn move_part(wg: vec3<u32>, num_workgroups: u32, index: u32) {
     }
     start_selection(index);
     let row = workgroupUniformLoad(&wg_row);
-    let s = select_slots(index, wg.y, mask_keys(raw, row.row.len, index), row);
+    let s = select_slots(index, wg.y, mask_keys(raw, row.row.len, index), row, false);
     let moves = workgroupUniformLoad(&wg_moves);
     let last = num_workgroups - 1u;
     if wg.x == last {

@@ -29,21 +29,44 @@ pub(crate) struct RowStage {
 /// What of a row a workgroup takes.
 #[derive(Debug, Clone, Copy)]
 enum Parts {
-    /// All of it, its score too.
-    Whole,
+    /// All of it, its score too, with so many words for its keys and slots ([`slot_words`]).
+    Whole { slot_words: u32 },
     /// After its score a share of what is moved, so many tokens at a time.
     Shares { unit: u32 },
     /// After its score a column slice, of so many.
     Slices(u32),
 }
 
-/// Workgroup memory of the kernel at most, bytes: slots of eight tokens an invocation, of 32 bits or of 16; scans; and,
-/// where they do not go by shuffles, the sums of lanes.
-fn memory(workgroup: u32, reduction: Reduction) -> u32 {
-    let slots = if workgroup > 512 { 16 } else { 32 };
-    let sums = if reduction == Reduction::Workgroup { 20 } else { 0 };
-    256 + (slots + 4 + sums) * workgroup
+/// Words of the bins that slots share: of eight tokens an invocation, two a word beyond this many invocations.
+const fn shared_words(workgroup: u32) -> u32 {
+    if workgroup > MOST_WHOLE { ROW_TOKENS / 2 * workgroup } else { ROW_TOKENS * workgroup }
 }
+
+/// As in shared/radix_row.wgsl.
+const MOST_WHOLE: u32 = 512;
+
+/// Workgroup memory of the kernel, bytes: so many words; scans; and, where they do not go by shuffles, the sums of lanes.
+fn memory(words: u32, workgroup: u32, reduction: Reduction) -> u32 {
+    let sums = if reduction == Reduction::Workgroup { 20 } else { 0 };
+    256 + 4 * words + (4 + sums) * workgroup
+}
+
+/// Where the workgroup of a whole row holds its keys, and then its slots: words of their own, 0 where they share those of the
+/// bins; `None` where neither has room.
+///
+/// With words of their own, first digits are counted while keys are awaited. On an H100 that gains 2 to 4 %, but not in small
+/// workgroups, of which fewer fit a multiprocessor then. See `benches/record`.
+fn slot_words(capacity: u32, workgroup: u32, capabilities: &Capabilities, reduction: Reduction) -> Option<u32> {
+    let words = capacity.next_power_of_two().max(DIGIT_WORDS * 2);
+    let fits = memory(DIGIT_WORDS + words, workgroup, reduction) <= capabilities.workgroup_bytes;
+    if workgroup > WORKGROUP && fits {
+        return Some(words);
+    }
+    (capacity <= shared_words(workgroup)).then_some(0)
+}
+
+/// Words of the counts of first digits, as in shared/radix_row.wgsl.
+const DIGIT_WORDS: u32 = 1024;
 
 /// Invocations of the workgroups that take whole rows of so many, or parts of them; `None` where the plan asks for more than
 /// the kernel does, or rows may be longer than it holds.
@@ -62,9 +85,9 @@ fn row_workgroup(shape: &KvShape, policy: &Policy, capabilities: &Capabilities, 
         return None;
     }
     let reduction = capabilities.reduction(shape.keys.norm_lanes());
-    let fits = |workgroup: u32| memory(workgroup, reduction) <= capabilities.workgroup_bytes;
+    let fits = |&workgroup: &u32| memory(shared_words(workgroup), workgroup, reduction) <= capabilities.workgroup_bytes;
     let sizes = [WORKGROUP, 2 * WORKGROUP, 4 * WORKGROUP].into_iter();
-    let sizes = sizes.filter(|&workgroup| workgroup <= capabilities.row_workgroup && fits(workgroup));
+    let sizes = sizes.filter(|workgroup| *workgroup <= capabilities.row_workgroup && fits(workgroup));
     // With a multiprocessor for itself a workgroup of a few tokens an invocation has more loads in flight.
     let has_room = fills_card(shape, policy, num_rows) && num_rows <= FEW_ROWS;
     let wanted = shape.capacity.div_ceil(if has_room { 2 } else { ROW_TOKENS });
@@ -83,7 +106,7 @@ fn fills_card(shape: &KvShape, policy: &Policy, num_rows: u64) -> bool {
 
 impl Parts {
     const fn is_whole(self) -> bool {
-        matches!(self, Self::Whole)
+        matches!(self, Self::Whole { .. })
     }
 }
 
@@ -113,7 +136,7 @@ impl Bound {
     /// Workgroups of a row; where they take parts, one more for its state.
     fn row_workgroups(&self, row: &RowStage, max_len: u32, num_rows: u32) -> u32 {
         match row.parts {
-            Parts::Whole => 1,
+            Parts::Whole { .. } => 1,
             Parts::Shares { unit } => {
                 let most = (FILL_PARTS / num_rows).max(2);
                 2 * self.plan.max_moved(max_len).div_ceil(unit).clamp(1, most) + 1
@@ -202,9 +225,8 @@ impl Builder<'_> {
         ]);
         let kind = if draft.array.is_empty() { LayoutKind::Row } else { LayoutKind::RowArrays };
         let (parts, slice) = self.row_parts(draft.rows.num_rows, workgroup);
-        let entry = if parts.is_whole() { "compress_row" } else { "move_row" };
         Some(RowStage {
-            pipeline: self.row_pipeline(entry, (workgroup, slice), draft, checks),
+            pipeline: self.row_pipeline(parts, (workgroup, slice), draft, checks),
             group: self.group(kind, &bindings, checks),
             parts,
         })
@@ -214,9 +236,11 @@ impl Builder<'_> {
     fn row_parts(&self, num_rows: u32, workgroup: u32) -> (Parts, u32) {
         let (shape, policy) = (&self.plan.shape, &self.plan.policy);
         let (keys, values) = (&shape.keys, &shape.values);
-        if fills_card(shape, policy, num_rows.into()) {
+        let capabilities = &self.kernels().capabilities;
+        let slot_words = slot_words(shape.capacity, workgroup, capabilities, capabilities.reduction(keys.norm_lanes()));
+        if let Some(slot_words) = slot_words.filter(|_| fills_card(shape, policy, num_rows.into())) {
             let chunks = keys.chunks().max(values.chunks());
-            return (Parts::Whole, chunks.next_power_of_two().min(MAX_SLICE));
+            return (Parts::Whole { slot_words }, chunks.next_power_of_two().min(MAX_SLICE));
         }
         let slice = slice_chunks(shape, num_rows, workgroup);
         let parts = match policy.order {
@@ -228,17 +252,22 @@ impl Builder<'_> {
 
     fn row_pipeline(
         &self,
-        entry: &'static str,
+        parts: Parts,
         (workgroup, slice): (u32, u32),
         draft: &LayerDraft,
         checks: &mut Checks,
     ) -> wgpu::ComputePipeline {
         let shape = &self.plan.shape;
+        let (entry, slot_words) = match parts {
+            Parts::Whole { slot_words } => ("compress_row", slot_words),
+            Parts::Shares { .. } | Parts::Slices(_) => ("move_row", 0),
+        };
         let mut constants = vec![
             ("WG_SIZE", workgroup),
             ("LANES", shape.keys.norm_lanes()),
             ("CHUNKS", shape.keys.norm_chunks()),
             ("SLICE_CHUNKS", slice),
+            ("SLOT_WORDS", slot_words),
             ("IN_ORDER", u32::from(self.plan.policy.order == Order::Positional)),
         ];
         constants.extend(self.moves_constants());

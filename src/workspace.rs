@@ -105,7 +105,7 @@ impl Workspace {
         })
     }
 
-    /// Order keys as the score stage leaves them: u32 `[compressed layer * row, stride]`, lower = kept first. A caller
+    /// Order keys as the score stage leaves them where it is recorded alone: u32 `[compressed layer * row, stride]`, lower = kept first. A caller
     /// who records only later stages may write keys of its own here: 0 for what must stay, up to 0xFFFF_FFFE.
     #[must_use]
     pub const fn order_keys(&self) -> &wgpu::Buffer {

@@ -1,13 +1,20 @@
-// The threshold of a row whose keys the invocations of one workgroup hold, by histograms of their digits.
+// The threshold of a row whose keys the invocations of one workgroup hold, by histograms of their digits. The module gives
+// SLOT_WORDS: words to stage slots in, 0 where they share those of the bins.
 
 const SMALL_BINS: u32 = 256u;
+// Of the counts of first digits beside slots in words of their own: two a word, since a workgroup has fewer than 2^16 keys.
+const DIGIT_WORDS: u32 = NUM_BINS / 2u;
 // Most invocations whose slots are staged a word each.
 const MOST_WHOLE: u32 = 512u;
 // Keys of a bin that are ranked against each other rather than narrowed further.
 const FEW: u32 = 128u;
 
 // Bins, keys of one bin, or the slots of a tile: two a word where they would not fit otherwise.
-var<workgroup> bins: array<atomic<u32>, select(8u * WG_SIZE, 4u * WG_SIZE, WG_SIZE > MOST_WHOLE)>;
+var<workgroup> bins: array<
+    atomic<u32>,
+    select(DIGIT_WORDS, select(8u * WG_SIZE, 4u * WG_SIZE, WG_SIZE > MOST_WHOLE), SLOT_WORDS == 0u)
+>;
+var<workgroup> slots: array<u32, max(SLOT_WORDS, 1u)>;
 var<workgroup> wg_found: Found;
 var<workgroup> wg_count: atomic<u32>;
 var<workgroup> wg_threshold: atomic<u32>;
@@ -27,13 +34,15 @@ struct Known {
 }
 
 fn clear_staged(index: u32) {
-    if WG_SIZE > MOST_WHOLE {
+    if SLOT_WORDS == 0u && WG_SIZE > MOST_WHOLE {
         clear_bins(index, 4u * WG_SIZE);
     }
 }
 
 fn stage(place: u32, value: u32) {
-    if WG_SIZE > MOST_WHOLE {
+    if SLOT_WORDS > 0u {
+        slots[place] = value;
+    } else if WG_SIZE > MOST_WHOLE {
         // Neighbours in a word may be of two invocations.
         atomicOr(&bins[place / 2u], value << (place % 2u * 16u));
     } else {
@@ -42,14 +51,16 @@ fn stage(place: u32, value: u32) {
 }
 
 fn staged(place: u32) -> u32 {
-    if WG_SIZE > MOST_WHOLE {
+    if SLOT_WORDS > 0u {
+        return slots[place];
+    } else if WG_SIZE > MOST_WHOLE {
         return (atomicLoad(&bins[place / 2u]) >> (place % 2u * 16u)) & 0xffffu;
     }
     return atomicLoad(&bins[place]);
 }
 
 fn num_staged() -> u32 {
-    return 8u * WG_SIZE;
+    return select(8u * WG_SIZE, SLOT_WORDS, SLOT_WORDS > 0u);
 }
 
 fn clear_bins(index: u32, num_bins: u32) {
@@ -58,8 +69,25 @@ fn clear_bins(index: u32, num_bins: u32) {
     }
 }
 
+fn add_first_digit(key: u32) {
+    let bin = first_digit(key, params.digit_shift, params.digit_base);
+    if SLOT_WORDS > 0u {
+        atomicAdd(&bins[bin / 2u], 1u << (bin % 2u * 16u));
+    } else {
+        atomicAdd(&bins[bin], 1u);
+    }
+}
+
+// Keys in a bin; `is_packed` where two bins share a word.
+fn count_of(bin: u32, is_packed: bool) -> u32 {
+    if is_packed {
+        return (atomicLoad(&bins[bin / 2u]) >> (bin % 2u * 16u)) & 0xffffu;
+    }
+    return atomicLoad(&bins[bin]);
+}
+
 // Finds the bin of a rank among the workgroup's bins. The caller has passed a barrier; ends at one.
-fn narrow(index: u32, num_bins: u32, rank: u32) -> Found {
+fn narrow(index: u32, num_bins: u32, rank: u32, is_packed: bool) -> Found {
     let per = max(num_bins / WG_SIZE, 1u);
     let first = index * per;
     // Begins at a bin of its own among its neighbours', whose banks differ.
@@ -67,13 +95,13 @@ fn narrow(index: u32, num_bins: u32, rank: u32) -> Found {
     var sum = 0u;
     if first < num_bins {
         for (var b = 0u; b < per; b++) {
-            sum += atomicLoad(&bins[first + (b + turn) % per]);
+            sum += count_of(first + (b + turn) % per, is_packed);
         }
     }
     var running = exclusive_scan(index, sum).before;
     if rank >= running && rank - running < sum {
         for (var b = 0u; b < per; b++) {
-            let count = atomicLoad(&bins[first + b]);
+            let count = count_of(first + b, is_packed);
             if rank >= running && rank - running < count {
                 wg_found = Found(first + b, rank - running, count);
             }
@@ -109,7 +137,7 @@ fn add_first_digits(keys: Keys) {
     var k = keys;
     for (var i = 0u; i < params.keys_held; i++) {
         if k.low.x != PAD_KEY {
-            atomicAdd(&bins[first_digit(k.low.x, params.digit_shift, params.digit_base)], 1u);
+            add_first_digit(k.low.x);
         }
         k = rotated(k);
     }
@@ -171,20 +199,22 @@ fn key_of(k: Keys, i: u32) -> u32 {
     return select(select(v.x, v.y, (i & 1u) != 0u), select(v.z, v.w, (i & 1u) != 0u), (i & 2u) != 0u);
 }
 
-// What budgets depend on: protected keys, and keys up to a limit.
-fn count_for_budget(k: Keys, rule: RowRule) {
+// What budgets depend on: protected keys, and of some rules keys up to a limit.
+fn count_protected(k: Keys) {
     let zeros = count_zeros(k);
     if zeros > 0u {
         atomicAdd(&wg_count, zeros);
     }
-    let within = count_within(k, rule);
-    if within > 0u {
-        atomicAdd(&wg_within, within);
+}
+
+fn count_limited(k: Keys, rule: RowRule) {
+    if rule.budget_mode == 3u {
+        atomicAdd(&wg_within, count_within(k, rule.key_limit));
     }
 }
 
 fn start_selection(index: u32) {
-    clear_bins(index, NUM_BINS);
+    clear_bins(index, select(NUM_BINS, DIGIT_WORDS, SLOT_WORDS > 0u));
     if index == 0u {
         wg_found = Found(0u, 0u, 0u); // an empty row finds nothing
         atomicStore(&wg_count, 0u);
@@ -192,16 +222,20 @@ fn start_selection(index: u32) {
     }
 }
 
-// Budget, threshold and ties of a row whose keys the workgroup's invocations hold. After start_selection and a barrier.
-fn select_in_row(index: u32, k: Keys, row: SelectRow) -> SelectRow {
+// Budget, threshold and ties of a row whose keys the workgroup's invocations hold. After start_selection and a barrier;
+// with `is_counted` first digits and protected keys are counted already.
+fn select_in_row(index: u32, k: Keys, row: SelectRow, is_counted: bool) -> SelectRow {
     var s = row;
-    add_first_digits(k);
-    count_for_budget(k, s.rule);
+    if !is_counted {
+        add_first_digits(k);
+        count_protected(k);
+    }
+    count_limited(k, s.rule);
     workgroupBarrier();
     s.num_protected = atomicLoad(&wg_count);
     s.num_within = atomicLoad(&wg_within);
     s.budget = row_budget(s);
-    var found = narrow(index, NUM_BINS, max(s.budget, 1u) - 1u);
+    var found = narrow(index, NUM_BINS, max(s.budget, 1u) - 1u, SLOT_WORDS > 0u);
     let of_bin = bits_of_bin(k, keys_of_bin(found.digit));
     if found.count <= FEW {
         if index == 0u {
@@ -234,7 +268,7 @@ fn narrow_row(index: u32, k: Keys, of_bin: u32, found: Found) -> Found {
             add_digit(key_of(k, firstTrailingBit(left)), known, shift);
         }
         workgroupBarrier();
-        let next = narrow(index, SMALL_BINS, rank);
+        let next = narrow(index, SMALL_BINS, rank, false);
         known = known_with(known, next.digit, shift);
         rank = next.rank;
     }

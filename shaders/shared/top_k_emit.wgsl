@@ -27,10 +27,10 @@ fn count_zeros(k: Keys) -> u32 {
     return ones(k.low == vec4<u32>(0u)) + ones(k.high == vec4<u32>(0u));
 }
 
-// Keys up to the rule's limit; pads lie above every limit.
-fn count_within(k: Keys, rule: RowRule) -> u32 {
-    let limit = vec4<u32>(rule.key_limit);
-    return select(0u, ones(k.low <= limit) + ones(k.high <= limit), rule.budget_mode == 3u);
+// Keys up to a limit; pads lie above every limit.
+fn count_within(k: Keys, key_limit: u32) -> u32 {
+    let limit = vec4<u32>(key_limit);
+    return ones(k.low <= limit) + ones(k.high <= limit);
 }
 
 // Keys below the threshold in the low half, equal ones in the high half.

@@ -139,9 +139,9 @@ fn few_rows(order: Order, subgroups: Switch) -> Case {
     case
 }
 
-/// A case's sequences again and again, so that a workgroup takes each row whole.
-fn many_rows(mut case: Case) -> Case {
-    let times = 96_u32.div_ceil(case.shape.rows_per_layer());
+/// A case's sequences again and again, so that a workgroup takes each row whole: a wide one of up to 128 rows.
+fn many_rows(mut case: Case, rows: u32) -> Case {
+    let times = rows.div_ceil(case.shape.rows_per_layer());
     case.shape.batch_size *= times;
     let times = times as usize;
     (case.lengths, case.appended) = (case.lengths.repeat(times), case.appended.repeat(times));
@@ -529,11 +529,11 @@ pub fn quick() -> Vec<Quick> {
             add("few rows", few_rows(order, subgroups), false);
         }
         let tied = Case { layout: Layout::Nhd, ..ties(Selector::Auto, order) };
-        add("whole rows of ties", many_rows(tied), false);
-        add("whole rows, random", many_rows(random(Selector::Auto, order)), false);
-        add("whole rows, least", many_rows(least(Selector::Auto, order, 0, Direction::Lowest)), false);
-        add("whole rows, raised", many_rows(least(Selector::Auto, order, 5, Direction::Lowest)), false);
-        add("whole rows of 512", many_rows(one_workgroup(Selector::Auto, order)), false);
+        add("whole rows of ties", many_rows(tied, 132), false);
+        add("whole rows, random", many_rows(random(Selector::Auto, order), 96), false);
+        add("whole rows, least", many_rows(least(Selector::Auto, order, 0, Direction::Lowest), 96), false);
+        add("whole rows, raised", many_rows(least(Selector::Auto, order, 5, Direction::Lowest), 96), false);
+        add("whole rows of 512", many_rows(one_workgroup(Selector::Auto, order), 96), false);
         add("whole rows of layers at once", layers_at_once(Selector::Auto, order), false);
         add("layers at once", layers_at_once(Selector::Radix, order), false);
     }
