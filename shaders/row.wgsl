@@ -9,10 +9,11 @@
 //!   2 values read_write vec4<u32> chunks, likewise, in arrays binding 1
 //!   3 state_meta read_write u32, by StateLayout
 //!   4 positions read_write u32 [row, capacity] original position
-//!   5 order_keys read_write vec4<u32> [row, order_stride / 4], of move_row
+//!   5 order_keys read_write vec4<u32> [row, order_stride / 4], which move_row reads
 //!   7 status read_write atomic u32 [layer] sticky bits
 //!   8 rules read RowRule [compressed layer, head]
-//! Entry points: compress_row · dispatch (1, num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens
+//! Entry points: compress_row · dispatch (1, num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens, and with
+//!   SLOT_WORDS = 0 up to 4096
 //!   move_row · dispatch (parts + 1, num_rows, 1) · none | subgroups: rows likewise, after their score in key_norm.wgsl;
 //!   parts: of Fill any even number, half for keys, half for values; of Positional the column slices of both
 //! Overrides: WG_SIZE = 256, or 512 or 1024; LANES, KEY_LANES, VALUE_LANES = 16, a power of two in 1..=32, of the norm
@@ -294,7 +295,7 @@ fn compress(wg: vec3<u32>, index: u32) {
         start_selection(index);
         workgroupBarrier();
     }
-    let s = select_slots(index, wg.y, mask_keys(raw, r.len, index), row, SLOT_WORDS > 0u);
+    let s = select_slots(index, wg.y, mask_keys(raw, len, index), row, SLOT_WORDS > 0u);
     let moves = workgroupUniformLoad(&wg_moves);
     if IN_ORDER {
         for (var slice = 0u; slice < key_slices(); slice++) {

@@ -2,7 +2,7 @@
 //! had, which of both pays, and what it is bound to.
 
 use crate::bind::{params_binding, range_binding, words_binding};
-use crate::bound::{Bound, LayerWindow};
+use crate::bound::Bound;
 use crate::criterion::Score;
 use crate::device::Capabilities;
 use crate::draft::{Builder, LayerDraft, RowRange, direction_words, word};
@@ -68,9 +68,17 @@ fn slot_words(capacity: u32, workgroup: u32, capabilities: &Capabilities, reduct
 /// Words of the counts of first digits, as in shared/radix_row.wgsl.
 const DIGIT_WORDS: u32 = 1024;
 
-/// Invocations of the workgroups that take whole rows of so many, or parts of them; `None` where the plan asks for more than
-/// the kernel does, or rows may be longer than it holds.
-fn row_workgroup(shape: &KvShape, policy: &Policy, capabilities: &Capabilities, num_rows: u64) -> Option<u32> {
+/// How rows are taken.
+#[derive(Debug, Clone, Copy)]
+struct Taken {
+    workgroup: u32,
+    /// Of whole rows ([`slot_words`]); `None`: in parts.
+    slot_words: Option<u32>,
+}
+
+/// So many rows of a window, which is the only one or not; `None` where they go stage by stage: the plan asks for more than
+/// the kernel does, rows may be longer than it holds, or several windows of parts would wait for each other.
+fn taken(shape: &KvShape, policy: &Policy, capabilities: &Capabilities, rows: (u64, bool)) -> Option<Taken> {
     // On a CPU the chain is faster: there a workgroup's locals go through memory at each barrier.
     let plain = !capabilities.serial
         && policy.selector == Selector::Auto
@@ -81,7 +89,9 @@ fn row_workgroup(shape: &KvShape, policy: &Policy, capabilities: &Capabilities, 
         && !shape.keys.dtype.is_quantised()
         && !shape.keys.has_tail()
         && !shape.values.has_tail();
-    if !plain {
+    let (num_rows, is_alone) = rows;
+    let is_full = fills_card(shape, policy, rows);
+    if !plain || !(is_full || is_alone) {
         return None;
     }
     let reduction = capabilities.reduction(shape.keys.norm_lanes());
@@ -89,19 +99,29 @@ fn row_workgroup(shape: &KvShape, policy: &Policy, capabilities: &Capabilities, 
     let sizes = [WORKGROUP, 2 * WORKGROUP, 4 * WORKGROUP].into_iter();
     let sizes = sizes.filter(|workgroup| *workgroup <= capabilities.row_workgroup && fits(workgroup));
     // With a multiprocessor for itself a workgroup of a few tokens an invocation has more loads in flight.
-    let has_room = fills_card(shape, policy, num_rows) && num_rows <= FEW_ROWS;
+    let has_room = is_full && num_rows <= FEW_ROWS;
     let wanted = shape.capacity.div_ceil(if has_room { 2 } else { ROW_TOKENS });
     let largest = sizes.clone().next_back().filter(|largest| ROW_TOKENS * largest >= shape.capacity);
-    sizes.clone().find(|&workgroup| workgroup >= wanted).or(largest)
+    let workgroup = sizes.clone().find(|&workgroup| workgroup >= wanted).or(largest)?;
+    if !is_full {
+        return Some(Taken { workgroup, slot_words: None });
+    }
+    // Many rows in parts would be selected from more often than that saves.
+    let slot_words = Some(slot_words(shape.capacity, workgroup, capabilities, reduction)?);
+    Some(Taken { workgroup, slot_words })
 }
 
-/// Whether so many rows fill the card.
-fn fills_card(shape: &KvShape, policy: &Policy, num_rows: u64) -> bool {
+/// Whether so many rows are taken whole: they fill the card, or do so well enough where the others would go stage by stage.
+fn fills_card(shape: &KvShape, policy: &Policy, (num_rows, is_alone): (u64, bool)) -> bool {
+    let is_large = u64::from(shape.capacity) * u64::from(shape.keys.row_bytes()) > LARGE_ROW;
     // The squares of bf16 take more arithmetic, and a workgroup moves few bytes at a time.
-    let needs_more = policy.order == Order::Positional
-        || shape.keys.dtype == Dtype::Bf16
-        || u64::from(shape.capacity) * u64::from(shape.keys.row_bytes()) > LARGE_ROW;
-    num_rows >= FULL_ROWS[usize::from(needs_more)]
+    let needs_more = policy.order == Order::Positional || shape.keys.dtype == Dtype::Bf16;
+    let full = match (is_alone, is_large || needs_more) {
+        (true, more) => FULL_ROWS[usize::from(more)],
+        (false, _) if is_large => FULL_ROWS[1],
+        (false, _) => FULL_ROWS_OF_WINDOWS,
+    };
+    num_rows >= full
 }
 
 impl Parts {
@@ -111,13 +131,10 @@ impl Parts {
 }
 
 impl Bound {
-    /// Whether to take rows by the kernel of whole rows: all stages are wanted, and every window has one. Several windows in
-    /// two dispatches each would wait for each other.
+    /// Whether to take rows by the kernel of whole rows: all stages are wanted, and every window has one.
     pub(crate) fn takes_rows(&self, stages: Stages) -> bool {
         let stages = [Stages::SCORE, Stages::SELECT, Stages::COMPACT].iter().all(|&stage| stages.has(stage));
-        let is_alone = self.layers.len() == 1;
-        let takes = |w: &LayerWindow| w.row.as_ref().is_some_and(|row| row.parts.is_whole() || is_alone);
-        stages && self.banded.is_empty() && self.layers.iter().all(takes)
+        stages && self.banded.is_empty() && self.layers.iter().all(|window| window.row.is_some())
     }
 
     pub(crate) fn record_rows(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
@@ -149,6 +166,8 @@ impl Bound {
 /// Rows of a window from which on a workgroup to a row is faster than two dispatches, which give a row several: at best, and
 /// where that counts more. See `benches/record`.
 const FULL_ROWS: [u64; 2] = [64, 96];
+/// Likewise of one of several windows, which would go stage by stage.
+const FULL_ROWS_OF_WINDOWS: u64 = 48;
 /// Bytes of a row's keys above which more rows count.
 const LARGE_ROW: u64 = 1 << 20;
 /// Workgroups that move the keys of all rows, and as many their values: each selects for itself, and more than fill the card
@@ -158,8 +177,10 @@ const FILL_PARTS: u32 = 64;
 const FEW_ROWS: u64 = 128;
 
 impl Builder<'_> {
-    fn row_workgroup(&self, num_rows: u64) -> Option<u32> {
-        row_workgroup(&self.plan.shape, &self.plan.policy, &self.kernels().capabilities, num_rows)
+    fn taken(&self, num_rows: u32) -> Option<Taken> {
+        let plan = &self.plan;
+        let rows = (u64::from(num_rows), u64::from(num_rows) == plan.scratch.num_rows);
+        taken(&plan.shape, &plan.policy, &self.kernels().capabilities, rows)
     }
 
     /// The parameters of whole rows; `None` where the kernel cannot take them.
@@ -170,7 +191,7 @@ impl Builder<'_> {
     ) -> Option<RowParams> {
         let (scratch, policy) = (&self.plan.scratch, &self.plan.policy);
         let has_access = [keys.1, values.1] == [Access::Vec4; 2] && self.pages.is_none();
-        self.row_workgroup(rows.num_rows.into()).filter(|_| has_access)?;
+        self.taken(rows.num_rows).filter(|_| has_access)?;
         let (direction, seed) = direction_words(policy.direction);
         let (digit_shift, digit_base) = digit_window(policy);
         let share = policy.share_bits();
@@ -206,8 +227,7 @@ impl Builder<'_> {
         (rules, views): (&wgpu::Buffer, &Views<'_>),
         checks: &mut Checks,
     ) -> Option<RowStage> {
-        let num_rows = draft.rows.num_rows.into();
-        let (offset, workgroup) = draft.row_params.zip(self.row_workgroup(num_rows))?;
+        let (offset, taken) = draft.row_params.zip(self.taken(draft.rows.num_rows))?;
         let view = &views.layers[draft.rows.layer as usize];
         let position_words = u64::from(draft.rows.num_rows) * u64::from(self.plan.shape.capacity) + 64;
         let scratch = self.row_scratch(draft.rows.first_scratch_row, draft.rows.num_rows);
@@ -224,21 +244,19 @@ impl Builder<'_> {
             rules.as_entire_binding(),
         ]);
         let kind = if draft.array.is_empty() { LayoutKind::Row } else { LayoutKind::RowArrays };
-        let (parts, slice) = self.row_parts(draft.rows.num_rows, workgroup);
+        let (parts, slice) = self.row_parts(draft.rows.num_rows, taken);
         Some(RowStage {
-            pipeline: self.row_pipeline(parts, (workgroup, slice), draft, checks),
+            pipeline: self.row_pipeline(parts, (taken.workgroup, slice), draft, checks),
             group: self.group(kind, &bindings, checks),
             parts,
         })
     }
 
     /// What of a row a workgroup takes, and its column slices, 16-byte chunks.
-    fn row_parts(&self, num_rows: u32, workgroup: u32) -> (Parts, u32) {
+    fn row_parts(&self, num_rows: u32, Taken { workgroup, slot_words }: Taken) -> (Parts, u32) {
         let (shape, policy) = (&self.plan.shape, &self.plan.policy);
         let (keys, values) = (&shape.keys, &shape.values);
-        let capabilities = &self.kernels().capabilities;
-        let slot_words = slot_words(shape.capacity, workgroup, capabilities, capabilities.reduction(keys.norm_lanes()));
-        if let Some(slot_words) = slot_words.filter(|_| fills_card(shape, policy, num_rows.into())) {
+        if let Some(slot_words) = slot_words {
             let chunks = keys.chunks().max(values.chunks());
             return (Parts::Whole { slot_words }, chunks.next_power_of_two().min(MAX_SLICE));
         }

@@ -105,14 +105,15 @@ impl Workspace {
         })
     }
 
-    /// Order keys as the score stage leaves them where it is recorded alone: u32 `[compressed layer * row, stride]`, lower = kept first. A caller
-    /// who records only later stages may write keys of its own here: 0 for what must stay, up to 0xFFFF_FFFE.
+    /// Order keys as the score stage leaves them where it is recorded alone: u32 `[compressed layer * row, stride]`, lower =
+    /// kept first. A caller who records only later stages may write keys of its own here: 0 for what must stay, up to
+    /// 0xFFFF_FFFE. The last four words of a row are the score's own.
     #[must_use]
     pub const fn order_keys(&self) -> &wgpu::Buffer {
         &self.order_keys
     }
 
-    /// Words between rows of [`Workspace::order_keys`]: the capacity, rounded up to a multiple of 64.
+    /// Words between rows of [`Workspace::order_keys`]: the capacity and four more, rounded up to a multiple of 64.
     #[must_use]
     pub const fn order_stride(&self) -> u32 {
         self.layout.order_stride

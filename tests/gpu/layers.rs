@@ -65,6 +65,21 @@ fn arrays() {
     }
 }
 
+/// Workgroups whose keys have words of their own; of sequences that are not active those hold what was there before.
+#[test]
+fn arrays_of_wide_rows() {
+    for order in ORDERS {
+        let mut case = many(Dtype::F16, order, Switch::On);
+        (case.shape.num_layers, case.policy.skip_layers) = (2, vec![]);
+        (case.shape.batch_size, case.shape.num_kv_heads, case.shape.capacity) = (16, 3, 2100);
+        (case.shape.keys.head_dim, case.shape.values.head_dim) = (16, 24);
+        case.lengths = (0..16).map(|b| 2100 - 37 * b).collect();
+        case.active = (0..16).map(|b| b % 3 != 1).collect();
+        case.appended.clear();
+        run_together(&case);
+    }
+}
+
 /// Results do not tell that layers go together, but the shaders that are built do.
 #[test]
 fn arrays_are_taken_where_there_are_any() {

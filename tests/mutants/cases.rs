@@ -528,6 +528,9 @@ pub fn quick() -> Vec<Quick> {
             add("whole rows", whole_rows(order, subgroups), false);
             add("few rows", few_rows(order, subgroups), false);
         }
+        let mut short = few_rows(order, Switch::On);
+        (short.shape.capacity, short.lengths, short.appended) = (100, vec![90, 17, 60], vec![10, 40, 38]);
+        add("few rows of a tile", short, false);
         let tied = Case { layout: Layout::Nhd, ..ties(Selector::Auto, order) };
         add("whole rows of ties", many_rows(tied, 132), false);
         add("whole rows, random", many_rows(random(Selector::Auto, order), 96), false);

@@ -242,7 +242,6 @@ pub const EXCUSED: &[(&str, &str, usize, &str)] = &[
         "equivalent: barriers come before it; that it is uniform is for the compiler",
     ),
     ("row.wgsl", "let moves = wg_moves;", 1, "as the one before"),
-    ("shared/score_tile.wgsl", "if wg.x != 0u && index == 0u {", 0, "equivalent: the other workgroups note the same"),
     (
         "shared/scan.wgsl",
         "for (var rake = 0u; rake <= RAKES; rake++) {",
