@@ -103,12 +103,8 @@ fn taken(shape: &KvShape, policy: &Policy, capabilities: &Capabilities, rows: (u
     let wanted = shape.capacity.div_ceil(if has_room { 2 } else { ROW_TOKENS });
     let largest = sizes.clone().next_back().filter(|largest| ROW_TOKENS * largest >= shape.capacity);
     let workgroup = sizes.clone().find(|&workgroup| workgroup >= wanted).or(largest)?;
-    if !is_full {
-        return Some(Taken { workgroup, slot_words: None });
-    }
-    // Many rows in parts would be selected from more often than that saves.
-    let slot_words = Some(slot_words(shape.capacity, workgroup, capabilities, reduction)?);
-    Some(Taken { workgroup, slot_words })
+    let slot_words = slot_words(shape.capacity, workgroup, capabilities, reduction).filter(|_| is_full);
+    (slot_words.is_some() || is_alone).then_some(Taken { workgroup, slot_words })
 }
 
 /// Whether so many rows are taken whole: they fill the card, or do so well enough where the others would go stage by stage.
@@ -116,10 +112,11 @@ fn fills_card(shape: &KvShape, policy: &Policy, (num_rows, is_alone): (u64, bool
     let is_large = u64::from(shape.capacity) * u64::from(shape.keys.row_bytes()) > LARGE_ROW;
     // The squares of bf16 take more arithmetic, and a workgroup moves few bytes at a time.
     let needs_more = policy.order == Order::Positional || shape.keys.dtype == Dtype::Bf16;
-    let full = match (is_alone, is_large || needs_more) {
-        (true, more) => FULL_ROWS[usize::from(more)],
-        (false, _) if is_large => FULL_ROWS[1],
-        (false, _) => FULL_ROWS_OF_WINDOWS,
+    let full = match is_alone {
+        _ if is_large => MORE_FULL_ROWS,
+        true if needs_more => MORE_FULL_ROWS,
+        true => FULL_ROWS,
+        false => FULL_ROWS_OF_WINDOWS,
     };
     num_rows >= full
 }
@@ -163,9 +160,11 @@ impl Bound {
     }
 }
 
-/// Rows of a window from which on a workgroup to a row is faster than two dispatches, which give a row several: at best, and
-/// where that counts more. See `benches/record`.
-const FULL_ROWS: [u64; 2] = [64, 96];
+/// Rows of a window from which on a workgroup to a row is faster than two dispatches, which give a row several: at best. See
+/// `benches/record`.
+const FULL_ROWS: u64 = 64;
+/// Likewise of large rows, and where a workgroup has more to do for a byte.
+const MORE_FULL_ROWS: u64 = 96;
 /// Likewise of one of several windows, which would go stage by stage.
 const FULL_ROWS_OF_WINDOWS: u64 = 48;
 /// Bytes of a row's keys above which more rows count.

@@ -80,7 +80,7 @@ fn budgets_of_every_kind() {
 }
 
 /// Workgroups of 256, 512 and 1024 where the device has room for them, for a few rows and for many, and windows of rows. With
-/// 32 KiB of workgroup memory many rows of more than 4096 tokens go stage by stage.
+/// 32 KiB of workgroup memory many rows of more than 4096 tokens go in parts too.
 #[test]
 fn every_workgroup() {
     for capacity in [1025, 2049, 4097] {
