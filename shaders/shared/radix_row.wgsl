@@ -14,7 +14,7 @@ var<workgroup> bins: array<
     atomic<u32>,
     select(DIGIT_WORDS, select(8u * WG_SIZE, 4u * WG_SIZE, WG_SIZE > MOST_WHOLE), SLOT_WORDS == 0u)
 >;
-var<workgroup> slots: array<u32, max(SLOT_WORDS, 1u)>;
+var<workgroup> slots: array<u32, max(SLOT_WORDS, 1u)>; // before them, of row.wgsl, its keys
 var<workgroup> wg_found: Found;
 var<workgroup> wg_count: atomic<u32>;
 var<workgroup> wg_threshold: atomic<u32>;
