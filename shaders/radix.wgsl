@@ -30,7 +30,7 @@ fn select_whole_row(wg: vec3<u32>, index: u32) {
     start_selection(index);
     var s = workgroupUniformLoad(&wg_row);
     let k = mask_keys(raw, s.row.len, index);
-    s = select_in_row(index, k, s, false);
+    s = select_in_row(index, k, s);
     _ = emit_tile(index, wg.y, s, k, 0u, 0u, 0u);
     if index == 0u {
         write_row_info(wg.y, s, vec4<u32>(s.threshold, s.num_ties, 0u, 0u));

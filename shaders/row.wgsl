@@ -193,8 +193,8 @@ fn kept_at(local_row: u32, rank: u32) -> u32 {
 }
 
 // Chooses what stays of a row whose keys the invocations hold, and stages its slots.
-fn select_slots(index: u32, local_row: u32, k: Keys, row: SelectRow, is_counted: bool) -> SelectRow {
-    let s = select_in_row(index, k, row, is_counted);
+fn select_slots(index: u32, local_row: u32, k: Keys, row: SelectRow) -> SelectRow {
+    let s = select_in_row(index, k, row);
     if index == 0u {
         wg_moves = Moves(s.budget, 0u, s.budget);
     }
@@ -295,7 +295,7 @@ fn compress(wg: vec3<u32>, index: u32) {
         start_selection(index);
         workgroupBarrier();
     }
-    let s = select_slots(index, wg.y, mask_keys(raw, len, index), row, SLOT_WORDS > 0u);
+    let s = select_slots(index, wg.y, mask_keys(raw, len, index), row);
     let moves = workgroupUniformLoad(&wg_moves);
     if IN_ORDER {
         for (var slice = 0u; slice < key_slices(); slice++) {
@@ -337,7 +337,7 @@ fn move_part(wg: vec3<u32>, num_workgroups: u32, index: u32) {
     }
     start_selection(index);
     let row = workgroupUniformLoad(&wg_row);
-    let s = select_slots(index, wg.y, mask_keys(raw, row.row.len, index), row, false);
+    let s = select_slots(index, wg.y, mask_keys(raw, row.row.len, index), row);
     let moves = workgroupUniformLoad(&wg_moves);
     let last = num_workgroups - 1u;
     if wg.x == last {

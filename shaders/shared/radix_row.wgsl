@@ -222,11 +222,11 @@ fn start_selection(index: u32) {
     }
 }
 
-// Budget, threshold and ties of a row whose keys the workgroup's invocations hold. After start_selection and a barrier;
-// with `is_counted` first digits and protected keys are counted already.
-fn select_in_row(index: u32, k: Keys, row: SelectRow, is_counted: bool) -> SelectRow {
+// Budget, threshold and ties of a row whose keys the workgroup's invocations hold. After start_selection and a barrier.
+// Where slots have words of their own, first digits and protected keys were counted as the keys were scored.
+fn select_in_row(index: u32, k: Keys, row: SelectRow) -> SelectRow {
     var s = row;
-    if !is_counted {
+    if SLOT_WORDS == 0u {
         add_first_digits(k);
         count_protected(k);
     }
