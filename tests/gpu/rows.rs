@@ -101,4 +101,7 @@ fn every_workgroup() {
     let mut case = many(Dtype::F16, Order::Fill, Switch::Off);
     case.options.max_binding_bytes = Some(96 * 300 * 64);
     run(&case);
+    // And of 48, which are taken whole.
+    case.options.max_binding_bytes = Some(48 * 300 * 192);
+    run(&case);
 }
