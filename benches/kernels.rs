@@ -26,7 +26,7 @@ use std::time::Duration;
 use case::{Case, Prepared};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput};
-use data::Data;
+use data::{Data, Norms};
 use gpu::{Clock, Gpu, Kernel, Result};
 use keynorm::{Compressor, Dtype, KvShape, Options, Order, Score, Selector, Stages, TensorSpec};
 use rates::{Flush, FlushMode, GROUP_BYTES, SOURCE, num_workgroups};
@@ -124,7 +124,7 @@ fn bench_shape(criterion: &mut Criterion, tools: &Tools, rows: u32, seq_len: u32
     let spec = TensorSpec::new(Dtype::F16, 128);
     let shape =
         KvShape { num_layers: 1, batch_size: 1, num_kv_heads: rows, capacity: seq_len, keys: spec, values: spec };
-    let data = Data::new(&tools.gpu, shape, None)?;
+    let data = Data::new(&tools.gpu, shape, None, Norms::Wide)?;
     let mut group = criterion.benchmark_group(format!("{rows}x{seq_len}x128 f16 keep 0.5"));
     group.sampling_mode(SamplingMode::Flat).sample_size(10);
     group.warm_up_time(Duration::from_millis(50)).measurement_time(Duration::from_millis(500));

@@ -4,6 +4,7 @@ use keynorm::{Dtype, KvShape, TensorSpec};
 
 use crate::case::Case;
 use crate::cli::{Layout, Preset, RunArgs};
+use crate::data::Norms;
 use crate::design::{DECODE, DECODE_LAYERS, GOALS, LARGE_BYTES};
 use crate::gpu::Result;
 
@@ -13,6 +14,7 @@ pub struct Group {
     pub shape: KvShape,
     /// Tokens a page, of a paged cache.
     pub page_size: Option<u32>,
+    pub norms: Norms,
     pub cases: Vec<Case>,
 }
 
@@ -28,7 +30,8 @@ pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
     let decode = decode.then_some(((DECODE.rows, DECODE.seq_len, f16()), vec![DECODE.keep_ratio], DECODE_LAYERS, true));
     let given = wanted(args).into_iter().map(|(shape, keeps)| (shape, keeps, args.layers, args.cached));
     let in_layout = |wanted: Wanted| args.layout.iter().map(move |&layout| (layout, wanted.clone()));
-    for (layout, wanted) in given.chain(decode).flat_map(in_layout) {
+    let of_norms = |(layout, wanted): (Layout, Wanted)| args.norms.iter().map(move |&n| (n, layout, wanted.clone()));
+    for (norms, layout, wanted) in given.chain(decode).flat_map(in_layout).flat_map(of_norms) {
         let ((rows, seq_len, spec), keeps, num_layers, cached) = wanted;
         let page_size = (layout == Layout::Paged).then_some(args.page_size);
         let (batch_size, num_kv_heads) = if page_size.is_some() { (rows, 1) } else { (1, rows) };
@@ -43,9 +46,9 @@ pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
                 }
             }
         }
-        match groups.last_mut().filter(|g| g.shape == shape && g.page_size == page_size) {
+        match groups.last_mut().filter(|g| g.shape == shape && g.page_size == page_size && g.norms == norms) {
             Some(group) => group.cases.extend(cases),
-            None => groups.push(Group { shape, page_size, cases }),
+            None => groups.push(Group { shape, page_size, norms, cases }),
         }
     }
     if groups.is_empty() {

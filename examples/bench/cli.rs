@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use keynorm::{Dtype, Order, Score, Selector, Switch};
 
+use crate::data::Norms;
 use crate::plot::Filter;
 use crate::rates::FlushMode;
 
@@ -89,6 +90,9 @@ pub struct RunArgs {
     /// Tokens a page of a paged cache. Pages of a row are shuffled.
     #[arg(long, default_value_t = 16)]
     pub page_size: u32,
+    /// How the norms of keys lie; with several the same cases are run side by side.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "wide")]
+    pub norms: Vec<Norms>,
     /// norm, keydiff, centroid.
     #[arg(long, value_delimiter = ',', value_parser = parse_score, default_value = "norm")]
     pub score: Vec<Score>,

@@ -1,9 +1,51 @@
 //! Keys and values on the device: made there, kept in a pristine copy, restored before every repetition, and summed up
 //! after it. The host twins of `shaders/generate.wgsl` and `shaders/verify.wgsl` are the tests' business and the check's.
 
+use clap::ValueEnum;
 use keynorm::{CacheState, Dtype, KvShape, TensorSpec};
 
 use crate::gpu::{Gpu, Kernel, Result, part};
+
+/// How the norms of keys lie, on which it depends how much a selection has to narrow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Norms {
+    /// Over a factor of four.
+    #[default]
+    Wide,
+    /// Within some 10 %, as of a model that normalises its keys.
+    Close,
+    /// Within 1 %.
+    Alike,
+    /// The same: what is kept are the first tokens, and nothing moves.
+    Equal,
+    /// As wide, but 64 times as large, beyond the norms that first digits tell apart.
+    Far,
+}
+
+impl Norms {
+    /// First scale, number of scales, flatness and the bits of the unit, for `shaders/generate.wgsl`.
+    const fn params(self) -> [u32; 4] {
+        const UNIT: f32 = 1.0 / 32768.0;
+        match self {
+            Self::Wide => [64, 192, 0, UNIT.to_bits()],
+            Self::Close => [255, 1, 0, UNIT.to_bits()],
+            Self::Alike => [255, 1, 1, UNIT.to_bits()],
+            Self::Equal => [255, 1, 2, UNIT.to_bits()],
+            Self::Far => [64, 192, 0, (64.0 * UNIT).to_bits()],
+        }
+    }
+
+    /// As the command line has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Wide => "wide",
+            Self::Close => "close",
+            Self::Alike => "alike",
+            Self::Equal => "equal",
+            Self::Far => "far",
+        }
+    }
+}
 
 /// One tensor of one layer: what is compressed, and what it is restored from.
 #[derive(Debug)]
@@ -22,6 +64,7 @@ pub struct Layer {
 #[derive(Debug)]
 pub struct Data {
     pub shape: KvShape,
+    pub norms: Norms,
     pub layers: Vec<Layer>,
     pub pages: Option<Pages>,
 }
@@ -92,21 +135,21 @@ fn word(value: u64) -> Result<u32> {
 }
 
 impl Data {
-    pub fn new(gpu: &Gpu, shape: KvShape, page_size: Option<u32>) -> Result<Self> {
+    pub fn new(gpu: &Gpu, shape: KvShape, page_size: Option<u32>, norms: Norms) -> Result<Self> {
         let source = concat!(include_str!("shaders/generate.wgsl"), include_str!("shaders/mix.wgsl"));
         let kernel = Kernel::new(gpu, source, "generate");
         let tensor = |name: &str, seed: u32| {
             let bytes = tensor_bytes(&shape);
             let tensor =
                 Tensor { live: gpu.buffer(name, bytes)?, pristine: gpu.buffer(&format!("pristine {name}"), bytes)? };
-            generate(gpu, &kernel, &shape.keys, &tensor.pristine, seed)?;
+            generate(gpu, &kernel, &shape.keys, norms, &tensor.pristine, seed)?;
             Ok::<_, String>(tensor)
         };
         let layers = (0..shape.num_layers)
             .map(|l| Ok(Layer { keys: tensor("keys", seed_of(l, 0))?, values: tensor("values", seed_of(l, 1))? }))
             .collect::<Result<_>>()?;
         let pages = page_size.map(|size| Pages::new(gpu, &shape, size)).transpose()?;
-        Ok(Self { shape, layers, pages })
+        Ok(Self { shape, norms, layers, pages })
     }
 
     /// Puts the unsorted data back.
@@ -121,9 +164,19 @@ pub const fn seed_of(layer: u32, tensor: u32) -> u32 {
     0x6b6e_6f72 ^ (layer * 2 + tensor).wrapping_mul(0x9e37_79b9)
 }
 
-fn generate(gpu: &Gpu, kernel: &Kernel, spec: &TensorSpec, buffer: &wgpu::Buffer, seed: u32) -> Result<()> {
+fn generate(
+    gpu: &Gpu,
+    kernel: &Kernel,
+    spec: &TensorSpec,
+    norms: Norms,
+    buffer: &wgpu::Buffer,
+    seed: u32,
+) -> Result<()> {
+    let [first_scale, num_scales, flatness, unit] = norms.params();
     for (offset, size) in gpu.windows(buffer.size()) {
-        let words = [word(offset / 4)?, word(size / 4)?, spec.row_bytes() / 4, seed, mantissa_bits(spec.dtype)];
+        let window = [word(offset / 4)?, word(size / 4)?];
+        let words = [spec.row_bytes() / 4, seed, mantissa_bits(spec.dtype), first_scale, num_scales, flatness, unit];
+        let words: Vec<u32> = window.into_iter().chain(words).collect();
         let params = gpu.uniform(&words);
         let group = kernel.group(gpu, &[(0, params.as_entire_binding()), (1, part(buffer, offset, size))]);
         let mut encoder = gpu.encoder();

@@ -108,7 +108,11 @@ pub fn report(report: &Report) -> String {
 pub fn shape(row: &Row) -> String {
     let layers = if row.layers > 1 { format!("{} × ", row.layers) } else { String::new() };
     let pages = if row.mode.starts_with("pages") { format!(", {}", row.mode) } else { String::new() };
-    format!("{layers}{} × {} × {}{pages}", row.batch_rows, row.seq_len, row.head_dim)
+    let norms = match row.norms.as_str() {
+        "" | "wide" => String::new(),
+        norms => format!(", {norms}"),
+    };
+    format!("{layers}{} × {} × {}{pages}{norms}", row.batch_rows, row.seq_len, row.head_dim)
 }
 
 fn cells(row: &Row) -> Vec<String> {

@@ -86,6 +86,8 @@ pub struct Row {
     pub selector: String,
     /// `norm`, `keydiff`, `centroid`.
     pub score: String,
+    /// `wide`, `close`, `alike`, `equal`, `far`.
+    pub norms: String,
     pub us_median: Option<f64>,
     pub us_min: Option<f64>,
     pub us_max: Option<f64>,
