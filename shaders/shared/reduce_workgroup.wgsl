@@ -33,3 +33,10 @@ fn reduce(sums: vec4<f32>, nan: u32, index: u32) -> Reduced {
     }
     return Reduced(s, f);
 }
+
+fn fold(sums: vec4<f32>, nan: u32, index: u32) -> Folded {
+    let reduced = reduce(sums, nan, index);
+    let lane = index % LANES;
+    let pair = vec2<f32>(component(reduced.sums, lane), component(reduced.sums, lane + 2u));
+    return Folded(pair, reduced.nan, lane);
+}

@@ -1,4 +1,4 @@
-// Scores of `span` tokens from `first` on, LANES invocations to a token and four tokens in flight an invocation; `reduce`
+// Scores of `span` tokens from `first` on, LANES invocations to a token and four tokens in flight an invocation; `fold`
 // adds the lanes. Tokens from `end` on have none. The span is the same for the whole workgroup.
 
 fn score_tokens(wg: vec3<u32>, index: u32, r: Row, place: Place, first: u32, span: u32, end: u32) {
@@ -26,11 +26,13 @@ fn score_tokens(wg: vec3<u32>, index: u32, r: Row, place: Place, first: u32, spa
                     | select(0u, 4u, nan_bits(c2) != 0u) | select(0u, 8u, nan_bits(c3) != 0u);
             }
         }
-        let reduced = reduce(sums, nan, index);
-        for (var j = lane; j < 4u; j += LANES) {
-            if slot + j < end {
-                write_score(wg, r, slot + j, component(reduced.sums, j), ((reduced.nan >> j) & 1u) != 0u);
-            }
+        let folded = fold(sums, nan, index);
+        let j = folded.first;
+        if j < NO_TOKEN && slot + j < end {
+            write_score(wg, r, slot + j, folded.sums.x, ((folded.nan >> j) & 1u) != 0u);
+        }
+        if LANES == 2u && slot + j + 2u < end {
+            write_score(wg, r, slot + j + 2u, folded.sums.y, ((folded.nan >> (j + 2u)) & 1u) != 0u);
         }
     }
 }
