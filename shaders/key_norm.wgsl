@@ -40,8 +40,8 @@ struct Params {
     sinks: u32,             // tokens
     recent: u32,            // tokens
     histogram_stride: u32,  // words
-    digit_shift: u32,       // the window of first digits
-    digit_base: u32,
+    digit_shift: u32,       // of first digits
+    digit_window: u32,      // first | len << 16
     share_low: u32,         // share of the length that `recent` is at most, times 2^40
     share_high: u32,        // NO_SHARE: no such bound
     first_slot: u32,        // slots of this dispatch, where a row exceeds a binding

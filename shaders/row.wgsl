@@ -44,8 +44,8 @@ struct Params {
     first_rule: u32,      // index of the layer's first rule
     order_stride: u32,    // words between rows of order_keys
     keys_held: u32,       // 8: keys that an invocation holds
-    digit_shift: u32,     // the window of first digits
-    digit_base: u32,
+    digit_shift: u32,     // of first digits
+    digit_window: u32,    // first | len << 16
     direction: u32,       // 0 lowest, 1 highest, 2 random
     seed_low: u32,
     seed_high: u32,

@@ -194,7 +194,7 @@ impl Builder<'_> {
     pub(crate) fn norm_params(&self, rows: &RowRange, place: ScoredSlots) -> KeyNormParams {
         let (shape, scratch, policy) = (&self.plan.shape, &self.plan.scratch, &self.plan.policy);
         let (direction, seed) = direction_words(policy.direction);
-        let (digit_shift, digit_base) = digit_window(policy);
+        let (digit_shift, digit_window) = digit_window(policy);
         let share = policy.share_bits();
         KeyNormParams {
             state: self.state_layout(rows.first_position),
@@ -211,7 +211,7 @@ impl Builder<'_> {
             recent: policy.recent,
             histogram_stride: scratch.histogram_stride,
             digit_shift,
-            digit_base,
+            digit_window,
             share_low: word(share),
             share_high: word(share >> 32),
             first_slot: place.slots.start,
@@ -265,7 +265,7 @@ impl Builder<'_> {
 
     fn select_params(&self, first_row: u64, num_rows: u32, first_position: u64, first_layer: u32) -> TopKParams {
         let scratch = &self.plan.scratch;
-        let (digit_shift, digit_base) = digit_window(&self.plan.policy);
+        let (digit_shift, digit_window) = digit_window(&self.plan.policy);
         TopKParams {
             state: self.state_layout(first_position),
             num_rows,
@@ -279,12 +279,12 @@ impl Builder<'_> {
             sorted_stride: scratch.sorted_stride,
             merge_size: 0,
             merge_stride: 0,
-            pad0: 0,
+            ends_offset: scratch.ends_offset,
             first_info: word(first_row % INFOS_A_SLOT),
             first_layer,
             tile_counts_base: scratch.tile_counts_base,
             digit_shift,
-            digit_base,
+            digit_window,
             keys_held: ROW_TOKENS,
             pool_pass: 0,
             pool_min_tokens: self.plan.policy.pool.map_or(0, |pool| pool.min_tokens),

@@ -23,6 +23,8 @@ const POOL_COUNTS_STRIDE: u32 = 320;
 const POOL_ROW_WORDS: u32 = 64;
 /// Words of a row's histogram of first digits (2048), its other counts and padding.
 const HISTOGRAM_WORDS: u32 = 2112;
+/// Words of a tile's ends of digits, as in radix_long.wgsl.
+const END_WORDS: u32 = 128;
 /// Words that the score notes of a row behind its order keys, as in shared/row_note.wgsl.
 const ROW_NOTE_WORDS: u32 = 4;
 /// Tokens whose keys an invocation of the radix selector holds in registers.
@@ -324,15 +326,17 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
     let tile_counts = 4 * shape.capacity.div_ceil(SELECT_TILE);
     // Positions, or a word for each eight slots.
     let staged_len = if positional { order_stride } else { (order_stride / 8).next_multiple_of(64) };
-    // At worst every key is set aside. A tile has its own part.
+    // At worst every key is set aside. A tile has its own part, and its own ends of digits.
     let aside_offset = order_stride + staged_len;
-    let aside_len = if counts_digits { shape.capacity.next_multiple_of(SELECT_TILE) } else { 0 };
+    let tiles = if counts_digits { shape.capacity.div_ceil(SELECT_TILE) } else { 0 };
+    let ends_offset = aside_offset + tiles * SELECT_TILE;
     let (sums_stride, sums_offset) = sums_layout(shape, policy);
     ScratchLayout {
         num_rows,
         order_stride,
-        lists_stride: aside_offset + aside_len,
+        lists_stride: ends_offset + tiles * END_WORDS,
         aside_offset,
+        ends_offset,
         histogram_stride: if counts_digits || sorts_outside {
             (tile_counts_base + tile_counts).next_multiple_of(64)
         } else {

@@ -192,7 +192,7 @@ impl Builder<'_> {
         let has_access = [keys.1, values.1] == [Access::Vec4; 2] && self.pages.is_none();
         self.taken(rows.num_rows).filter(|_| has_access)?;
         let (direction, seed) = direction_words(policy.direction);
-        let (digit_shift, digit_base) = digit_window(policy);
+        let (digit_shift, digit_window) = digit_window(policy);
         let share = policy.share_bits();
         Some(RowParams {
             state: self.state_layout(rows.first_position),
@@ -206,7 +206,7 @@ impl Builder<'_> {
             order_stride: scratch.order_stride,
             keys_held: ROW_TOKENS,
             digit_shift,
-            digit_base,
+            digit_window,
             direction,
             seed_low: word(seed),
             seed_high: word(seed >> 32),

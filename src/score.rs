@@ -314,7 +314,7 @@ pub(crate) fn params_of_score(norm: &KeyNormParams, tensor: TensorLayout, plan: 
         share_high: norm.share_high,
         histogram_stride: norm.histogram_stride,
         digit_shift: norm.digit_shift,
-        digit_base: norm.digit_base,
+        digit_window: norm.digit_window,
         table_base: norm.table_base,
         table_stride: norm.table_stride,
         zero: 0,
@@ -336,29 +336,32 @@ fn complement(policy: &Policy) -> u32 {
     }
 }
 
-/// (shift, base) of the window of first digits: 128 bins an octave over squared norms from 2^-1 to 2^15 and their ratios
-/// from 2^-12 to 2^4, or their complements; 256 an octave over 1 - cosine from 2^-7 to 2; 32 an octave over positive f32
-/// scores from 2^-32 to 2^32; random keys are uniform over 31 bits, the caller's keys over 32.
+/// (shift, window) of first digits, as shared/first_digit.wgsl has them: 128 bins an octave over squared norms from 2^-1 to
+/// 2^13 and their ratios from 2^-12 to 2^2, or their complements, and one bin to each other octave; 256 an octave over
+/// 1 - cosine from 2^-6 (cached 2^-5) to 2, and two to each other; 32 an octave over positive f32 scores of 60 octaves about
+/// 1, and one to each four others; random keys are uniform over 31 bits, the caller's keys over 32.
 pub(crate) fn digit_window(policy: &Policy) -> (u32, u32) {
-    const INFINITY: u32 = INFINITY_BITS >> 16;
+    const INFINITY: u32 = INFINITY_BITS >> 23;
     // Rank of the f32 that has these bits.
     let rank = |bits: u32| (1 << 31) + bits - FIRST_RANK;
     let lowest = match policy.score_in_use() {
-        Score::ValueKeyRatio => (127 - 12) << 7,
-        _ => (127 - 1) << 7,
+        Score::ValueKeyRatio => 127 - 12,
+        _ => 127 - 1,
     };
-    match (policy.score_in_use(), policy.direction) {
-        (_, Direction::Random { .. }) => (20, 0),
+    // In wide bins. Those of the window and the others are at most all bins.
+    let (shift, first, len) = match (policy.score_in_use(), policy.direction) {
+        (_, Direction::Random { .. }) => (20, 0, 16),
         // What the state keeps is 1 - cosine, subtracted from infinity like a norm.
-        (Score::KeyDiff, Direction::Lowest) if policy.cached_norms => (15, (INFINITY_BITS - TWO_BITS) >> 15),
-        (Score::KeyDiff, Direction::Lowest) => (15, 0),
-        (Score::KeyDiff, _) => (15, (TWO_BITS >> 15) - 2048),
-        (Score::External(ExternalScore::F32), Direction::Lowest) => (18, rank((127 - 32) << 23) >> 18),
-        (Score::External(ExternalScore::F32), _) => (18, (HIGHEST_RANK - rank((127 + 32) << 23)) >> 18),
-        (Score::External(ExternalScore::OrderKeys), _) => (21, 0),
-        (_, Direction::Lowest) => (16, lowest),
-        _ => (16, INFINITY - lowest - 2048),
-    }
+        (Score::KeyDiff, Direction::Lowest) if policy.cached_norms => (15, (INFINITY_BITS - TWO_BITS) >> 22, 12),
+        (Score::KeyDiff, Direction::Lowest) => (15, 0, 14),
+        (Score::KeyDiff, _) => (15, (TWO_BITS >> 22) - 14, 14),
+        (Score::External(ExternalScore::F32), Direction::Lowest) => (18, rank((127 - 30) << 23) >> 25, 15),
+        (Score::External(ExternalScore::F32), _) => (18, (HIGHEST_RANK - rank((127 + 30) << 23)) >> 25, 15),
+        (Score::External(ExternalScore::OrderKeys), _) => (21, 0, 16),
+        (_, Direction::Lowest) => (16, lowest, 14),
+        _ => (16, INFINITY - lowest - 14, 14),
+    };
+    (shift, first | (len << 16))
 }
 
 #[cfg(test)]
@@ -366,21 +369,68 @@ mod tests {
     use super::*;
     use crate::policy::Budget;
 
+    /// As shared/first_digit.wgsl has it, but for the clamp to the last bin.
+    fn first_digit(key: u32, policy: &Policy) -> i64 {
+        let (shift, window) = digit_window(policy);
+        let bins = |wide_bins: u32| i64::from(wide_bins) * 127;
+        let wide = i64::from(key >> (shift + 7));
+        let narrow = i64::from(key >> shift) - bins(window & 0xffff);
+        wide.max(narrow).min(wide + bins(window >> 16))
+    }
+
+    fn keydiff(direction: Direction) -> Policy {
+        Policy { direction, ..Policy::keydiff(Budget::keep_ratio(0.5)) }
+    }
+
     #[test]
     fn windows_hold_what_they_say() {
-        let policy = |direction| Policy { direction, ..Policy::keydiff(Budget::keep_ratio(0.5)) };
-        let digit = |direction, distance: f32| {
-            let policy = policy(direction);
-            let (shift, base) = digit_window(&policy);
-            let key = match complement(&policy) {
-                0 => distance.to_bits() + 1,
-                bits => bits - distance.to_bits() + 1,
+        let is_narrow = |policy: &Policy, score: f32| {
+            let key = match complement(policy) {
+                0 => score.to_bits() + 1,
+                bits => bits - score.to_bits() + 1,
             };
-            i64::from(key >> shift) - i64::from(base)
+            let (shift, _) = digit_window(policy);
+            first_digit(key + (1 << shift), policy) == first_digit(key, policy) + 1
+                && first_digit(key + (1 << shift) - 1, policy) <= first_digit(key, policy) + 1
         };
-        assert_eq!(digit(Direction::Lowest, 2.0), 0, "the least cosine begins the window");
-        assert_eq!(digit(Direction::Lowest, 0.007_812_6), 2047, "1 - cosine of 2^-7 ends it");
-        assert_eq!(digit(Direction::Highest, 0.007_812_6), 0, "and begins that of the highest");
-        assert_eq!(digit(Direction::Highest, 1.999_999), 2047, "which the least ends");
+        let norms = |direction| Policy { direction, ..Policy::new(Budget::keep_ratio(0.5)) };
+        for direction in [Direction::Lowest, Direction::Highest] {
+            for (norm, expected) in [(0.45, false), (0.51, true), (8100.0, true), (8500.0, false)] {
+                assert_eq!(is_narrow(&norms(direction), norm), expected, "{direction:?} {norm}");
+            }
+            for (distance, expected) in [(0.015, false), (0.0158, true), (1.99, true)] {
+                assert_eq!(is_narrow(&keydiff(direction), distance), expected, "{direction:?} {distance}");
+            }
+        }
+    }
+
+    /// Only keys of NaN may lie beyond all bins.
+    #[test]
+    fn bins_are_enough() {
+        let budget = || Budget::keep_ratio(0.5);
+        let external = |score| Policy { score: Score::External(score), ..Policy::new(budget()) };
+        let of_all = [
+            Policy::new(budget()),
+            Policy { score: Score::ValueKeyRatio, ..Policy::new(budget()) },
+            external(ExternalScore::F32),
+            keydiff(Direction::Lowest),
+            Policy { cached_norms: true, ..keydiff(Direction::Lowest) },
+        ];
+        for policy in of_all {
+            for direction in [Direction::Lowest, Direction::Highest] {
+                let policy = Policy { direction, ..policy.clone() };
+                let last = match policy.score {
+                    Score::External(_) => HIGHEST_RANK + 1,
+                    // Cached and complemented they are subtracted from infinity.
+                    Score::KeyDiff if !policy.cached_norms || direction == Direction::Highest => TWO_BITS + 1,
+                    _ => INFINITY_BITS + 1,
+                };
+                assert!((1..2047).contains(&first_digit(last, &policy)), "{policy:?}");
+                assert_eq!(first_digit(0, &policy), 0, "{policy:?}");
+            }
+        }
+        let random = Policy { direction: Direction::Random { seed: 1 }, ..Policy::new(budget()) };
+        assert_eq!(first_digit((1 << 31) - 1, &random), 2047);
+        assert_eq!(first_digit(u32::MAX, &external(ExternalScore::OrderKeys)), 2047);
     }
 }

@@ -54,7 +54,9 @@ impl SelectPipelines {
         let radix_rows = [WORKGROUP, row_workgroup.min(2 * WORKGROUP), row_workgroup].map(|w| radix("radix_row", w));
         let count_digits = radix("count_digits", WORKGROUP);
         let long_by = |entry, workgroup, from_sorted: bool, checks: &mut Checks| {
-            let constants = [("WG_SIZE", workgroup), in_order, ("FROM_SORTED", f64::from(u8::from(from_sorted)))];
+            let more_tiles = ("MORE_TILES", f64::from(u8::from(entry == "settle")));
+            let constants =
+                [("WG_SIZE", workgroup), in_order, ("FROM_SORTED", f64::from(u8::from(from_sorted))), more_tiles];
             kernels.pipeline(Module::RadixLong { subgroups }, entry, &constants, checks)
         };
         let long = |entry, from_sorted, checks: &mut Checks| long_by(entry, narrow, from_sorted, checks);

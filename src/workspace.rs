@@ -11,6 +11,8 @@ pub(crate) struct ScratchLayout {
     pub order_stride: u32,
     pub lists_stride: u32,
     pub aside_offset: u32,
+    /// Words from a row's slots to where the digits of its keys set aside end.
+    pub ends_offset: u32,
     /// 0 where no row takes the long-row dispatches.
     pub histogram_stride: u32,
     /// Words from a row's histogram to its tile counts.

@@ -70,7 +70,7 @@ fn clear_bins(index: u32, num_bins: u32) {
 }
 
 fn add_first_digit(key: u32) {
-    let bin = first_digit(key, params.digit_shift, params.digit_base);
+    let bin = first_digit(key, params.digit_shift, params.digit_window);
     if SLOT_WORDS > 0u {
         atomicAdd(&bins[bin / 2u], 1u << (bin % 2u * 16u));
     } else {
@@ -153,12 +153,22 @@ fn add_digit(key: u32, known: Known, shift: u32) {
     }
 }
 
-// What the bin of a first digit tells: all of its bits, but of the first and the last bin none.
+// The bits that the keys of a first digit have in common, were there none beyond all bins.
+fn prefix_of(bin: u32) -> Known {
+    let first = params.digit_window & 0xffffu;
+    let len = params.digit_window >> 16u;
+    if bin - first < (len << WIDE_BITS) { // before the window it is far more, modulo 2^32
+        return Known(bin + bins_of_window(first), params.digit_shift);
+    }
+    return Known(select(bin, bin - bins_of_window(len), bin > first), params.digit_shift + WIDE_BITS);
+}
+
+// What the bin of a first digit tells: of the last bin nothing.
 fn known_by(bin: u32) -> Known {
-    if bin == 0u || bin == NUM_BINS - 1u {
+    if bin == NUM_BINS - 1u {
         return Known(0u, 32u);
     }
-    return Known(bin + params.digit_base, params.digit_shift);
+    return prefix_of(bin);
 }
 
 // The shift of the digit after those that are known: eight bits, which the last one shares with known bits.
@@ -173,25 +183,25 @@ fn known_with(known: Known, digit: u32, shift: u32) -> Known {
     return Known(above | (digit & ((1u << width) - 1u)), shift);
 }
 
-// The keys of a bin: from `first` on, below `end`.
+// The keys of a bin: from `first` to `last`.
 struct BinKeys {
     first: vec4<u32>,
-    end: vec4<u32>,
+    last: vec4<u32>,
 }
 
-// The first bin and the last hold what lies before and after the window, but no pads.
+// The last bin holds what lies beyond, but no pads.
 fn keys_of_bin(bin: u32) -> BinKeys {
-    let first = (bin + params.digit_base) << params.digit_shift;
-    let end = (bin + params.digit_base + 1u) << params.digit_shift;
+    let known = prefix_of(bin);
+    let last = ((known.prefix + 1u) << known.shift) - 1u;
     return BinKeys(
-        vec4<u32>(select(first, 0u, bin == 0u)),
-        vec4<u32>(select(end, PAD_KEY, bin == NUM_BINS - 1u)),
+        vec4<u32>(known.prefix << known.shift),
+        vec4<u32>(select(last, PAD_KEY - 1u, bin == NUM_BINS - 1u)),
     );
 }
 
 // Which of eight keys are of the bin.
 fn bits_of_bin(k: Keys, b: BinKeys) -> u32 {
-    return bits(k.low < b.end, k.high < b.end) & ~bits(k.low < b.first, k.high < b.first);
+    return bits(k.low <= b.last, k.high <= b.last) & ~bits(k.low < b.first, k.high < b.first);
 }
 
 fn key_of(k: Keys, i: u32) -> u32 {

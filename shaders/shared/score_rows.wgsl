@@ -22,8 +22,8 @@ struct Params {
     share_low: u32,         // share of the length that `recent` is at most, times 2^40
     share_high: u32,        // NO_SHARE: no such bound
     histogram_stride: u32,  // words
-    digit_shift: u32,       // the window of first digits
-    digit_base: u32,
+    digit_shift: u32,       // of first digits
+    digit_window: u32,      // first | len << 16
     table_base: u32,        // words: of a paged cache, sequence 0's row of the table
     table_stride: u32,      // words
     zero: u32,              // 0, which compilers do not know

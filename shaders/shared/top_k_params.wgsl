@@ -13,12 +13,12 @@ struct Params {
     sorted_stride: u32,     // words between rows of the bitonic scratch, a power of two
     merge_size: u32,        // bitonic: size of the sequences being merged
     merge_stride: u32,      // bitonic: compare distance
-    pad0: u32,
+    ends_offset: u32,       // words from a row's slots to the ends of sorted keys set aside
     first_info: u32,        // index of row 0 in row_infos
     first_layer: u32,       // the state's layer of compressed layer 0, were there no gap; modulo 2^32
     tile_counts_base: u32,  // words from a row's histogram to its tile counts
-    digit_shift: u32,       // the window of first digits
-    digit_base: u32,
+    digit_shift: u32,       // of first digits
+    digit_window: u32,      // first | len << 16
     keys_held: u32,         // 8: keys that an invocation holds
     pool_pass: u32,         // 0..4: digits of the medians; 4..8: digits of the pool's threshold
     pool_min_tokens: u32,   // tokens that every head keeps of its own

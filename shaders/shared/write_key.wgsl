@@ -21,7 +21,7 @@ fn place_of_row(r: Row) -> Place {
 fn write_key(local_row: u32, slot: u32, key: u32) {
     order_keys[local_row * params.order_stride + slot] = key;
     if HISTOGRAM {
-        atomicAdd(&bins[first_digit(key, params.digit_shift, params.digit_base)], 1u);
+        atomicAdd(&bins[first_digit(key, params.digit_shift, params.digit_window)], 1u);
         if key == 0u {
             atomicAdd(&num_protected, 1u);
         }

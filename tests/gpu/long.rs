@@ -12,11 +12,11 @@ const DIRECTIONS: [Direction; 3] =
 /// By how the bin of the threshold is narrowed. Rows of 20,000 have in it:
 const DATA: [Data; 7] = [
     Data::Random,               // a few keys, ranked against each other
-    Data::Near { spread: 2 },   // hundreds, held in workgroup memory
-    Data::Near { spread: 0 },   // all, read again for each digit
-    Data::AllEqual,             // all, with one threshold
-    Data::Scaled { power: -6 }, // all, before the window of first digits
-    Data::Scaled { power: 9 },  // all, after it
+    Data::Near { spread: 2 },   // hundreds, narrowed digit by digit
+    Data::Near { spread: 0 },   // all, sorted by the next digit
+    Data::AllEqual,             // all, known to be equal
+    Data::Scaled { power: -6 }, // thousands, in a wide bin before the window of first digits
+    Data::Scaled { power: 9 },  // thousands, in one after it
     Data::Special,              // those among zeros, infinities and NaN
 ];
 
@@ -137,7 +137,13 @@ fn positional_by_ranges_of_other_lengths() {
 /// More tiles than a workgroup has invocations.
 #[test]
 fn a_row_of_half_a_million() {
-    let mut case = case(&[540_000], Dtype::F16, radix(0.5, Order::Positional));
-    case.data = Data::Ties;
-    run(&case);
+    for (data, order) in [
+        (Data::Ties, Order::Positional),
+        (Data::Near { spread: 0 }, Order::Fill),
+        (Data::Scaled { power: 9 }, Order::Positional),
+    ] {
+        let mut case = case(&[540_000], Dtype::F16, radix(0.5, order));
+        case.data = data;
+        run(&case);
+    }
 }

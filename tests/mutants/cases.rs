@@ -459,6 +459,7 @@ pub fn quick() -> Vec<Quick> {
         add("outside", outside(power, 1500), false);
         add("outside, long", outside(power, 9000), false);
     }
+    add("equal, long", Case { data: Data::AllEqual, ..near(0, 9000, Order::Fill) }, false);
     for subgroups in [Switch::Auto, Switch::Off, Switch::On] {
         for score in [Score::KeyDiff, Score::Centroid] {
             for (dtype, head_dim) in [(Dtype::F16, 64), (Dtype::F32, 512), (Dtype::Bf16, 264)] {
@@ -543,6 +544,8 @@ pub fn quick() -> Vec<Quick> {
     for subgroups in [Switch::Off, Switch::On] {
         add("settled", settled(Order::Fill, Data::Random, subgroups), false);
         add("settled, near", settled(Order::Positional, Data::Near { spread: 2 }, subgroups), false);
+        add("settled, alike", settled(Order::Fill, Data::Near { spread: 0 }, subgroups), false);
+        add("settled, equal", settled(Order::Positional, Data::AllEqual, subgroups), false);
     }
     add("spread", spread(Order::Fill), false);
     add("spread apart", spread(Order::Positional), true);
