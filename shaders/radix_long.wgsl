@@ -7,7 +7,8 @@
 //!     quad for each tile: its keys below the bin, keys of the bin (of sorted rows, keys below and equal to the threshold)
 //! Entry points: collect, emit · dispatch (ceil(max_len / (8 * WG_SIZE)), num_rows, 1) · none | subgroups
 //!   settle · dispatch (1, num_rows, 1) · none | subgroups: between them where tiles are many
-//! Overrides: WG_SIZE = 256, of settle 256 or 1024; IN_ORDER = false; FROM_SORTED = false
+//! Overrides: WG_SIZE = 256, of settle 256 or 1024; IN_ORDER = false; FROM_SORTED = false;
+//!   MORE_TILES = false
 //! Workgroup bytes: 32 * WG_SIZE, beyond 512 half of it, + 4 * WG_SIZE + 112
 //! Algorithm: the score stage or `count_digits` has counted first digits. `collect` finds the bin of the threshold, counts
 //!   the keys below it in each tile and sets the keys of the bin aside, by tiles. `emit` finds the threshold among them,

@@ -6,6 +6,7 @@ use std::path::Path;
 use plotters::coord::combinators::{BindKeyPoints as _, LogCoord};
 use plotters::prelude::*;
 
+use crate::data::Norms;
 use crate::gpu::Result;
 use crate::report::{PeerRow, Report, Row};
 
@@ -17,6 +18,7 @@ struct Panel {
     head_dim: u32,
     dtype: String,
     keep_ratio: f64,
+    norms: String,
 }
 
 /// Which of a report's panels is drawn; what is left out is chosen by the number of points.
@@ -68,6 +70,7 @@ fn panel_of(row: &Row) -> Panel {
         head_dim: row.head_dim,
         dtype: row.dtype.clone(),
         keep_ratio: row.keep_ratio,
+        norms: if row.norms.is_empty() { Norms::default().name().into() } else { row.norms.clone() },
     }
 }
 
