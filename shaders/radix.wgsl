@@ -48,7 +48,7 @@ fn count_tile(wg: vec3<u32>, index: u32) {
         atomicStore(&wg_within, 0u);
     }
     let s = workgroupUniformLoad(&wg_row);
-    let k = mask_keys(raw, s.row.len, eight);
+    let k = mask_keys(raw, select(0u, s.row.len, s.row.active_row), eight);
     add_first_digits(k);
     count_protected(k);
     count_limited(k, s.rule);

@@ -4,7 +4,8 @@
 //!   the threshold and the deterministic emission are our own. Reference: src/reference/top_k.rs, exact.
 //! Bindings: shared/top_k_rows.wgsl, and
 //!   6 histogram read_write vec4<u32> [row, histogram_stride / 4]: counts of first digits, a quad of other counts, and a
-//!     quad for each tile: its keys below the bin, keys of the bin (of sorted rows, keys below and equal to the threshold)
+//!     quad for each tile: its keys below the bin, keys of the bin (of sorted rows, keys below and equal to the threshold),
+//!     and of many keys of the bin the least and the greatest
 //! Entry points: collect, emit · dispatch (ceil(max_len / (8 * WG_SIZE)), num_rows, 1) · none | subgroups
 //!   settle · dispatch (1, num_rows, 1) · none | subgroups: between them where tiles are many
 //! Overrides: WG_SIZE = 256, of settle 256 or 1024; IN_ORDER = false; FROM_SORTED = false;
@@ -362,13 +363,15 @@ fn settle_row(local_row: u32, index: u32) {
     let asides = asides_of(index, local_row, num_tiles);
     let threshold = threshold_aside(index, local_row, num_tiles, asides, info.threshold);
     storageBarrier(); // every invocation has read the counts
-    var a = asides_from(index, WG_SIZE, 0u, 1u, local_row, num_tiles);
-    if threshold.digit != UNSORTED {
-        a = with_digit(a, threshold.digit, local_row, num_tiles);
-    }
-    for (; a.tile < num_tiles; a = next_tile(a, threshold.digit, local_row, num_tiles)) {
-        let sums = sums_aside(a, local_row, threshold.key);
-        histogram[tile_quad(local_row, a.tile)] = vec4<u32>(sums, 0u, 0u);
+    if index < num_tiles {
+        var a = asides_from(index, WG_SIZE, 0u, 1u, local_row, num_tiles);
+        if threshold.digit != UNSORTED {
+            a = with_digit(a, threshold.digit, local_row, num_tiles);
+        }
+        for (; a.tile < num_tiles; a = next_tile(a, threshold.digit, local_row, num_tiles)) {
+            let sums = sums_aside(a, local_row, threshold.key);
+            histogram[tile_quad(local_row, a.tile)] = vec4<u32>(sums, 0u, 0u);
+        }
     }
     clear_histogram(index, local_row);
     if index == 0u {

@@ -338,8 +338,8 @@ fn complement(policy: &Policy) -> u32 {
 
 /// (shift, window) of first digits, as shared/first_digit.wgsl has them: 128 bins an octave over squared norms from 2^-1 to
 /// 2^13 and their ratios from 2^-12 to 2^2, or their complements, and one bin to each other octave; 256 an octave over
-/// 1 - cosine from 2^-6 (cached 2^-5) to 2, and two to each other; 32 an octave over positive f32 scores of 60 octaves about
-/// 1, and one to each four others; random keys are uniform over 31 bits, the caller's keys over 32.
+/// 1 - cosine from 2^-6 (cached 2^-5) to 2, and two to each other; 32 an octave over positive f32 scores of 60 octaves, from
+/// 2^-30 or, of the highest, 2^-28, and one to each four others; random keys are uniform over 31 bits, the caller's over 32.
 pub(crate) fn digit_window(policy: &Policy) -> (u32, u32) {
     const INFINITY: u32 = INFINITY_BITS >> 23;
     // Rank of the f32 that has these bits.

@@ -18,7 +18,7 @@ pub enum Norms {
     Alike,
     /// The same: what is kept are the first tokens, and nothing moves.
     Equal,
-    /// As wide, but 64 times as large, beyond the norms that first digits tell apart.
+    /// As wide, but 64 times as large, beyond the window in which first digits are narrow.
     Far,
 }
 

@@ -189,13 +189,13 @@ struct BinKeys {
     last: vec4<u32>,
 }
 
-// The last bin holds what lies beyond, but no pads.
+// The last bin holds what lies beyond; pads, which a wide bin may reach, are of none.
 fn keys_of_bin(bin: u32) -> BinKeys {
     let known = prefix_of(bin);
     let last = ((known.prefix + 1u) << known.shift) - 1u;
     return BinKeys(
         vec4<u32>(known.prefix << known.shift),
-        vec4<u32>(select(last, PAD_KEY - 1u, bin == NUM_BINS - 1u)),
+        vec4<u32>(select(min(last, PAD_KEY - 1u), PAD_KEY - 1u, bin == NUM_BINS - 1u)),
     );
 }
 

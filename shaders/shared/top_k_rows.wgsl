@@ -4,7 +4,7 @@
 //   2 state_meta read u32, by StateLayout
 //   3 positions read u32 [row, capacity] original position
 //   4 lists read_write u32 [row, lists_stride]: slots, then staged positions (Positional) or bits of kept slots (Fill), and
-//     keys set aside (long rows)
+//     keys set aside and the ends of their digits (long rows)
 //   5 row_infos read_write RowInfo [row]
 //   7 rules read RowRule [compressed layer, head]
 

@@ -3,7 +3,7 @@
 
 use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Selector, Stages, Switch};
 
-use crate::support::{Case, Data, Fixture, gpu, run, shape, submit};
+use crate::support::{Built, Case, Data, Fixture, gpu, gpu_with, run, shape, submit};
 
 const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
 const DIRECTIONS: [Direction; 3] =
@@ -64,6 +64,20 @@ fn rows_of_many_workgroups() {
             }
             fixture.compress_host(&case);
             fixture.compare(gpu, &case, "apart");
+        }
+    }
+}
+
+/// A bin of so many keys that tiles sort them: of one digit before or after the window; of those beyond all bins.
+#[test]
+fn sorted_bins() {
+    for (data, keep_ratio) in
+        [(Data::Scaled { power: -6 }, 0.5), (Data::Scaled { power: 9 }, 0.3), (Data::Special, 0.95)]
+    {
+        for order in ORDERS {
+            let mut case = case(&[60_000, 59_000], Dtype::F16, radix(keep_ratio, order));
+            case.data = data;
+            run(&case);
         }
     }
 }
@@ -134,9 +148,14 @@ fn positional_by_ranges_of_other_lengths() {
     }
 }
 
-/// More tiles than a workgroup has invocations.
+/// More tiles than the workgroups of `emit` have invocations; and than that of `settle`.
 #[test]
 fn a_row_of_half_a_million() {
+    let small = gpu_with(|limits| {
+        limits.max_compute_invocations_per_workgroup = 256;
+        limits.max_compute_workgroup_size_x = 256;
+    });
+    let built = Built::default();
     for (data, order) in [
         (Data::Ties, Order::Positional),
         (Data::Near { spread: 0 }, Order::Fill),
@@ -145,5 +164,6 @@ fn a_row_of_half_a_million() {
         let mut case = case(&[540_000], Dtype::F16, radix(0.5, order));
         case.data = data;
         run(&case);
+        Fixture::built(&small, &case, &built).compress_and_compare(&small, &case, "256 invocations");
     }
 }

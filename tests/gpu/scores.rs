@@ -176,10 +176,17 @@ fn scores_of_the_callers() {
     let gpu = gpu();
     for kind in [ExternalScore::F32, ExternalScore::OrderKeys] {
         for direction in [Direction::Lowest, Direction::Highest] {
-            for (capacity, selector, protected) in
-                [(300, Selector::Radix, 0), (300, Selector::Bitonic, 9), (9000, Selector::Radix, 9)]
-            {
-                let mut case = Case::new(shape(2, 3, capacity, 16, Dtype::F16), policy(Score::External(kind), 0.4));
+            // The threshold among usual scores, and among infinities and NaN.
+            for (capacity, selector, protected, keep_ratio) in [
+                (300, Selector::Radix, 0, 0.4),
+                (300, Selector::Bitonic, 9, 0.4),
+                (9000, Selector::Radix, 9, 0.4),
+                (300, Selector::Radix, 0, 0.92),
+                (300, Selector::Radix, 0, 0.97),
+                (9000, Selector::Radix, 0, 0.999),
+            ] {
+                let policy = policy(Score::External(kind), keep_ratio);
+                let mut case = Case::new(shape(2, 3, capacity, 16, Dtype::F16), policy);
                 case.shape.num_layers = 3;
                 case.policy.skip_layers = vec![1];
                 (case.policy.direction, case.policy.selector) = (direction, selector);

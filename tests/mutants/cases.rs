@@ -495,6 +495,10 @@ pub fn quick() -> Vec<Quick> {
                 add("external, few", case, false);
             }
         }
+        let mut last = external(ExternalScore::F32, direction, 300);
+        (last.policy.sinks, last.policy.recent) = (0, 0);
+        last.policy.budget = Budget::keep_ratio(0.97);
+        add("external, last", last, false);
         let mut raised = external(ExternalScore::F32, direction, 9000);
         raised.policy.budget = Budget::keep_ratio(0.0);
         add("external, raised", raised, false);

@@ -113,6 +113,7 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
     ("radix_long.wgsl", "Found(least, rank, 0u)", "Found(least, rank / 2u, 0u)"),
     ("shared/first_digit.wgsl", "window >> 16u", "window >> 17u"),
     ("shared/radix_row.wgsl", "Known(bin + bins_of_window(first),", "Known(bin,"),
+    ("shared/radix_row.wgsl", "select(min(last, PAD_KEY - 1u), PAD_KEY", "select(last, PAD_KEY"),
     ("shared/radix_row.wgsl", "bin - bins_of_window(len), bin > first)", "bin, bin > first)"),
     ("shared/score_tokens.wgsl", "folded.nan >> j)", "folded.nan >> (j ^ 1u))"),
     ("shared/score_tokens.wgsl", "folded.nan >> (j + 2u))", "folded.nan >> j)"),

@@ -1,5 +1,6 @@
 // Fills a window of a tensor with about normal elements: each is the sum of four uniform bytes times the scale of its
-// token; or, where tokens are to be alike, of one magnitude but for the first of a token. All arithmetic is exact (integers cut to the width of the dtype), so every device makes the same bits.
+// token; or, where tokens are to be alike, of one magnitude but for the first of a token. All arithmetic is exact (integers
+// cut to the width of the dtype), so every device makes the same bits.
 // Reference: examples/bench/data.rs.
 
 struct Params {
