@@ -323,22 +323,22 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
     let sorts_outside = policy.selector == Selector::Bitonic && shape.capacity > sort_len;
     let counts_digits = policy.selector != Selector::Bitonic && shape.capacity > row_len;
     let tile_counts_base = if counts_digits { HISTOGRAM_WORDS } else { 0 };
-    let tile_counts = 4 * shape.capacity.div_ceil(SELECT_TILE);
+    let num_tiles = shape.capacity.div_ceil(SELECT_TILE);
     // Positions, or a word for each eight slots.
     let staged_len = if positional { order_stride } else { (order_stride / 8).next_multiple_of(64) };
     // At worst every key is set aside. A tile has its own part, and its own ends of digits.
     let aside_offset = order_stride + staged_len;
-    let tiles = if counts_digits { shape.capacity.div_ceil(SELECT_TILE) } else { 0 };
-    let ends_offset = aside_offset + tiles * SELECT_TILE;
+    let tiles_aside = if counts_digits { num_tiles } else { 0 };
+    let ends_offset = aside_offset + tiles_aside * SELECT_TILE;
     let (sums_stride, sums_offset) = sums_layout(shape, policy);
     ScratchLayout {
         num_rows,
         order_stride,
-        lists_stride: ends_offset + tiles * END_WORDS,
+        lists_stride: ends_offset + tiles_aside * END_WORDS,
         aside_offset,
         ends_offset,
         histogram_stride: if counts_digits || sorts_outside {
-            (tile_counts_base + tile_counts).next_multiple_of(64)
+            (tile_counts_base + 4 * num_tiles).next_multiple_of(64)
         } else {
             0
         },

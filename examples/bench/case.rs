@@ -343,7 +343,7 @@ fn new_row(data: &Data, case: Case) -> Row {
             Score::Centroid => "centroid".into(),
             _ => "norm".into(),
         },
-        norms: data.norms.name().into(),
+        norms: data.norms.name(),
         bytes_floor: shape.keys.row_bytes().into(),
         num_moved_expected: f64::from(rows) * f64::from(shape.capacity) * moved_share,
         ..Row::default()

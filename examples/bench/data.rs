@@ -36,14 +36,8 @@ impl Norms {
     }
 
     /// As the command line has it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Wide => "wide",
-            Self::Close => "close",
-            Self::Alike => "alike",
-            Self::Equal => "equal",
-            Self::Far => "far",
-        }
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
     }
 }
 

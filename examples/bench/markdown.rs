@@ -108,10 +108,7 @@ pub fn report(report: &Report) -> String {
 pub fn shape(row: &Row) -> String {
     let layers = if row.layers > 1 { format!("{} × ", row.layers) } else { String::new() };
     let pages = if row.mode.starts_with("pages") { format!(", {}", row.mode) } else { String::new() };
-    let norms = match row.norms.as_str() {
-        "" | "wide" => String::new(),
-        norms => format!(", {norms}"),
-    };
+    let norms = if row.norms == "wide" { String::new() } else { format!(", {}", row.norms) };
     format!("{layers}{} × {} × {}{pages}{norms}", row.batch_rows, row.seq_len, row.head_dim)
 }
 

@@ -6,7 +6,6 @@ use std::path::Path;
 use plotters::coord::combinators::{BindKeyPoints as _, LogCoord};
 use plotters::prelude::*;
 
-use crate::data::Norms;
 use crate::gpu::Result;
 use crate::report::{PeerRow, Report, Row};
 
@@ -70,7 +69,7 @@ fn panel_of(row: &Row) -> Panel {
         head_dim: row.head_dim,
         dtype: row.dtype.clone(),
         keep_ratio: row.keep_ratio,
-        norms: if row.norms.is_empty() { Norms::default().name().into() } else { row.norms.clone() },
+        norms: row.norms.clone(),
     }
 }
 

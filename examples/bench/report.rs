@@ -68,6 +68,10 @@ impl Rates {
     }
 }
 
+fn wide() -> String {
+    "wide".into()
+}
+
 /// One case. Times are microseconds, medians unless named otherwise.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -86,7 +90,8 @@ pub struct Row {
     pub selector: String,
     /// `norm`, `keydiff`, `centroid`.
     pub score: String,
-    /// `wide`, `close`, `alike`, `equal`, `far`.
+    /// As `--norms` has it; reports without it are of `wide`.
+    #[serde(default = "wide")]
     pub norms: String,
     pub us_median: Option<f64>,
     pub us_min: Option<f64>,
