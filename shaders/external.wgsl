@@ -3,7 +3,7 @@
 //!   caller's, of any method. Reference: src/reference/external.rs, exact.
 //! Bindings: shared/score_rows.wgsl, and
 //!   1 scores read_write u32 words, by strides (shared/address_strided.wgsl): f32 scores, or order keys with ORDER_KEYS
-//! Entry points: score · dispatch (ceil(max_len / TILE), num_rows, 1) · none
+//! Entry points: score · dispatch (num_rows, ceil(max_len / TILE), 1) · none
 //! Overrides: WG_SIZE = 256; TILE = 256; HISTOGRAM = false; ORDER_KEYS = false
 //! Workgroup bytes: 8192 with HISTOGRAM
 //! Algorithm: an invocation a token. A score's bits become an integer of the same order: the sign bit set where it is
@@ -36,7 +36,8 @@ fn key_of(r: Row, slot: u32, word: u32) -> u32 {
 }
 
 @compute @workgroup_size(WG_SIZE)
-fn score(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn score(@builtin(workgroup_id) grid: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let wg = grid.yxz;
     let r = scored_row(wg.y);
     let place = place_of_row(r);
     start_histogram(index);

@@ -8,9 +8,9 @@
 //!   7 sums read_write vec4<f32> [row, sums_stride]: a sum of keys for each SUM_TILE tokens, then that of the row, then the
 //!     number of tiles; with CACHED they are in the state
 //!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
-//! Entry points: sum_keys · dispatch (ceil(max_len / SUM_TILE), num_rows, 1) · needs none | subgroups
-//!   add_tiles · dispatch (ceil(head_dim / 16), num_rows, 1) · none
-//!   score · dispatch (ceil(max_len / TILE), num_rows, 1) · needs none | subgroups
+//! Entry points: sum_keys · dispatch (num_rows, ceil(max_len / SUM_TILE), 1) · needs none | subgroups
+//!   add_tiles · dispatch (num_rows, ceil(head_dim / 16), 1) · none
+//!   score · dispatch (num_rows, ceil(max_len / TILE), 1) · needs none | subgroups
 //! Overrides: WG_SIZE = 256; LANES = 16, a power of two in 2..=32; CHUNKS = 16, in 2..=128; TILE = 256, a multiple of
 //!   WG_SIZE / LANES * 4; SUM_TILE = 256, likewise; HISTOGRAM = false; CENTROID = false; CACHED = false; PAGE_SIZE = 16
 //! Workgroup bytes: 8192 with HISTOGRAM, + 20 * WG_SIZE in the workgroup variant
@@ -200,7 +200,8 @@ fn store_tile(wg: vec3<u32>, num_tiles: u32, index: u32, sum: Quads) {
 }
 
 @compute @workgroup_size(WG_SIZE)
-fn add_tiles(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn add_tiles(@builtin(workgroup_id) grid: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let wg = grid.yxz;
     let r = scored_row(wg.y);
     let first = first_slot(r);
     let per_segment = WG_SIZE / SEGMENTS;

@@ -41,7 +41,7 @@ const END_WORDS: u32 = SMALL_BINS / 2u;
 // In place of a digit: keys aside are in no order, or they are equal.
 const UNSORTED: u32 = 0xffffffffu;
 const EQUAL: u32 = 0xfffffffeu;
-const COUNTS_IX: u32 = PROTECTED_COUNT_IX / 4u; // a row's quad of protected keys, nothing, keys up to the limit, nothing
+const COUNTS_IX: u32 = PROTECTED_COUNT_IX / 4u; // a row's quad of protected keys, tiles taken, keys up to the limit, nothing
 
 var<workgroup> wg_below: atomic<u32>;
 var<workgroup> wg_equal: atomic<u32>;

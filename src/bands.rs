@@ -85,14 +85,13 @@ impl BandedLayer {
         tiles: ScoreTiles,
         (fused, cached): (bool, bool),
     ) {
-        let tile = if fused { tiles.fused } else { tiles.plain };
         // New tokens, of which there are at most max_len, may lie in any band.
         for score in self.scores.iter().filter(|s| cached || s.first_slot < max_len) {
             pass.set_pipeline(&score.pipelines[usize::from(fused)]);
             pass.set_bind_group(0, &score.group, &[]);
             let slots = score.end_slot - score.first_slot;
             let slots = slots.min(if cached { max_len } else { max_len - score.first_slot });
-            pass.dispatch_workgroups(slots.div_ceil(tile), score.num_rows, 1);
+            pass.dispatch_workgroups(score.num_rows, tiles.parts(fused, slots, score.num_rows), 1);
         }
     }
 
@@ -178,7 +177,7 @@ impl Builder<'_> {
                 num_rows: s.rows.num_rows,
                 first_slot: s.band.first_slot,
                 end_slot: s.band.end_slot,
-                pipelines: self.score_pipelines(module, 0, &constants, checks),
+                pipelines: self.score_pipelines(module, 0, (self.plan.tiles.of_bands(), &constants), checks),
                 group: self.score_group(scored, params, None, checks),
             }
         };

@@ -286,13 +286,12 @@ impl Bound {
 
     fn record_score(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32, fused: bool) {
         let tiles = self.plan.tiles;
-        let tile = tiles.of(fused);
         for window in &self.layers {
             window.choose_arrays(pass);
-            window.score.record(pass, max_len, window.num_rows, (fused, tile));
+            window.score.record(pass, max_len, window.num_rows, (fused, tiles));
         }
         for layer in &self.banded {
-            layer.record_score(pass, max_len, tiles, (fused, self.plan.policy.cached_norms));
+            layer.record_score(pass, max_len, tiles.of_bands(), (fused, self.plan.policy.cached_norms));
         }
     }
 

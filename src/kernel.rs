@@ -161,7 +161,7 @@ fn create_module(
     };
     // SAFETY: without loop bounding a shader's loops must end. Every loop of ours counts towards a bound that it does not
     // change: constants, overrides, row lengths clamped to the capacity, numbers of tiles and counts clamped to a tile, the
-    // bits of a mask, or halved intervals.
+    // bits of a mask, or halved intervals; or takes tiles by a count that only rises.
     // Without bounds checks indices must be in range. Those of the kernels with arrays (key_norm, compact and row) are made
     // of parameters, which bind has checked against the buffers; of lengths clamped to the capacity; and of slots in lists,
     // which hold zeros or what the selectors have written there, or as many in workgroup memory as it has staged: slots

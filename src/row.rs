@@ -135,11 +135,11 @@ impl Bound {
     }
 
     pub(crate) fn record_rows(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
-        let tile = self.plan.tiles.plain;
+        let tiles = self.plan.tiles;
         for (window, row) in self.layers.iter().filter_map(|w| w.row.as_ref().map(|row| (w, row))) {
             window.choose_arrays(pass);
             if !row.parts.is_whole() {
-                window.score.record(pass, max_len, window.num_rows, (false, tile));
+                window.score.record(pass, max_len, window.num_rows, (false, tiles));
             }
             pass.set_pipeline(&row.pipeline);
             pass.set_bind_group(0, &row.group, &[]);

@@ -22,6 +22,9 @@ const FIRST_RANK: u32 = 0x007f_ffff;
 const HIGHEST_RANK: u32 = 0xff80_0000 - FIRST_RANK;
 /// Words of a vector of the shaders.
 const QUAD: u32 = 4;
+/// Workgroups that take tiles of all rows, and tokens for one of them.
+const TAKERS: u32 = 1024;
+const TAKER_TOKENS: u32 = 4096;
 
 /// The score of one window of rows.
 #[derive(Debug)]
@@ -52,26 +55,26 @@ enum Grid {
 }
 
 impl ScoreStage {
+    /// Rows come first in the grids, so that workgroups of different rows, whose counts are apart, run at once.
     pub(crate) fn record(
         &self,
         pass: &mut wgpu::ComputePass<'_>,
         max_len: u32,
         num_rows: u32,
-        fused_tile: (bool, u32),
+        (fused, tiles): (bool, ScoreTiles),
     ) {
-        let (fused, tile) = fused_tile;
         for before in &self.before {
             pass.set_pipeline(&before.pipeline);
             pass.set_bind_group(0, before.group.as_ref().unwrap_or(&self.group), &[]);
-            let workgroups = match before.grid {
+            let parts = match before.grid {
                 Grid::Tiles(tokens) => max_len.div_ceil(tokens),
                 Grid::Parts(parts) => parts,
             };
-            pass.dispatch_workgroups(workgroups, num_rows, 1);
+            pass.dispatch_workgroups(num_rows, parts, 1);
         }
         pass.set_pipeline(if fused { &self.fused } else { &self.plain });
         pass.set_bind_group(0, &self.group, &[]);
-        pass.dispatch_workgroups(max_len.div_ceil(tile), num_rows, 1);
+        pass.dispatch_workgroups(num_rows, tiles.parts(fused, max_len, num_rows), 1);
     }
 }
 
@@ -143,7 +146,8 @@ impl Builder<'_> {
                 self.score_group(scored(range_binding(scores.buffer, draft.scores)), params, None, checks)
             }
         };
-        let [plain, fused] = self.score_pipelines(module, word(draft.array.len() as u64), &constants, checks);
+        let [plain, fused] =
+            self.score_pipelines(module, word(draft.array.len() as u64), (self.plan.tiles, &constants), checks);
         ScoreStage { before, plain, fused, group }
     }
 
@@ -152,12 +156,12 @@ impl Builder<'_> {
         &self,
         module: Module,
         num_layers: u32,
-        constants: &[(&'static str, f64)],
+        (tiles, constants): (ScoreTiles, &[(&'static str, f64)]),
         checks: &mut Checks,
     ) -> [wgpu::ComputePipeline; 2] {
-        let tiles = self.plan.tiles;
-        [(tiles.plain, 0.0), (tiles.fused, 1.0)].map(|(tile, histogram)| {
-            let constants = [constants, &[("TILE", tile.into()), ("HISTOGRAM", histogram)]].concat();
+        [false, true].map(|fused| {
+            let tile = ("TILE", tiles.of(fused).into());
+            let constants = [constants, &[tile, ("HISTOGRAM", f64::from(u8::from(fused)))]].concat();
             self.kernels().pipeline_of(module, "score", num_layers, &constants, checks)
         })
     }
@@ -253,11 +257,14 @@ impl Builder<'_> {
     }
 }
 
-/// Tokens a workgroup scores, alone and with the histogram fused.
+/// Tokens of a tile.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ScoreTiles {
     pub plain: u32,
-    pub fused: u32,
+    /// With the histogram fused, a workgroup to a tile.
+    fused: u32,
+    /// With the histogram fused, where workgroups take tiles until none is left, as shared/score_tile.wgsl has it.
+    taken: Option<u32>,
 }
 
 impl ScoreTiles {
@@ -265,15 +272,32 @@ impl ScoreTiles {
         if policy.caches_sums() {
             // Whole tiles of the sums, so that what is summed and what is scored are the same tokens.
             let tile = sum_tile(&shape.keys);
-            return Self { plain: tile, fused: tile };
+            return Self { plain: tile, fused: tile, taken: None };
         }
+        let plain = score_tile(&shape.keys, 128);
         // A histogram takes as long for few tokens as for many, which a CPU cannot hide.
-        let fused = if serial { 4096 } else { 512 };
-        Self { plain: score_tile(&shape.keys, 128), fused: score_tile(&shape.keys, fused) }
+        let fused = score_tile(&shape.keys, if serial { 4096 } else { 512 });
+        let is_norm = matches!(policy.score_in_use(), Score::KeyNorm | Score::ValueKeyRatio);
+        Self { plain, fused, taken: (is_norm && !serial).then_some(plain) }
     }
 
-    pub const fn of(self, fused: bool) -> u32 {
-        if fused { self.fused } else { self.plain }
+    /// Of rows that take several dispatches, which would count on from each other.
+    pub const fn of_bands(self) -> Self {
+        Self { taken: None, ..self }
+    }
+
+    fn of(self, fused: bool) -> u32 {
+        if fused { self.taken.unwrap_or(self.fused) } else { self.plain }
+    }
+
+    /// Workgroups of a row. Those that take tiles are somewhat more than find room at once, but no fewer than one for so
+    /// many tokens that the last of many rows end together. See benches/record.
+    pub fn parts(self, fused: bool, max_len: u32, num_rows: u32) -> u32 {
+        let tiles = max_len.div_ceil(self.of(fused));
+        if !fused || self.taken.is_none() {
+            return tiles;
+        }
+        tiles.min(TAKERS.div_ceil(num_rows).max(max_len.div_ceil(TAKER_TOKENS)))
     }
 }
 
@@ -401,6 +425,18 @@ mod tests {
             for (distance, expected) in [(0.015, false), (0.0158, true), (1.99, true)] {
                 assert_eq!(is_narrow(&keydiff(direction), distance), expected, "{direction:?} {distance}");
             }
+        }
+    }
+
+    #[test]
+    fn parts_are_few_but_enough() {
+        let tiles = ScoreTiles { plain: 128, fused: 512, taken: Some(128) };
+        for (max_len, num_rows, expected) in
+            [(1, 1, 1), (9000, 8, 71), (131_072, 8, 128), (131_072, 4096, 32), (1 << 20, 1, 1024), (1 << 20, 8, 256)]
+        {
+            assert_eq!(tiles.parts(true, max_len, num_rows), expected, "{num_rows} of {max_len}");
+            assert_eq!(tiles.parts(false, max_len, num_rows), max_len.div_ceil(128));
+            assert_eq!(tiles.of_bands().parts(true, max_len, num_rows), max_len.div_ceil(512));
         }
     }
 

@@ -17,10 +17,11 @@ fn add_lanes() -> f32 {
 
 @compute @workgroup_size(WG_SIZE)
 fn sum_keys(
-    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(workgroup_id) grid: vec3<u32>,
     @builtin(num_workgroups) num: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
+    let wg = grid.yxz;
     let r = scored_row(wg.y);
     let place = place_of_row(r);
     let tile_base = first_slot(r) + wg.x * SUM_TILE;
@@ -47,7 +48,7 @@ fn sum_keys(
             }
         }
     }
-    store_tile(wg, num.x, index, sum);
+    store_tile(wg, num.y, index, sum);
 }
 
 // Leaves a token's inverse norm and returns its weight in the sum.
@@ -87,9 +88,10 @@ fn find_mean(local_row: u32, index: u32, len: u32) {
 
 @compute @workgroup_size(WG_SIZE)
 fn score(
-    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(workgroup_id) grid: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
+    let wg = grid.yxz;
     let r = scored_row(wg.y);
     let place = place_of_row(r);
     find_mean(wg.y, index, r.len);

@@ -12,5 +12,5 @@ fn sum_keys(
     @builtin(subgroup_size) subgroup_len: u32,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
-    sum_tile(wg, num.x, subgroup * subgroup_len + lane);
+    sum_tile(wg.yxz, num.y, subgroup * subgroup_len + lane);
 }

@@ -18,5 +18,5 @@ fn sum_keys(
     @builtin(num_workgroups) num: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
-    sum_tile(wg, num.x, index);
+    sum_tile(wg.yxz, num.y, index);
 }

@@ -5,6 +5,7 @@
 const NUM_BINS: u32 = 2048u;
 const WIDE_BITS: u32 = 7u;
 const PROTECTED_COUNT_IX: u32 = 2048u; // words from a row's first bin
+const TAKEN_COUNT_IX: u32 = 2049u; // tiles that workgroups of the score have taken
 const WITHIN_COUNT_IX: u32 = 2050u;
 
 // What a window of `len` wide bins adds to the number of bins.

@@ -3,9 +3,10 @@
 @compute @workgroup_size(WG_SIZE)
 fn score(
     @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) num: vec3<u32>,
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_size) subgroup_len: u32,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
-    score_tile(wg, subgroup * subgroup_len + lane);
+    score_tile(wg.yxz, num.y, subgroup * subgroup_len + lane);
 }

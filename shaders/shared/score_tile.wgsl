@@ -1,11 +1,47 @@
-// A tile of tokens a workgroup.
+// Tiles of a row's tokens. With a histogram a workgroup is worth what it costs only where it has many tokens: so where a row
+// has fewer workgroups than tiles, they take tiles until none is left, and none waits for another, however many find room
+// on the device at once.
 
-fn score_tile(wg: vec3<u32>, index: u32) {
+var<workgroup> wg_tile: u32;
+
+fn take_tile(local_row: u32) -> u32 {
+    return atomicAdd(&histogram[local_row * params.histogram_stride + TAKEN_COUNT_IX], 1u);
+}
+
+// `wg` is (part, row), of so many parts.
+fn score_tile(wg: vec3<u32>, num_parts: u32, index: u32) {
     let r = scored_row(wg.y);
     if wg.x == 0u && index == 0u {
         note_row(wg.y, r);
     }
-    start_histogram(index);
-    score_tokens(wg, index, r, place_of_row(r), first_slot(r) + wg.x * TILE, TILE, end_of(r));
-    flush_histogram(wg, index);
+    let place = place_of_row(r);
+    let first = first_slot(r);
+    let end = end_of(r);
+    let num_tiles = (max(end, first) - first + TILE - 1u) / TILE;
+    let takes = HISTOGRAM && num_parts < num_tiles;
+    var tile = wg.x;
+    if takes {
+        if index == 0u {
+            wg_tile = take_tile(wg.y);
+        }
+        tile = workgroupUniformLoad(&wg_tile);
+    }
+    if tile < num_tiles {
+        start_histogram(index);
+        while tile < num_tiles {
+            var next = num_tiles;
+            if takes && index == 0u {
+                next = take_tile(wg.y); // not needed before this one is done
+            }
+            score_tokens(wg, index, r, place, first + tile * TILE, TILE, end);
+            tile = num_tiles;
+            if takes {
+                if index == 0u {
+                    wg_tile = next;
+                }
+                tile = workgroupUniformLoad(&wg_tile);
+            }
+        }
+        flush_histogram(wg, index);
+    }
 }

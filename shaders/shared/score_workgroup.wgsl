@@ -3,7 +3,8 @@
 @compute @workgroup_size(WG_SIZE)
 fn score(
     @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) num: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
-    score_tile(wg, index);
+    score_tile(wg.yxz, num.y, index);
 }

@@ -1,7 +1,7 @@
 //! Rows of thousands of tokens: every path by which the radix selector finds a threshold, and the moves of `Positional`
 //! by ranges.
 
-use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Selector, Stages, Switch};
+use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Score, Selector, Stages, Switch};
 
 use crate::support::{Built, Case, Data, Fixture, gpu, gpu_with, run, shape, submit};
 
@@ -64,6 +64,29 @@ fn rows_of_many_workgroups() {
             }
             fixture.compress_host(&case);
             fixture.compare(gpu, &case, "apart");
+        }
+    }
+}
+
+/// Rows of more tiles than workgroups, which take them in turn, beside one of fewer tiles and one that is left alone; twice,
+/// so that the second round finds the counts of the first.
+#[test]
+fn taken_tiles() {
+    let gpu = gpu();
+    for subgroups in [Switch::On, Switch::Off] {
+        for score in [Score::KeyNorm, Score::ValueKeyRatio] {
+            for order in ORDERS {
+                let policy = Policy { score, ..radix(0.5, order) };
+                let mut case = Case::new(shape(4, 4, 9000, 64, Dtype::F16), policy);
+                case.options = Options::with_subgroups(subgroups);
+                case.lengths = vec![9000, 8500, 300, 9000];
+                case.active = vec![true, true, true, false];
+                case.appended = vec![4500, 4750, 140, 0];
+                let mut fixture = Fixture::new(gpu, &case);
+                fixture.compress_and_compare(gpu, &case, "first");
+                fixture.append(gpu, &case);
+                fixture.compress_and_compare(gpu, &case, "second");
+            }
         }
     }
 }

@@ -106,6 +106,14 @@ fn settled(order: Order, data: Data, subgroups: Switch) -> Case {
     case
 }
 
+/// Rows of more tiles than workgroups of the score, beside one of fewer, twice.
+fn taken_tiles(subgroups: Switch) -> Case {
+    let mut case = Case::new(shape(2, 8, 9000, 64, Dtype::F16), policy(0.5, Selector::Radix, Order::Fill));
+    case.options = Options::with_subgroups(subgroups);
+    (case.lengths, case.appended) = (vec![9000, 300], vec![4500, 7000]);
+    case
+}
+
 /// Norms from zero to NaN, the threshold among the highest.
 fn spread(order: Order) -> Case {
     let mut case = Case { data: Data::Special, ..long(Selector::Radix, order) };
@@ -444,6 +452,7 @@ pub fn quick() -> Vec<Quick> {
             add("least", with(least(selector, order, 0, Direction::Lowest)), false);
         }
         add("long", with(long(Selector::Radix, Order::Fill)), false);
+        add("taken tiles", taken_tiles(subgroups), false);
     }
     for (selector, order) in pairs {
         add("long", long(selector, order), order == Order::Positional);
