@@ -118,7 +118,7 @@ impl Builder<'_> {
             ..=1024 => WORKGROUP,
             _ => self.kernels().capabilities.row_workgroup,
         };
-        let slice = if serial { MAX_SLICE } else { slice_chunks(shape, draft.window.num_rows, wide) };
+        let slice = if serial { MAX_SLICE } else { walk_slice(shape, draft.window.num_rows, wide) };
         let (keys, values) = (&shape.keys, &shape.values);
         let (key_lanes, value_lanes) = (self.move_lanes(keys), self.move_lanes(values));
         // Bound with keys that end within a chunk, values do not go by the keys' file.
@@ -158,11 +158,47 @@ const FEW_WALKS: u32 = 32;
 /// Widest column slice of a walk, 16-byte chunks.
 pub(crate) const MAX_SLICE: u32 = 16;
 
-/// Column slices of the walk, 16-byte chunks: as wide as leaves enough workgroups to fill the card. The narrowest cost more
+/// Column slices of a walk, 16-byte chunks: as wide as leaves enough workgroups to fill the card. The narrowest cost more
 /// a byte and pay only where workgroups are few. See `benches/record`.
 pub(crate) fn slice_chunks(shape: &KvShape, rows: u32, workgroup: u32) -> u32 {
     let chunks = rows.saturating_mul(shape.keys.chunks() + shape.values.chunks());
     let wanted = 64 * 1024 / workgroup;
     let narrowest = if workgroup == 1024 && chunks > 4 * FEW_WALKS { 4 } else { 2 };
-    [16, 8, 4].into_iter().find(|slice| chunks / slice >= wanted).unwrap_or(narrowest)
+    [MAX_SLICE, 8, 4].into_iter().find(|slice| chunks / slice >= wanted).unwrap_or(narrowest)
+}
+
+/// As [`slice_chunks`], of rows that are walked by nothing else: a card takes some 128 workgroups of 1024 at once, and where
+/// the widest slices are half as many, the next fill it.
+fn walk_slice(shape: &KvShape, rows: u32, workgroup: u32) -> u32 {
+    let slice = slice_chunks(shape, rows, workgroup);
+    let workgroups = rows.saturating_mul(shape.keys.chunks() + shape.values.chunks()) / slice;
+    if slice == MAX_SLICE && workgroups <= 64 * 1024 / workgroup { slice / 2 } else { slice }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::Dtype;
+
+    #[test]
+    fn walks_fill_the_card() {
+        let spec = |head_dim| TensorSpec { dtype: Dtype::F16, head_dim };
+        let of = |rows, head_dim| {
+            let shape = KvShape {
+                num_layers: 1,
+                batch_size: 1,
+                num_kv_heads: rows,
+                capacity: 32_768,
+                keys: spec(head_dim),
+                values: spec(head_dim),
+            };
+            (slice_chunks(&shape, rows, 1024), walk_slice(&shape, rows, 1024))
+        };
+        let expected =
+            [(1, 128, 2), (8, 128, 4), (16, 128, 8), (32, 128, 8), (40, 128, 16), (64, 64, 8), (16, 256, 8), (64, 256, 16)];
+        for (rows, head_dim, slice) in expected {
+            assert_eq!(of(rows, head_dim).1, slice, "{rows} rows of {head_dim}");
+        }
+        assert_eq!(of(32, 128).0, 16, "where rows are selected by the workgroups that walk");
+    }
 }

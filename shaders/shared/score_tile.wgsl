@@ -30,8 +30,10 @@ fn score_tile(wg: vec3<u32>, num_parts: u32, index: u32) {
         start_histogram(index);
         while tile < num_tiles {
             var next = num_tiles;
-            if takes && index == 0u {
-                next = take_tile(wg.y); // not needed before this one is done
+            if takes {
+                if index == 0u {
+                    next = take_tile(wg.y); // asked for now, needed when this one is done
+                }
             }
             score_tokens(wg, index, r, place, first + tile * TILE, TILE, end);
             tile = num_tiles;
