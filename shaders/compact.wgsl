@@ -7,6 +7,7 @@
 //!   2 values read_write u32 words, likewise, in arrays binding 1; absent when bound with the keys
 //!   3 lists read u32 [row, lists_stride]
 //!   4 row_infos read RowInfo [row]
+//!   5 starts read_write u32 [row, STARTS] the rank at which a range begins, as the one before has left it
 //!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
 //! Entry points: fill · dispatch (ceil(max_moved / (WG_SIZE / LANES * 4)), num_rows, 2) · none
 //!   walk · dispatch (key slices + value slices, num_rows, 1) · none
@@ -18,7 +19,8 @@
 //!   are disjoint, so the order of workgroups does not matter. Positional: `walk`, a workgroup to a column slice of a row,
 //!   takes the kept slots upwards, a tile of loads, a barrier, the stores. Where that leaves the card idle, it takes only
 //!   the first walk_len ranks; then each `range` moves as many ranks at once as have their sources beyond all of their
-//!   destinations, [a, src(a)), and a last `walk` takes what a fixed number of ranges has left.
+//!   destinations, [a, src(a)), and a last `walk` takes what a fixed number of ranges has left. Each range leaves its end for
+//!   the next: to find it again would take a load from memory for each range before.
 //! Invariants: dst(j) <= src(j) < src(j + 1), so a tile's stores never land on a later tile's sources, and no other
 //!   workgroup touches the slice. Rows move as u32, never through floats.
 
@@ -42,6 +44,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(3) var<storage, read> lists: array<u32>;
 @group(0) @binding(4) var<storage, read> row_infos: array<RowInfo>;
+@group(0) @binding(5) var<storage, read_write> starts: array<u32>;
 
 override WG_SIZE: u32 = 256u;
 override KEY_CHUNKS: u32 = 16u;
@@ -49,6 +52,8 @@ override KEY_LANES: u32 = 16u;
 override VALUE_CHUNKS: u32 = 16u;
 override VALUE_LANES: u32 = 16u;
 override SLICE_CHUNKS: u32 = 4u;
+
+const STARTS: u32 = 64u;
 
 fn place_of_row(t: TensorLayout, local_row: u32) -> Place {
     let layer_row = divided(params.first_row + local_row, params.rows_per_layer);
@@ -95,8 +100,8 @@ fn ranks_of(local_row: u32, is_range: bool) -> Ranks {
         return Ranks(info.first_moved, walked);
     }
     var first = walked;
-    for (var i = 0u; i < params.range_ix && first < budget; i++) {
-        first = min(lists[local_row * params.lists_stride + first], budget);
+    if params.range_ix > 0u {
+        first = min(starts[local_row * STARTS + params.range_ix], budget);
     }
     if is_range && first < budget {
         return Ranks(first, min(lists[local_row * params.lists_stride + first], budget));
@@ -202,6 +207,9 @@ fn range(
         wg_ranks = ranks_of(wg.y, true);
     }
     let ranks = workgroupUniformLoad(&wg_ranks);
+    if wg.x + wg.z + index == 0u {
+        starts[wg.y * STARTS + params.range_ix + 1u] = ranks.end;
+    }
     if wg.z == 0u {
         range_keys(wg, num_workgroups.x, index, ranks.first, ranks.end);
     } else {

@@ -207,9 +207,9 @@ impl Builder<'_> {
         let (lists, infos) = self.moves_bindings(&draft.rows);
         let group = if is_pair {
             let target = range_binding(buffer, draft.target.range);
-            self.group(LayoutKind::Compact, &[params_block, source, target, lists, infos], checks)
+            self.group(LayoutKind::Bands, &[params_block, source, target, lists, infos], checks)
         } else {
-            self.group(LayoutKind::CompactJoined, &[params_block, source, lists, infos], checks)
+            self.group(LayoutKind::BandsJoined, &[params_block, source, lists, infos], checks)
         };
         let walks = !is_pair && self.plan.policy.order == Order::Positional;
         let (pipeline, workgroups) = self.pair_pipeline(spec, draft, walks, checks);

@@ -113,8 +113,10 @@ impl Builder<'_> {
         let is_joined = draft.values_access == Access::Joined;
         let values = (!is_joined && arrays.is_none()).then_some(values);
         let kind = LayoutKind::compact(is_joined, draft.tokens);
+        let starts = self.starts(w.num_rows, checks);
+        let rest = [lists, infos, starts.as_entire_binding()];
         let bindings: Vec<_> =
-            [compact_params].into_iter().chain(keys).chain(values).chain([lists, infos]).chain(table).collect();
+            [compact_params].into_iter().chain(keys).chain(values).chain(rest).chain(table).collect();
         let compact_group = self.group(kind, &bindings, checks);
         LayerWindow {
             num_rows: w.num_rows,

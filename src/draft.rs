@@ -147,13 +147,15 @@ impl Builder<'_> {
             };
             let compact_params = params.push(&compact);
             let rule = RangeRule::of(self.kernels().capabilities.serial);
-            // No ranges follow the walk of a row that the usual first walk takes whole.
-            if self.plan.policy.order == Order::Positional && self.plan.shape.capacity > rule.usual {
+            // No ranges follow the walk of a row that the shortest first walk takes whole.
+            let shortest = rule.walk_lens.iter().copied().fold(u32::MAX, u32::min);
+            if self.plan.policy.order == Order::Positional && self.plan.shape.capacity > shortest {
                 for &walk_len in rule.walk_lens {
                     params.push(&CompactParams { walk_len, ..compact });
-                    for range_ix in 0..=rule.most {
-                        params.push(&CompactParams { walk_len, range_ix, ..compact });
-                    }
+                    params.push(&CompactParams { walk_len, range_ix: 0, ..compact });
+                }
+                for range_ix in 1..=rule.most {
+                    params.push(&CompactParams { range_ix, ..compact });
                 }
             }
             let table = layer.table.map(|t| BoundRange::aligned((t.offset, t.end()), self.limits()));

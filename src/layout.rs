@@ -29,10 +29,12 @@ pub(crate) enum LayoutKind {
     KeyNormArrays,
     CompactArrays,
     RowArrays,
+    Bands,
+    BandsJoined,
 }
 
 impl LayoutKind {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::KeyNorm,
         Self::KeyDiff,
         Self::TopK,
@@ -55,6 +57,8 @@ impl LayoutKind {
         Self::KeyNormArrays,
         Self::CompactArrays,
         Self::RowArrays,
+        Self::Bands,
+        Self::BandsJoined,
     ];
 
     pub fn score(has_sums: bool, tokens: Tokens) -> Self {
@@ -93,19 +97,21 @@ impl LayoutKind {
             Self::Rotate => &[(1, false), (2, true), (3, true), (4, true)],
             Self::Renumber => &[(1, false)],
             Self::Append => &[(1, false), (2, true)],
-            Self::Compact => &[(1, false), (2, false), (3, true), (4, true)],
-            Self::CompactJoined => &[(1, false), (3, true), (4, true)],
+            Self::Compact => &[(1, false), (2, false), (3, true), (4, true), (5, false)],
+            Self::CompactJoined => &[(1, false), (3, true), (4, true), (5, false)],
             Self::KeyNormPaged => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false), (8, false)],
             Self::KeyDiffPaged => {
                 &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false), (7, false), (8, false)]
             }
-            Self::CompactPaged => &[(1, false), (2, false), (3, true), (4, true), (8, false)],
-            Self::CompactJoinedPaged => &[(1, false), (3, true), (4, true), (8, false)],
+            Self::CompactPaged => &[(1, false), (2, false), (3, true), (4, true), (5, false), (8, false)],
+            Self::CompactJoinedPaged => &[(1, false), (3, true), (4, true), (5, false), (8, false)],
             Self::Pages => &[(1, false), (2, false), (3, false), (4, false), (5, false)],
             Self::Row => &[(1, false), (2, false), (3, false), (4, false), (5, false), (7, false), (8, true)],
             Self::KeyNormArrays => &[(2, true), (3, true), (4, false), (5, false), (6, false)],
-            Self::CompactArrays => &[(3, true), (4, true)],
+            Self::CompactArrays => &[(3, true), (4, true), (5, false)],
             Self::RowArrays => &[(3, false), (4, false), (5, false), (7, false), (8, true)],
+            Self::Bands => &[(1, false), (2, false), (3, true), (4, true)],
+            Self::BandsJoined => &[(1, false), (3, true), (4, true)],
         }
     }
 

@@ -271,7 +271,8 @@ impl Module {
             Self::Bitonic => LayoutKind::Bitonic,
             Self::Append => LayoutKind::Append,
             Self::Compact { values_vec4, tokens, .. } => LayoutKind::compact(values_vec4.is_none(), *tokens),
-            Self::CompactBands { pair, .. } => LayoutKind::compact(!pair, Tokens::Strided),
+            Self::CompactBands { pair: true, .. } => LayoutKind::Bands,
+            Self::CompactBands { pair: false, .. } => LayoutKind::BandsJoined,
         }
     }
 }

@@ -75,15 +75,13 @@ impl Bound {
                     params: params + PARAMS_STRIDE * block,
                     workgroups: (*slices, rows, 1),
                 };
-                // After that of a walk alone come those of each length of a first walk.
-                let first_block = move |ranges: Ranges| 1 + rule.blocks() * ranges.walk_ix;
                 let of_range = move |ix: u32, ranges: Ranges| MoveDispatch {
                     pipeline: range,
-                    params: params + PARAMS_STRIDE * (first_block(ranges) + 1 + ix),
+                    params: params + PARAMS_STRIDE * rule.range_block(ranges.walk_ix, ix),
                     workgroups: (ranges.len(ix).div_ceil(*unit), rows, 2),
                 };
-                let first = walk_at(ranges.map_or(0, first_block));
-                let last = ranges.map(|ranges| walk_at(first_block(ranges) + 1 + ranges.count));
+                let first = walk_at(ranges.map_or(0, |ranges| RangeRule::walk_block(ranges.walk_ix)));
+                let last = ranges.map(|ranges| walk_at(rule.range_block(ranges.walk_ix, ranges.count)));
                 let ranges = ranges.map(|ranges| (0..ranges.count).map(move |ix| of_range(ix, ranges)));
                 (first, ranges, last)
             }
@@ -93,6 +91,18 @@ impl Bound {
 }
 
 impl Builder<'_> {
+    /// Where the ranges of a window's rows begin. Each window has its own, since wgpu separates the uses of one by barriers.
+    pub(crate) fn starts(&self, num_rows: u32, checks: &mut Checks) -> wgpu::Buffer {
+        let num_rows = if self.plan.policy.order == Order::Positional { num_rows } else { 1 };
+        let descriptor = wgpu::BufferDescriptor {
+            label: Some("keynorm.starts"),
+            size: 4 * u64::from(RangeRule::STARTS) * u64::from(num_rows),
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        };
+        checks.guard(self.device, "keynorm.starts", || self.device.create_buffer(&descriptor))
+    }
+
     /// Lanes that move a row of a tensor. On a CPU an invocation moves whole rows.
     fn move_lanes(&self, spec: &TensorSpec) -> u32 {
         if self.kernels().capabilities.serial { 1 } else { spec.lanes() }
@@ -194,8 +204,16 @@ mod tests {
             };
             (slice_chunks(&shape, rows, 1024), walk_slice(&shape, rows, 1024))
         };
-        let expected =
-            [(1, 128, 2), (8, 128, 4), (16, 128, 8), (32, 128, 8), (40, 128, 16), (64, 64, 8), (16, 256, 8), (64, 256, 16)];
+        let expected = [
+            (1, 128, 2),
+            (8, 128, 4),
+            (16, 128, 8),
+            (32, 128, 8),
+            (40, 128, 16),
+            (64, 64, 8),
+            (16, 256, 8),
+            (64, 256, 16),
+        ];
         for (rows, head_dim, slice) in expected {
             assert_eq!(of(rows, head_dim).1, slice, "{rows} rows of {head_dim}");
         }

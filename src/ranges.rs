@@ -1,33 +1,51 @@
 //! How a positional compaction of few long rows goes on after its first walk: by ranges, each moved at once.
 
-/// When ranges follow a walk.
+use crate::draft::word;
+
+/// What ranges may follow a walk.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RangeRule {
     /// Ranks that the first walk may take, falling.
     pub walk_lens: &'static [u32],
-    /// The longest of them, but where that would leave too many ranges.
-    pub usual: u32,
     /// Most ranges of a row.
     pub most: u32,
-    /// Ranges up to which a walk alone is slower in any case.
-    pub few: u32,
-    /// Workgroups from which on a walk alone fills the device.
-    pub full: u32,
+    serial: bool,
 }
 
 impl RangeRule {
-    /// On a CPU a walk costs a rank about three times what a range does, and a dispatch next to nothing.
+    /// Words of a row among the starts of ranges, as compact.wgsl has it.
+    pub const STARTS: u32 = 64;
+
     pub const fn of(serial: bool) -> Self {
-        if serial {
-            Self { walk_lens: &[1024], usual: 1024, most: 40, few: 40, full: u32::MAX }
-        } else {
-            Self { walk_lens: &[32_768, 8192, 4096, 2048, 1024], usual: 8192, most: 32, few: 8, full: 128 }
-        }
+        let (walk_lens, most): (&[u32], u32) =
+            if serial { (&[1024], 40) } else { (&[32_768, 16_384, 8192, 4096, 2048, 1024], 32) };
+        assert!(most < Self::STARTS, "each range leaves its end for the next");
+        Self { walk_lens, most, serial }
     }
 
-    /// Parameter blocks of a walk length: of the first walk, and of each place in the order of ranges.
-    pub const fn blocks(self) -> u32 {
-        self.most + 2
+    /// What a walk's tile costs beside its bytes, which ranges have to move as well, where a range costs 1. The more
+    /// workgroups walk, the more of its time is the bytes': with 90 all of it. The narrower their slices, the longer are
+    /// tiles. On a CPU a walk costs a rank about three times what a range does, and a dispatch next to nothing. See
+    /// `benches/record`.
+    fn tile_cost(self, walk: Walk) -> f64 {
+        if self.serial {
+            return f64::from(walk.tile) / 128.0;
+        }
+        ((90.0 - f64::from(walk.workgroups)) / 18.0 * f64::from(walk.tile) / 8192.0).clamp(0.0, 1.0)
+    }
+
+    /// The block of a first walk's parameters. That of a walk alone goes before all.
+    pub const fn walk_block(walk_ix: u32) -> u32 {
+        1 + 2 * walk_ix
+    }
+
+    /// The block of a range's parameters, or of those of the walk that takes its place at the end. Only the first depends
+    /// on the length of the first walk.
+    pub fn range_block(self, walk_ix: u32, range_ix: u32) -> u32 {
+        match range_ix {
+            0 => Self::walk_block(walk_ix) + 1,
+            _ => 2 * word(self.walk_lens.len() as u64) + range_ix,
+        }
     }
 }
 
@@ -67,71 +85,59 @@ pub(crate) struct Walk {
     pub tile: u32,
 }
 
-impl Walk {
-    /// Ranges that take as long as the walk: it takes one's time for a tile, but with many workgroups most of that is the
-    /// bytes', which ranges have to move too. See `benches/record`.
-    fn worth(self) -> f64 {
-        f64::from(self.max_budget) / f64::from(self.tile) * (15.0 / f64::from(self.workgroups)).min(0.7)
-    }
-}
-
-/// Ranges pay where a walk has few workgroups, rows are longer than the usual first walk, and what the walk would take is
-/// worth as many as reach the budget. The first walk is as short as asks for no more ranges.
+/// The ranges that cost the least with their first walk, or `None` where a walk alone does.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
 pub(crate) fn ranges(walk: Walk, rule: RangeRule) -> Option<Ranges> {
-    let Walk { max_len, max_budget, workgroups, .. } = walk;
-    let RangeRule { walk_lens, usual, most, few, full } = rule;
-    if workgroups >= full || max_budget <= usual || max_budget >= max_len {
+    let Walk { max_len, max_budget, tile, .. } = walk;
+    if max_budget >= max_len {
         return None;
     }
     let growth = f64::from(max_len) / f64::from(max_budget);
-    let count_after = |walk_len: u32| {
+    let rank_cost = rule.tile_cost(walk) / f64::from(tile);
+    let mut least = f64::from(max_budget) * rank_cost;
+    let mut best = None;
+    for (walk_ix, &walk_len) in (0..).zip(rule.walk_lens).filter(|w| *w.1 < max_budget) {
         let ratio = f64::from(max_budget) / f64::from(walk_len) * (1.0 - LEFT_TO_WALK);
-        (ratio.ln() / growth.ln()).ceil().max(1.0) as u32
-    };
-    let longest = if count_after(usual) <= most { usual } else { *walk_lens.first()? };
-    let count = count_after(longest);
-    if max_budget <= longest || count > most || (count > few && f64::from(count) > walk.worth()) {
-        return None;
+        let count = (ratio.ln() / growth.ln()).ceil().max(1.0) as u32;
+        let cost = f64::from(walk_len) * rank_cost + f64::from(count);
+        if count <= rule.most && cost < least {
+            least = cost;
+            best = Some(Ranges { count, walk_ix, walk_len, max_budget, growth });
+        }
     }
-    let shortest = (0..).zip(walk_lens).filter(|w| *w.1 <= longest && count_after(*w.1) == count).last();
-    let (walk_ix, &walk_len) = shortest?;
-    Some(Ranges { count, walk_ix, walk_len, max_budget, growth })
+    best
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Ranges, and ranks of the first walk.
+    fn of(walk: Walk) -> Option<(u32, u32)> {
+        ranges(walk, RangeRule::of(false)).map(|r| (r.count, r.walk_len))
+    }
+
     #[test]
-    fn walks_are_as_short_as_the_ranges_allow() {
-        let rule = RangeRule::of(false);
+    fn walks_are_as_long_as_pays() {
         let walk = |max_len, max_budget| Walk { max_len, max_budget, workgroups: 64, tile: 2048 };
-        let of = |max_len, max_budget| ranges(walk(max_len, max_budget), rule).map(|r| (r.count, r.walk_len));
-        assert_eq!(of(131_072, 65_536), Some((3, 8192)));
-        assert_eq!(of(131_072, 39_322), Some((2, 4096)));
-        assert_eq!(of(131_072, 13_108), Some((1, 2048)));
-        assert_eq!(of(131_072, 117_965), None, "more ranges than a walk is worth");
-        assert_eq!(of(16_384, 8192), None, "a walk alone");
-        assert_eq!(of(20_001, 20_000), None, "fewer ranks than the longest walk takes");
-        let full = Walk { workgroups: 128, ..walk(131_072, 65_536) };
-        assert_eq!(ranges(full, rule), None, "a walk that fills the card");
-        let ranges = ranges(walk(131_072, 13_108), rule).expect("ranges");
+        assert_eq!(of(walk(131_072, 65_536)), Some((3, 8192)));
+        assert_eq!(of(walk(131_072, 39_322)), Some((2, 4096)));
+        assert_eq!(of(walk(131_072, 13_108)), Some((1, 2048)));
+        assert_eq!(of(walk(131_072, 117_965)), Some((12, 32_768)));
+        assert_eq!(of(walk(16_384, 8192)), None, "a walk alone");
+        assert_eq!(of(walk(20_000, 20_000)), None, "nothing moves");
+        assert_eq!(of(Walk { workgroups: 128, ..walk(131_072, 65_536) }), None, "a walk that fills the card");
+        let ranges = ranges(walk(131_072, 13_108), RangeRule::of(false)).expect("ranges");
         assert_eq!(ranges.len(0), 13_108 - 2048, "no longer than what is left");
     }
 
     #[test]
     fn few_workgroups_are_worth_many_ranges() {
-        let rule = RangeRule::of(false);
-        let of = |max_len, max_budget, workgroups| {
-            let walk = Walk { max_len, max_budget, workgroups, tile: 4096 };
-            ranges(walk, rule).map(|r| (r.count, r.walk_len))
-        };
-        assert_eq!(of(1_048_576, 838_860, 16), Some((21, 8192)));
-        assert_eq!(of(1_048_576, 943_718, 16), Some((32, 32_768)), "a longer walk, so that ranges are not too many");
+        let of = |max_len, max_budget, workgroups| of(Walk { max_len, max_budget, workgroups, tile: 4096 });
+        assert_eq!(of(1_048_576, 838_860, 16), Some((18, 16_384)));
+        assert_eq!(of(1_048_576, 943_718, 16), Some((32, 32_768)));
         assert_eq!(of(1_048_576, 1_000_000, 16), None, "more ranges than there are parameters for");
-        assert_eq!(of(262_144, 196_608, 64), Some((11, 8192)));
-        assert_eq!(of(262_144, 209_715, 64), None, "more ranges than a walk is worth");
+        assert_eq!(of(262_144, 209_715, 64), Some((9, 32_768)));
     }
 
     #[test]
@@ -141,5 +147,14 @@ mod tests {
         assert_eq!((ranges.count, ranges.walk_len), (4, 1024));
         let many = Walk { workgroups: 1000, ..walk };
         assert_eq!(super::ranges(many, RangeRule::of(true)), Some(ranges), "however many walks there are");
+    }
+
+    #[test]
+    fn blocks_do_not_overlap() {
+        let rule = RangeRule::of(false);
+        let walks =
+            (0..word(rule.walk_lens.len() as u64)).flat_map(|ix| [RangeRule::walk_block(ix), rule.range_block(ix, 0)]);
+        let blocks: Vec<u32> = walks.chain((1..=rule.most).map(|ix| rule.range_block(3, ix))).collect();
+        assert_eq!(blocks, (1..=word(blocks.len() as u64)).collect::<Vec<_>>(), "one after the other");
     }
 }
