@@ -23,7 +23,7 @@ const POOL_COUNTS_STRIDE: u32 = 320;
 const POOL_ROW_WORDS: u32 = 64;
 /// Words of a row's histogram of first digits (2048), its other counts and padding.
 const HISTOGRAM_WORDS: u32 = 2112;
-/// Words of a tile's ends of digits, as in radix_long.wgsl.
+/// Words of a tile's ends of digits, as in shared/aside.wgsl.
 const END_WORDS: u32 = 128;
 /// Words that the score notes of a row behind its order keys, as in shared/row_note.wgsl.
 const ROW_NOTE_WORDS: u32 = 4;

@@ -148,6 +148,7 @@ impl Module {
             .concat(),
             Self::RadixLong { subgroups } => [
                 shader!("radix_long.wgsl"),
+                shader!("shared/aside.wgsl"),
                 radix_row,
                 digits,
                 rows,
