@@ -113,7 +113,8 @@ impl Builder<'_> {
         let is_joined = draft.values_access == Access::Joined;
         let values = (!is_joined && arrays.is_none()).then_some(values);
         let kind = LayoutKind::compact(is_joined, draft.tokens);
-        let starts = self.starts(w.num_rows, checks);
+        let moves = self.moves(draft, checks);
+        let starts = self.starts(&moves, w.num_rows, checks);
         let rest = [lists, infos, starts.as_entire_binding()];
         let bindings: Vec<_> =
             [compact_params].into_iter().chain(keys).chain(values).chain(rest).chain(table).collect();
@@ -124,7 +125,7 @@ impl Builder<'_> {
             arrays,
             compact_group,
             compact_params: draft.compact_params,
-            moves: self.moves(draft, checks),
+            moves,
             row: self.row_stage(draft, params, (rules, views), checks),
         }
     }

@@ -92,8 +92,12 @@ impl Bound {
 
 impl Builder<'_> {
     /// Where the ranges of a window's rows begin. Each window has its own, since wgpu separates the uses of one by barriers.
-    pub(crate) fn starts(&self, num_rows: u32, checks: &mut Checks) -> wgpu::Buffer {
-        let num_rows = if self.plan.policy.order == Order::Positional { num_rows } else { 1 };
+    pub(crate) fn starts(&self, moves: &Moves, num_rows: u32, checks: &mut Checks) -> wgpu::Buffer {
+        let rule = RangeRule::of(self.kernels().capabilities.serial);
+        let num_rows = match moves {
+            Moves::Positional { slices, .. } if rule.may_follow(slices.saturating_mul(num_rows)) => num_rows,
+            _ => 1,
+        };
         let descriptor = wgpu::BufferDescriptor {
             label: Some("keynorm.starts"),
             size: 4 * u64::from(RangeRule::STARTS) * u64::from(num_rows),

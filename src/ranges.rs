@@ -15,6 +15,8 @@ pub(crate) struct RangeRule {
 impl RangeRule {
     /// Words of a row among the starts of ranges, as compact.wgsl has it.
     pub const STARTS: u32 = 64;
+    /// Workgroups from which on a walk takes no longer than its bytes.
+    const FULL: u32 = 90;
 
     pub const fn of(serial: bool) -> Self {
         let (walk_lens, most): (&[u32], u32) =
@@ -23,15 +25,19 @@ impl RangeRule {
         Self { walk_lens, most, serial }
     }
 
+    /// Whether ranges may follow a walk of so many workgroups.
+    pub const fn may_follow(self, workgroups: u32) -> bool {
+        self.serial || workgroups < Self::FULL
+    }
+
     /// What a walk's tile costs beside its bytes, which ranges have to move as well, where a range costs 1. The more
-    /// workgroups walk, the more of its time is the bytes': with 90 all of it. The narrower their slices, the longer are
-    /// tiles. On a CPU a walk costs a rank about three times what a range does, and a dispatch next to nothing. See
-    /// `benches/record`.
+    /// workgroups walk, the more of its time is the bytes'. The narrower their slices, the longer are tiles. On a CPU a walk
+    /// costs a rank about three times what a range does, and a dispatch next to nothing. See `benches/record`.
     fn tile_cost(self, walk: Walk) -> f64 {
         if self.serial {
             return f64::from(walk.tile) / 128.0;
         }
-        ((90.0 - f64::from(walk.workgroups)) / 18.0 * f64::from(walk.tile) / 8192.0).clamp(0.0, 1.0)
+        ((f64::from(Self::FULL) - f64::from(walk.workgroups)) / 18.0 * f64::from(walk.tile) / 8192.0).clamp(0.0, 1.0)
     }
 
     /// The block of a first walk's parameters. That of a walk alone goes before all.
@@ -89,7 +95,7 @@ pub(crate) struct Walk {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
 pub(crate) fn ranges(walk: Walk, rule: RangeRule) -> Option<Ranges> {
     let Walk { max_len, max_budget, tile, .. } = walk;
-    if max_budget >= max_len {
+    if max_budget >= max_len || !rule.may_follow(walk.workgroups) {
         return None;
     }
     let growth = f64::from(max_len) / f64::from(max_budget);
