@@ -464,6 +464,9 @@ pub fn quick() -> Vec<Quick> {
         add("near, wide", near(spread, 5000, Order::Fill), false);
         add("near, long", near(spread, 9000, Order::Positional), false);
     }
+    let mut least_near = near(0, 9000, Order::Fill);
+    least_near.policy.budget = Budget::KeepTokens(20);
+    add("near, long, of the first digit", least_near, false);
     for power in [-6, 9] {
         add("outside", outside(power, 1500), false);
         add("outside, long", outside(power, 9000), false);
