@@ -13,12 +13,12 @@
 //!   6 status read_write atomic u32 [layer] sticky bits
 //!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
 //! Entry points: score · dispatch (num_rows, ceil(max_len / TILE), 1), max_len that of a band where a row exceeds a
-//!   binding; with HISTOGRAM any number of parts in place of the tiles · needs none | subgroups; with CACHED of the tokens
-//!   that have no norm yet
+//!   binding; with HISTOGRAM, unless of bands, any number of parts in place of the tiles · needs none | subgroups; with
+//!   CACHED of the tokens that have no norm yet
 //! Overrides: WG_SIZE = 256; LANES = 16, a power of two in 2..=32; CHUNKS = 16, in 1..=128; TILE = 64, a multiple
 //!   of WG_SIZE / LANES * 4; HISTOGRAM = false; CACHED = false; PAGE_SIZE = 16; KEY_WORDS = 33
 //! Workgroup bytes: 8192 with HISTOGRAM, + 20 * WG_SIZE in the workgroup variant
-//! Algorithm: LANES invocations share a token (shared/score_tile.wgsl); invocation j sums the squares of its 16-byte
+//! Algorithm: LANES invocations share a token (shared/score_tokens.wgsl); invocation j sums the squares of its 16-byte
 //!   chunks j, j + LANES, … from left to right, then a butterfly at distances LANES / 2 … 1 adds the lanes. Four tokens
 //!   are in flight an invocation: four named loads, since a private array would go to local memory. On a
 //!   CPU one invocation takes all lanes of a token, whose cache lines it reads ahead (shared/reduce_serial.wgsl).

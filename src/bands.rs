@@ -22,6 +22,7 @@ use crate::windows::{Band, LayerWindows, RowGroup};
 #[derive(Debug)]
 pub(crate) struct BandedLayer {
     scores: Vec<ScoreBand>,
+    tiles: ScoreTiles,
     moves: Vec<PairMoves>,
 }
 
@@ -78,20 +79,14 @@ struct PairDraft {
 }
 
 impl BandedLayer {
-    pub(crate) fn record_score(
-        &self,
-        pass: &mut wgpu::ComputePass<'_>,
-        max_len: u32,
-        tiles: ScoreTiles,
-        (fused, cached): (bool, bool),
-    ) {
+    pub(crate) fn record_score(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32, (fused, cached): (bool, bool)) {
         // New tokens, of which there are at most max_len, may lie in any band.
         for score in self.scores.iter().filter(|s| cached || s.first_slot < max_len) {
             pass.set_pipeline(&score.pipelines[usize::from(fused)]);
             pass.set_bind_group(0, &score.group, &[]);
             let slots = score.end_slot - score.first_slot;
             let slots = slots.min(if cached { max_len } else { max_len - score.first_slot });
-            pass.dispatch_workgroups(score.num_rows, tiles.parts(fused, slots, score.num_rows), 1);
+            pass.dispatch_workgroups(score.num_rows, self.tiles.parts(fused, slots, score.num_rows), 1);
         }
     }
 
@@ -170,6 +165,7 @@ impl Builder<'_> {
         let view = &views.layers[draft.layer as usize];
         let (module, constants) =
             self.score_module(Score::KeyNorm, &self.plan.shape.keys, (draft.keys_access, Tokens::Strided));
+        let tiles = self.plan.tiles.of_bands();
         let score = |s: &ScoreDraft, checks: &mut Checks| {
             let tensor = Some(range_binding(view.keys.buffer, s.band.range));
             let scored = Scored { rows: s.rows, params: s.params, tensor, tokens: Tokens::Strided, table: None };
@@ -177,7 +173,7 @@ impl Builder<'_> {
                 num_rows: s.rows.num_rows,
                 first_slot: s.band.first_slot,
                 end_slot: s.band.end_slot,
-                pipelines: self.score_pipelines(module, 0, (self.plan.tiles.of_bands(), &constants), checks),
+                pipelines: self.score_pipelines(module, 0, (tiles, &constants), checks),
                 group: self.score_group(scored, params, None, checks),
             }
         };
@@ -190,7 +186,7 @@ impl Builder<'_> {
                 self.pair_moves(m, params, buffer, checks)
             })
             .collect();
-        BandedLayer { scores, moves }
+        BandedLayer { scores, tiles, moves }
     }
 
     fn pair_moves(

@@ -38,7 +38,8 @@ pub(crate) struct LayerWindow {
     /// Where layers are bound as arrays: group 1 of all kernels that read or move keys.
     pub arrays: Option<wgpu::BindGroup>,
     pub compact_group: wgpu::BindGroup,
-    /// Offset of the parameters of `fill`, or of the walk that takes all; those of a first walk and of its ranges follow.
+    /// Offset of the parameters of `fill`, or of the walk that takes all; those of first walks and of ranges follow, as
+    /// `RangeRule` has them.
     pub compact_params: u32,
     pub moves: Moves,
     /// Where workgroup memory can select from whole rows.
@@ -291,7 +292,7 @@ impl Bound {
             window.score.record(pass, max_len, window.num_rows, (fused, tiles));
         }
         for layer in &self.banded {
-            layer.record_score(pass, max_len, tiles.of_bands(), (fused, self.plan.policy.cached_norms));
+            layer.record_score(pass, max_len, (fused, self.plan.policy.cached_norms));
         }
     }
 

@@ -145,19 +145,15 @@ impl Builder<'_> {
                 }
                 _ => push(keys),
             };
-            let compact_params = params.push(&compact);
             let rule = RangeRule::of(self.kernels().capabilities.serial);
             // No ranges follow the walk of a row that the shortest first walk takes whole.
             let shortest = rule.walk_lens.iter().copied().fold(u32::MAX, u32::min);
-            if self.plan.policy.order == Order::Positional && self.plan.shape.capacity > shortest {
-                for &walk_len in rule.walk_lens {
-                    params.push(&CompactParams { walk_len, ..compact });
-                    params.push(&CompactParams { walk_len, range_ix: 0, ..compact });
-                }
-                for range_ix in 1..=rule.most {
-                    params.push(&CompactParams { range_ix, ..compact });
-                }
-            }
+            let has_ranges = self.plan.policy.order == Order::Positional && self.plan.shape.capacity > shortest;
+            let mut blocks = rule.blocks().map(|(walk_len, range_ix)| CompactParams { walk_len, range_ix, ..compact });
+            let compact_params = params.push(&blocks.next().unwrap_or(compact));
+            blocks.filter(|_| has_ranges).for_each(|block| {
+                params.push(&block);
+            });
             let table = layer.table.map(|t| BoundRange::aligned((t.offset, t.end()), self.limits()));
             let window = *window;
             let tensors = [(keys, keys_access), (values, values_access)];

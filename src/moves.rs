@@ -19,8 +19,9 @@ pub(crate) enum Moves {
     Positional {
         walk: wgpu::ComputePipeline,
         range: wgpu::ComputePipeline,
-        /// Workgroups a row.
+        /// Workgroups a row, of so many invocations.
         slices: u32,
+        invocations: u32,
         /// Ranks that a workgroup of `walk` takes at a time.
         tile: u32,
         /// Ranks that a workgroup of `range` moves at a time.
@@ -65,8 +66,8 @@ impl Bound {
                 let workgroups = (self.plan.max_moved(max_len).div_ceil(*unit), rows, 2);
                 (MoveDispatch { pipeline: fill, params, workgroups }, None, None)
             }
-            Moves::Positional { walk, range, slices, tile, unit } => {
-                let workgroups = slices.saturating_mul(rows);
+            Moves::Positional { walk, range, slices, invocations, tile, unit } => {
+                let workgroups = wide_workgroups(*slices, *invocations, rows);
                 let rule = RangeRule::of(self.plan.kernels.capabilities.serial);
                 let max_budget = self.plan.max_budget(max_len);
                 let ranges = ranges(Walk { max_len, max_budget, workgroups, tile: *tile }, rule);
@@ -95,7 +96,11 @@ impl Builder<'_> {
     pub(crate) fn starts(&self, moves: &Moves, num_rows: u32, checks: &mut Checks) -> wgpu::Buffer {
         let rule = RangeRule::of(self.kernels().capabilities.serial);
         let num_rows = match moves {
-            Moves::Positional { slices, .. } if rule.may_follow(slices.saturating_mul(num_rows)) => num_rows,
+            Moves::Positional { slices, invocations, .. }
+                if rule.may_follow(wide_workgroups(*slices, *invocations, num_rows)) =>
+            {
+                num_rows
+            }
             _ => 1,
         };
         let descriptor = wgpu::BufferDescriptor {
@@ -159,11 +164,17 @@ impl Builder<'_> {
                 walk: pipeline("walk", wide),
                 range: pipeline("range", WORKGROUP),
                 slices: keys.chunks().div_ceil(slice) + values.chunks().div_ceil(slice),
+                invocations: wide,
                 tile: 8 * wide / slice,
                 unit,
             },
         }
     }
+}
+
+/// Workgroups of 1024 invocations that walk as many column slices as those of fewer.
+fn wide_workgroups(slices: u32, invocations: u32, rows: u32) -> u32 {
+    slices.saturating_mul(rows).saturating_mul(invocations) / 1024
 }
 
 /// Workgroups of a walk by slices of four chunks up to which slices of two are faster.

@@ -40,13 +40,20 @@ impl RangeRule {
         ((f64::from(Self::FULL) - f64::from(walk.workgroups)) / 18.0 * f64::from(walk.tile) / 8192.0).clamp(0.0, 1.0)
     }
 
-    /// The block of a first walk's parameters. That of a walk alone goes before all.
+    /// `walk_len` and `range_ix` of each block of parameters, in order: after that of a walk alone come, for each length, those
+    /// of the first walk and of the first range; then of the other ranges, which depend on no length.
+    pub fn blocks(self) -> impl Iterator<Item = (u32, u32)> {
+        let of_len = |&walk_len: &u32| [(walk_len, u32::MAX), (walk_len, 0)];
+        let others = (1..=self.most).map(|range_ix| (u32::MAX, range_ix));
+        std::iter::once((u32::MAX, u32::MAX)).chain(self.walk_lens.iter().flat_map(of_len)).chain(others)
+    }
+
+    /// The block of a first walk.
     pub const fn walk_block(walk_ix: u32) -> u32 {
         1 + 2 * walk_ix
     }
 
-    /// The block of a range's parameters, or of those of the walk that takes its place at the end. Only the first depends
-    /// on the length of the first walk.
+    /// The block of a range, or of the walk that takes its place at the end.
     pub fn range_block(self, walk_ix: u32, range_ix: u32) -> u32 {
         match range_ix {
             0 => Self::walk_block(walk_ix) + 1,
@@ -54,9 +61,6 @@ impl RangeRule {
         }
     }
 }
-
-/// Share of the budget that the last walk may find where ranges end as expected: one more range would cost more.
-const LEFT_TO_WALK: f64 = 0.02;
 
 /// The ranges by which a positional compaction goes on after its first walk.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -86,6 +90,7 @@ pub(crate) struct Walk {
     pub max_len: u32,
     /// Most ranks of a row.
     pub max_budget: u32,
+    /// As many of 1024 invocations.
     pub workgroups: u32,
     /// Ranks that a workgroup takes at a time.
     pub tile: u32,
@@ -103,12 +108,15 @@ pub(crate) fn ranges(walk: Walk, rule: RangeRule) -> Option<Ranges> {
     let mut least = f64::from(max_budget) * rank_cost;
     let mut best = None;
     for (walk_ix, &walk_len) in (0..).zip(rule.walk_lens).filter(|w| *w.1 < max_budget) {
-        let ratio = f64::from(max_budget) / f64::from(walk_len) * (1.0 - LEFT_TO_WALK);
-        let count = (ratio.ln() / growth.ln()).ceil().max(1.0) as u32;
-        let cost = f64::from(walk_len) * rank_cost + f64::from(count);
-        if count <= rule.most && cost < least {
-            least = cost;
-            best = Some(Ranges { count, walk_ix, walk_len, max_budget, growth });
+        let all = ((f64::from(max_budget) / f64::from(walk_len)).ln() / growth.ln()).ceil().max(1.0) as u32;
+        // The last walk may take what a last range would have little of.
+        for count in [all.saturating_sub(1).max(1), all].into_iter().filter(|&count| count <= rule.most) {
+            let left = f64::from(max_budget) - f64::from(walk_len) * growth.powi(count.cast_signed());
+            let cost = (f64::from(walk_len) + left.max(0.0)) * rank_cost + f64::from(count);
+            if cost < least {
+                least = cost;
+                best = Some(Ranges { count, walk_ix, walk_len, max_budget, growth });
+            }
         }
     }
     best
@@ -156,11 +164,21 @@ mod tests {
     }
 
     #[test]
-    fn blocks_do_not_overlap() {
-        let rule = RangeRule::of(false);
-        let walks =
-            (0..word(rule.walk_lens.len() as u64)).flat_map(|ix| [RangeRule::walk_block(ix), rule.range_block(ix, 0)]);
-        let blocks: Vec<u32> = walks.chain((1..=rule.most).map(|ix| rule.range_block(3, ix))).collect();
-        assert_eq!(blocks, (1..=word(blocks.len() as u64)).collect::<Vec<_>>(), "one after the other");
+    fn narrow_workgroups_count_by_their_invocations() {
+        // Six rows of 256 bytes by slices of two, in 96 workgroups of 256 invocations.
+        assert_eq!(of(Walk { max_len: 131_072, max_budget: 65_536, workgroups: 24, tile: 1024 }), Some((4, 4096)));
+    }
+
+    #[test]
+    fn blocks_are_where_they_are_looked_for() {
+        for rule in [false, true].map(RangeRule::of) {
+            let blocks: Vec<_> = rule.blocks().collect();
+            for (walk_ix, &walk_len) in (0..).zip(rule.walk_lens) {
+                assert_eq!(blocks[RangeRule::walk_block(walk_ix) as usize], (walk_len, u32::MAX));
+                assert_eq!(blocks[rule.range_block(walk_ix, 0) as usize], (walk_len, 0));
+                assert_eq!(blocks[rule.range_block(walk_ix, rule.most) as usize], (u32::MAX, rule.most));
+            }
+            assert_eq!(blocks.len(), rule.range_block(0, rule.most) as usize + 1);
+        }
     }
 }

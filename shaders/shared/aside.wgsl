@@ -1,5 +1,6 @@
-// Keys of the threshold's bin, set aside by tiles of a row, and the threshold among them. Where they are many each tile sorts
-// its own by their next digit and leaves where the keys of each end.
+// Keys of the threshold's bin, set aside by tiles of a row, and the threshold among them. Where they are many, each tile
+// sorts its own by their next digit and leaves where the keys of each end. The module gives histogram, TILE, MORE_TILES,
+// tile_quad, tile_counts and sums_of.
 
 // Keys set aside that are ranked against each other rather than narrowed further.
 const FEW_ASIDE: u32 = 64u;

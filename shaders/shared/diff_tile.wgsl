@@ -139,6 +139,7 @@ fn score_chunks(b0: u32, b1: u32, b2: u32, b3: u32, c: u32, chunk_ix: u32, m: Qu
     );
 }
 
+// `wg` is (tile, row). Entry points pass the number of parts, which other scores need.
 fn score_tile(wg: vec3<u32>, num_parts: u32, index: u32) {
     // From the end, whose keys sum_keys has read last.
     let local_row = params.num_rows - 1u - wg.y;

@@ -1,4 +1,5 @@
 // The entry point of a score: an invocation's number by subgroup built-ins, as reduce_subgroup.wgsl asks.
+// Rows come first in the grid: see ScoreStage::record.
 
 @compute @workgroup_size(WG_SIZE)
 fn score(

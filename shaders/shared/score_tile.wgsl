@@ -8,7 +8,7 @@ fn take_tile(local_row: u32) -> u32 {
     return atomicAdd(&histogram[local_row * params.histogram_stride + TAKEN_COUNT_IX], 1u);
 }
 
-// `wg` is (part, row), of so many parts.
+// `wg` is (part, row), of so many parts. A row that is longer than they were made for is scored whole.
 fn score_tile(wg: vec3<u32>, num_parts: u32, index: u32) {
     let r = scored_row(wg.y);
     if wg.x == 0u && index == 0u {

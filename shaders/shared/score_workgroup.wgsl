@@ -1,4 +1,5 @@
 // The entry point of a score: an invocation's number whatever its subgroups.
+// Rows come first in the grid: see ScoreStage::record.
 
 @compute @workgroup_size(WG_SIZE)
 fn score(

@@ -118,7 +118,7 @@ fn bitonic_agrees_on_long_rows() {
     }
 }
 
-/// The first walk and the most ranges that follow it are one pair on CPUs, another elsewhere.
+/// The lengths of a first walk, and the most ranges that follow it, are others on CPUs than elsewhere.
 const RANGE_RULES: [Switch; 2] = [Switch::Auto, Switch::Off];
 
 /// Budgets beyond what the first walk takes: on GPUs by one range, two, four and 30 after walks of 4096 ranks to 32768,
