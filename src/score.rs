@@ -22,9 +22,10 @@ const FIRST_RANK: u32 = 0x007f_ffff;
 const HIGHEST_RANK: u32 = 0xff80_0000 - FIRST_RANK;
 /// Words of a vector of the shaders.
 const QUAD: u32 = 4;
-/// Workgroups that take tiles of all rows, and tokens for one of them.
+/// Workgroups that take tiles of all rows, and the least and the most tokens for one of them.
 const TAKERS: u32 = 1024;
-const TAKER_TOKENS: u32 = 4096;
+const LEAST_TAKEN: u32 = 256;
+const MOST_TAKEN: u32 = 4096;
 
 /// The score of one window of rows.
 #[derive(Debug)]
@@ -290,14 +291,15 @@ impl ScoreTiles {
         if fused { self.taken.unwrap_or(self.fused) } else { self.plain }
     }
 
-    /// Workgroups of a row. Those that take tiles are somewhat more than find room at once, but no fewer than one for so
-    /// many tokens that the last of many rows end together. See benches/record.
+    /// Workgroups of a row. Those that take tiles are somewhat more than find room at once; but no more than have enough
+    /// tokens to be worth their histogram, and no fewer than let the last of many rows end together. See benches/record.
     pub fn parts(self, fused: bool, max_len: u32, num_rows: u32) -> u32 {
         let tiles = max_len.div_ceil(self.of(fused));
         if !fused || self.taken.is_none() {
             return tiles;
         }
-        tiles.min(TAKERS.div_ceil(num_rows).max(max_len.div_ceil(TAKER_TOKENS)))
+        let [least, most] = [MOST_TAKEN, LEAST_TAKEN].map(|tokens| max_len.div_ceil(tokens));
+        tiles.min(TAKERS.div_ceil(num_rows).max(least).min(most))
     }
 }
 
@@ -431,9 +433,15 @@ mod tests {
     #[test]
     fn parts_are_few_but_enough() {
         let tiles = ScoreTiles { plain: 128, fused: 512, taken: Some(128) };
-        for (max_len, num_rows, expected) in
-            [(1, 1, 1), (9000, 8, 71), (131_072, 8, 128), (131_072, 4096, 32), (1 << 20, 1, 1024), (1 << 20, 8, 256)]
-        {
+        for (max_len, num_rows, expected) in [
+            (1, 1, 1),
+            (9000, 8, 36),
+            (131_072, 1, 512),
+            (131_072, 8, 128),
+            (131_072, 4096, 32),
+            (1 << 20, 1, 1024),
+            (1 << 20, 8, 256),
+        ] {
             assert_eq!(tiles.parts(true, max_len, num_rows), expected, "{num_rows} of {max_len}");
             assert_eq!(tiles.parts(false, max_len, num_rows), max_len.div_ceil(128));
             assert_eq!(tiles.of_bands().parts(true, max_len, num_rows), max_len.div_ceil(512));

@@ -115,7 +115,7 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
     ("shared/first_digit.wgsl", "TAKEN_COUNT_IX: u32 = 2049u", "TAKEN_COUNT_IX: u32 = 2052u"),
     ("shared/score_tile.wgsl", "local_row * params.histogram_stride + ", ""),
     ("shared/score_tile.wgsl", "first + tile * TILE", "first + wg.x * TILE"),
-    ("shared/score_tile.wgsl", "num_parts < num_tiles", "num_parts + 7u < num_tiles"),
+    ("shared/score_tile.wgsl", "num_parts < num_tiles", "num_parts + 40u < num_tiles"),
     ("shared/radix_row.wgsl", "Known(bin + bins_of_window(first),", "Known(bin,"),
     ("shared/radix_row.wgsl", "select(min(last, PAD_KEY - 1u), PAD_KEY", "select(last, PAD_KEY"),
     ("shared/radix_row.wgsl", "bin - bins_of_window(len), bin > first)", "bin, bin > first)"),
