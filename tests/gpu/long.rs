@@ -181,6 +181,7 @@ fn a_row_of_half_a_million() {
     });
     let built = Built::default();
     for (data, order) in [
+        (Data::Random, Order::Fill),
         (Data::Ties, Order::Positional),
         (Data::Near { spread: 0 }, Order::Fill),
         (Data::Scaled { power: 9 }, Order::Positional),

@@ -114,6 +114,14 @@ fn taken_tiles(subgroups: Switch) -> Case {
     case
 }
 
+/// The threshold among thousands of equal keys beyond all bins.
+fn beyond(order: Order) -> Case {
+    let mut case = Case::new(shape(2, 1, 60_000, 16, Dtype::F16), policy(0.95, Selector::Radix, order));
+    case.data = Data::Special;
+    case.lengths = vec![60_000, 59_000];
+    case
+}
+
 /// Norms from zero to NaN, the threshold among the highest.
 fn spread(order: Order) -> Case {
     let mut case = Case { data: Data::Special, ..long(Selector::Radix, order) };
@@ -564,6 +572,7 @@ pub fn quick() -> Vec<Quick> {
         add("settled, equal", settled(Order::Positional, Data::AllEqual, subgroups), false);
     }
     add("spread", spread(Order::Fill), false);
+    add("beyond all bins", beyond(Order::Fill), false);
     add("spread apart", spread(Order::Positional), true);
     add("walk", walk(), false);
     for subgroups in [Switch::Auto, Switch::Off] {

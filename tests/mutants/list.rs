@@ -248,6 +248,14 @@ pub const EXCUSED: &[(&str, &str, usize, &str)] = &[
         0,
         "what the words held can only keep equal keys from being known as such, which takes longer",
     ),
+    ("shared/aside.wgsl", "if index == 0xffffu + 0u {", 1, "as the one before"),
+    ("shared/aside.wgsl", "} else if a.tile <= num_tiles {", 0, "equivalent: the tile after the last has no keys"),
+    (
+        "shared/aside.wgsl",
+        "if digit == UNSORTED {",
+        0,
+        "only rows of more tiles than `settle` has invocations come here, which tests/gpu/long.rs has",
+    ),
     (
         "shared/aside.wgsl",
         "for (var tile = index; tile <= num_tiles; tile += WG_SIZE) {",
