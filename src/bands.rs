@@ -13,8 +13,8 @@ use crate::params::BandParams;
 use crate::params_block::ParamsBlock;
 use crate::plan::WORKGROUP;
 use crate::policy::Order;
-use crate::score::ScoreTiles;
 use crate::score::Scored;
+use crate::score_tiles::ScoreTiles;
 use crate::shape::TensorSpec;
 use crate::windows::{Band, LayerWindows, RowGroup};
 

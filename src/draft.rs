@@ -2,6 +2,7 @@
 
 use crate::bound::{POOL_PASSES, sort_steps};
 use crate::criterion::Score;
+use crate::first_digit::digit_window;
 use crate::lattice::Lattice;
 use crate::layers::{ArrayLayer, LayerRun};
 use crate::module::{Access, Tokens};
@@ -11,7 +12,7 @@ use crate::params_block::ParamsBlock;
 use crate::plan::{PlanInner, ROW_TOKENS};
 use crate::policy::{Direction, Order};
 use crate::ranges::RangeRule;
-use crate::score::{digit_window, params_of_score};
+use crate::score::params_of_score;
 use crate::state::{CacheState, NUM_APPEND_SLOTS, append_slot_words};
 use crate::windows::{BoundRange, LayerWindows, Window, rows_range, scratch_windows};
 use crate::workspace::{ROW_INFO_WORDS, Workspace};

@@ -6,6 +6,7 @@ use crate::bound::Bound;
 use crate::criterion::Score;
 use crate::device::Capabilities;
 use crate::draft::{Builder, LayerDraft, RowRange, direction_words, word};
+use crate::first_digit::digit_window;
 use crate::kernel::Checks;
 use crate::layout::LayoutKind;
 use crate::module::{Access, Module, Reduction};
@@ -14,7 +15,6 @@ use crate::pages::Views;
 use crate::params::{RowParams, TensorLayout};
 use crate::plan::{ROW_TOKENS, WORKGROUP};
 use crate::policy::{Order, Policy, Selector};
-use crate::score::digit_window;
 use crate::shape::{Dtype, KvShape};
 use crate::stages::Stages;
 

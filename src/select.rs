@@ -4,7 +4,7 @@ use crate::kernel::{Checks, Kernels};
 use crate::module::Module;
 use crate::plan::{SELECT_TILE, WORKGROUP};
 use crate::policy::{Order, Policy, Selector};
-use crate::score::ScoreTiles;
+use crate::score_tiles::ScoreTiles;
 
 /// Tiles of a row up to which each finds the threshold for itself. See `benches/record`.
 pub(crate) const MANY_TILES: u32 = 128;
