@@ -121,12 +121,12 @@ fn bitonic_agrees_on_long_rows() {
 /// The lengths of a first walk, and the most ranges that follow it, are others on CPUs than elsewhere.
 const RANGE_RULES: [Switch; 2] = [Switch::Auto, Switch::Off];
 
-/// Budgets beyond what the first walk takes: on GPUs by one range, two, four and 30 after walks of 4096 ranks to 32768,
+/// Budgets beyond what the first walk takes: on GPUs by one range, two, seven and 30 after walks of 4096 ranks to 32768,
 /// and by none.
 #[test]
 fn positional_by_ranges() {
     for (lengths, keep_ratio) in [
-        ([40_000, 9000], 0.5),
+        ([60_000, 9000], 0.5),
         ([30_000, 29_999], 0.3),
         ([20_000, 17_000], 0.8),
         ([17_000, 16_000], 0.5),
@@ -156,18 +156,18 @@ fn positional_by_ranges_of_other_lengths() {
         // The second row moves by less than 200 slots, so that ranges are short and the last walk takes the rest.
         run(&case(&[40_000, 12_000], Budget::KeepTokens(11_900)));
         // The first row to move lies beyond the first walk; at the end of the budget; nowhere.
-        for sinks in [1500, 9000, 20_000, 40_000] {
-            let mut case = case(&[40_000, 20_001], Budget::keep_ratio(0.5));
+        for sinks in [1500, 9000, 30_000, 60_000] {
+            let mut case = case(&[60_000, 30_001], Budget::keep_ratio(0.5));
             case.policy.sinks = sinks;
             run(&case);
         }
         // Rows move from the end by one distance.
-        let mut case = case(&[40_000, 36_000], Budget::KeepTokens(20_000));
-        case.policy.recent = 19_900;
+        let mut case = case(&[60_000, 54_000], Budget::KeepTokens(30_000));
+        case.policy.recent = 29_900;
         case.active = vec![true, false];
         run(&case);
         case.active.clear();
-        (case.lengths, case.appended) = (vec![39_000, 3000], vec![1000, 36_000]);
+        (case.lengths, case.appended) = (vec![59_000, 3000], vec![1000, 54_000]);
         run(&case);
     }
 }
