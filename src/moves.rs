@@ -19,9 +19,10 @@ pub(crate) enum Moves {
     Positional {
         walk: wgpu::ComputePipeline,
         range: wgpu::ComputePipeline,
-        /// Workgroups a row, of so many invocations.
+        /// Workgroups a row.
         slices: u32,
-        invocations: u32,
+        /// Workgroups of all rows, as many of 1024 invocations.
+        walkers: u32,
         /// Ranks that a workgroup of `walk` takes at a time.
         tile: u32,
         /// Ranks that a workgroup of `range` moves at a time.
@@ -66,11 +67,10 @@ impl Bound {
                 let workgroups = (self.plan.max_moved(max_len).div_ceil(*unit), rows, 2);
                 (MoveDispatch { pipeline: fill, params, workgroups }, None, None)
             }
-            Moves::Positional { walk, range, slices, invocations, tile, unit } => {
-                let workgroups = wide_workgroups(*slices, *invocations, rows);
+            Moves::Positional { walk, range, slices, walkers, tile, unit } => {
                 let rule = RangeRule::of(self.plan.kernels.capabilities.serial);
                 let max_budget = self.plan.max_budget(max_len);
-                let ranges = ranges(Walk { max_len, max_budget, workgroups, tile: *tile }, rule);
+                let ranges = ranges(Walk { max_len, max_budget, workgroups: *walkers, tile: *tile }, rule);
                 let walk_at = |block: u32| MoveDispatch {
                     pipeline: walk,
                     params: params + PARAMS_STRIDE * block,
@@ -96,11 +96,7 @@ impl Builder<'_> {
     pub(crate) fn starts(&self, moves: &Moves, num_rows: u32, checks: &mut Checks) -> wgpu::Buffer {
         let rule = RangeRule::of(self.kernels().capabilities.serial);
         let num_rows = match moves {
-            Moves::Positional { slices, invocations, .. }
-                if rule.may_follow(wide_workgroups(*slices, *invocations, num_rows)) =>
-            {
-                num_rows
-            }
+            Moves::Positional { walkers, .. } if rule.may_follow(*walkers) => num_rows,
             _ => 1,
         };
         let descriptor = wgpu::BufferDescriptor {
@@ -160,21 +156,19 @@ impl Builder<'_> {
         let unit = WORKGROUP / key_lanes.max(value_lanes) * 4;
         match self.plan.policy.order {
             Order::Fill => Moves::Fill { fill: pipeline("fill", WORKGROUP), unit },
-            Order::Positional => Moves::Positional {
-                walk: pipeline("walk", wide),
-                range: pipeline("range", WORKGROUP),
-                slices: keys.chunks().div_ceil(slice) + values.chunks().div_ceil(slice),
-                invocations: wide,
-                tile: 8 * wide / slice,
-                unit,
-            },
+            Order::Positional => {
+                let slices = keys.chunks().div_ceil(slice) + values.chunks().div_ceil(slice);
+                Moves::Positional {
+                    walk: pipeline("walk", wide),
+                    range: pipeline("range", WORKGROUP),
+                    slices,
+                    walkers: slices.saturating_mul(draft.window.num_rows).saturating_mul(wide) / 1024,
+                    tile: 8 * wide / slice,
+                    unit,
+                }
+            }
         }
     }
-}
-
-/// Workgroups of 1024 invocations that walk as many column slices as those of fewer.
-fn wide_workgroups(slices: u32, invocations: u32, rows: u32) -> u32 {
-    slices.saturating_mul(rows).saturating_mul(invocations) / 1024
 }
 
 /// Workgroups of a walk by slices of four chunks up to which slices of two are faster.
