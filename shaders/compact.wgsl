@@ -9,9 +9,9 @@
 //!   4 row_infos read RowInfo [row]
 //!   5 starts read_write u32 [row, STARTS] the rank at which a range begins, as the one before has left it
 //!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
-//! Entry points: fill · dispatch (ceil(max_moved / (WG_SIZE / LANES * 4)), num_rows, 2) · none
+//! Entry points: fill · dispatch (ceil(max_moved / (WG_SIZE / LANES * 4)), 2, num_rows) · none
 //!   walk · dispatch (key slices + value slices, num_rows, 1) · none
-//!   range · dispatch (any, num_rows, 2) · none: walks on by its grid
+//!   range · dispatch (any, 2, num_rows) · none: walks on by its grid
 //! Overrides: WG_SIZE = 256; KEY_CHUNKS, VALUE_CHUNKS = 16, in 2..=128; KEY_LANES, VALUE_LANES = 16, a power of two in
 //!   1..=32; SLICE_CHUNKS = 4, a power of two; PAGE_SIZE = 16; KEY_WORDS, VALUE_WORDS = 33
 //! Workgroup bytes: 8
@@ -74,13 +74,14 @@ fn kept_at(local_row: u32, rank: u32) -> u32 {
 
 @compute @workgroup_size(WG_SIZE)
 fn fill(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let info = row_infos[params.first_info + wg.y];
+    // A row's keys and values one after the other: buffers of a layer are likely to lie side by side.
+    let info = row_infos[params.first_info + wg.z];
     // Of a row that exceeds the recorded max_len the number may be that of an earlier record.
     let num_moved = min(info.num_moved, len_of(info));
-    if wg.z == 0u {
-        fill_keys(wg.y, wg.x * (WG_SIZE / KEY_LANES * 4u), index, len_of(info), num_moved);
+    if wg.y == 0u {
+        fill_keys(wg.z, wg.x * (WG_SIZE / KEY_LANES * 4u), index, len_of(info), num_moved);
     } else {
-        fill_values(wg.y, wg.x * (WG_SIZE / VALUE_LANES * 4u), index, len_of(info), num_moved);
+        fill_values(wg.z, wg.x * (WG_SIZE / VALUE_LANES * 4u), index, len_of(info), num_moved);
     }
 }
 
@@ -126,8 +127,8 @@ fn walk(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
 fn range_keys(wg: vec3<u32>, num_workgroups: u32, index: u32, from_rank: u32, to_rank: u32) {
     let groups = WG_SIZE / KEY_LANES;
     let lane = index % KEY_LANES;
-    let list_base = wg.y * params.lists_stride;
-    let place = place_of_row(params.keys, wg.y);
+    let list_base = wg.z * params.lists_stride;
+    let place = place_of_row(params.keys, wg.z);
     for (var j = from_rank + wg.x * groups * 4u + index / KEY_LANES; j < to_rank; j += num_workgroups * groups * 4u) {
         let last = to_rank - 1u;
         let j1 = j + groups;
@@ -163,8 +164,8 @@ fn range_keys(wg: vec3<u32>, num_workgroups: u32, index: u32, from_rank: u32, to
 fn range_values(wg: vec3<u32>, num_workgroups: u32, index: u32, from_rank: u32, to_rank: u32) {
     let groups = WG_SIZE / VALUE_LANES;
     let lane = index % VALUE_LANES;
-    let list_base = wg.y * params.lists_stride;
-    let place = place_of_row(params.values, wg.y);
+    let list_base = wg.z * params.lists_stride;
+    let place = place_of_row(params.values, wg.z);
     for (var j = from_rank + wg.x * groups * 4u + index / VALUE_LANES; j < to_rank; j += num_workgroups * groups * 4u) {
         let last = to_rank - 1u;
         let j1 = j + groups;
@@ -204,13 +205,13 @@ fn range(
     @builtin(local_invocation_index) index: u32,
 ) {
     if index == 0u {
-        wg_ranks = ranks_of(wg.y, true);
+        wg_ranks = ranks_of(wg.z, true);
     }
     let ranks = workgroupUniformLoad(&wg_ranks);
-    if wg.x + wg.z + index == 0u {
-        starts[wg.y * STARTS + params.range_ix + 1u] = ranks.end;
+    if wg.x + wg.y + index == 0u {
+        starts[wg.z * STARTS + params.range_ix + 1u] = ranks.end;
     }
-    if wg.z == 0u {
+    if wg.y == 0u {
         range_keys(wg, num_workgroups.x, index, ranks.first, ranks.end);
     } else {
         range_values(wg, num_workgroups.x, index, ranks.first, ranks.end);

@@ -18,7 +18,7 @@
 //!   parts: of Fill any even number, half for keys, half for values; of Positional the column slices of both
 //! Overrides: WG_SIZE = 256, or 512 or 1024; LANES, KEY_LANES, VALUE_LANES = 16, a power of two in 1..=32, of the norm
 //!   in 2..=32; CHUNKS, KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; SLICE_CHUNKS = 16, a power of two; IN_ORDER = false;
-//!   SLOT_WORDS = 0, or in compress_row a power of two, at least 2048 and the capacity
+//!   SLOT_WORDS = 0, or in compress_row a power of two, at least 2048 and the most tokens of a row
 //! Workgroup bytes: 32 * WG_SIZE, beyond 512 half of it, + 4 * WG_SIZE + 256, + 20 * WG_SIZE in the workgroup variant; with
 //!   SLOT_WORDS their bytes and 4096 in place of the first
 //! Algorithm: nothing waits for another row, so where there are rows enough to fill the card, one dispatch does what four
@@ -88,6 +88,19 @@ var<workgroup> wg_row: SelectRow;
 var<workgroup> wg_moves: Moves;
 var<workgroup> wg_status: atomic<u32>;
 
+// Most tokens of a row that compress_row holds, a word each.
+fn most_scored() -> u32 {
+    return select(select(8u * WG_SIZE, 4u * WG_SIZE, WG_SIZE > MOST_WHOLE), SLOT_WORDS, SLOT_WORDS > 0u);
+}
+
+// A row of more tokens than `most`, which is longer than was said when this was recorded, counts as inactive: it stays as it
+// is.
+fn leave_longer(r: Row, most: u32) -> Row {
+    var row = r;
+    row.active_row = r.active_row && r.len <= most;
+    return row;
+}
+
 fn rule_of(layer_ix: u32, row: u32) -> RowRule {
     let heads = params.state.num_kv_heads;
     return rules[params.first_rule + layer_ix * heads + divided(row, heads).rest];
@@ -138,7 +151,7 @@ fn scored_key(place: u32) -> u32 {
 
 // What write_score has left of eight slots; beyond the row it may be anything.
 fn load_scored(eight: u32) -> Keys {
-    let first = min(eight * 8u, (params.state.capacity - 1u) / 8u * 8u);
+    let first = min(eight * 8u, most_scored() - 8u);
     let s = spread(first);
     return Keys(
         vec4<u32>(
@@ -278,6 +291,7 @@ fn finish(local_row: u32, index: u32, r: Row, s: SelectRow, moves: Moves, bits: 
 fn compress(wg: vec3<u32>, index: u32) {
     if index == 0u {
         wg_row = select_row_of(wg.y);
+        wg_row.row = leave_longer(wg_row.row, most_scored());
         atomicStore(&wg_status, 0u);
     }
     if SLOT_WORDS > 0u {
@@ -334,10 +348,12 @@ fn move_part(wg: vec3<u32>, num_workgroups: u32, index: u32) {
     let raw = load_raw(wg.y, index);
     if index == 0u {
         wg_row = noted_row(wg.y);
+        wg_row.row = leave_longer(wg_row.row, num_staged());
     }
     start_selection(index);
     let row = workgroupUniformLoad(&wg_row);
-    let s = select_slots(index, wg.y, mask_keys(raw, row.row.len, index), row);
+    let len = select(0u, row.row.len, row.row.active_row);
+    let s = select_slots(index, wg.y, mask_keys(raw, len, index), row);
     let moves = workgroupUniformLoad(&wg_moves);
     let last = num_workgroups - 1u;
     if wg.x == last {

@@ -42,7 +42,7 @@ pub(crate) struct LayerWindow {
     /// `RangeRule` has them.
     pub compact_params: u32,
     pub moves: Moves,
-    /// Where workgroup memory can select from whole rows.
+    /// Where workgroup memory can select from whole rows, if they are short.
     pub row: Option<RowStage>,
 }
 
@@ -102,8 +102,9 @@ impl Bound {
     }
 
     /// Records the whole compression of every bound layer into the caller's pass. `max_len` (tokens) bounds the lengths
-    /// of the rows at execution and sizes the grids; the lengths themselves are read from the cache state on the GPU. A row
-    /// that is longer all the same loses which of its tokens are kept; other rows are not touched.
+    /// of the rows at execution, sizes the grids and chooses the kernels; the lengths themselves are read from the cache state
+    /// on the GPU. A row that is longer all the same stays as it is, or it is undefined which of its tokens are kept; other
+    /// rows are not affected.
     ///
     /// Neither submits, polls, maps nor creates anything, and leaves the pass with another pipeline and bind groups 0
     /// and 1.
@@ -127,7 +128,7 @@ impl Bound {
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, max_len: u32) -> Result<(), ArgumentError> {
         self.check_max("max_len", max_len)?;
         let open = |label| wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None };
-        if self.takes_rows(Stages::ALL) || self.layers.len() + self.banded.len() <= 1 {
+        if self.takes_rows(Stages::ALL, max_len) || self.layers.len() + self.banded.len() <= 1 {
             return self.record(&mut encoder.begin_compute_pass(&open("keynorm")), max_len);
         }
         for (label, stages) in [
@@ -153,7 +154,7 @@ impl Bound {
         if max_len == 0 || self.selects.is_empty() {
             return Ok(());
         }
-        if self.takes_rows(stages) {
+        if self.takes_rows(stages, max_len) {
             self.record_rows(pass, max_len);
             return Ok(());
         }

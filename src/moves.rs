@@ -64,7 +64,7 @@ impl Bound {
         let (rows, params) = (window.num_rows, window.compact_params);
         let (first, ranges, last) = match &window.moves {
             Moves::Fill { fill, unit } => {
-                let workgroups = (self.plan.max_moved(max_len).div_ceil(*unit), rows, 2);
+                let workgroups = (self.plan.max_moved(max_len).div_ceil(*unit), 2, rows);
                 (MoveDispatch { pipeline: fill, params, workgroups }, None, None)
             }
             Moves::Positional { walk, range, slices, walkers, tile, unit } => {
@@ -79,7 +79,7 @@ impl Bound {
                 let of_range = move |ix: u32, ranges: Ranges| MoveDispatch {
                     pipeline: range,
                     params: params + PARAMS_STRIDE * rule.range_block(ranges.walk_ix, ix),
-                    workgroups: (ranges.len(ix).div_ceil(*unit), rows, 2),
+                    workgroups: (ranges.len(ix).div_ceil(*unit), 2, rows),
                 };
                 let first = walk_at(ranges.map_or(0, |ranges| RangeRule::walk_block(ranges.walk_ix)));
                 let last = ranges.map(|ranges| walk_at(rule.range_block(ranges.walk_ix, ranges.count)));

@@ -2,7 +2,7 @@
 //! had, which of both pays, and what it is bound to.
 
 use crate::bind::{params_binding, range_binding, words_binding};
-use crate::bound::Bound;
+use crate::bound::{Bound, LayerWindow};
 use crate::criterion::Score;
 use crate::device::Capabilities;
 use crate::draft::{Builder, LayerDraft, RowRange, direction_words, word};
@@ -21,9 +21,23 @@ use crate::stages::Stages;
 /// Of one window of rows.
 #[derive(Debug)]
 pub(crate) struct RowStage {
-    pipeline: wgpu::ComputePipeline,
     group: wgpu::BindGroup,
+    /// Of ever longer rows.
+    kernels: Vec<RowKernel>,
+}
+
+/// For rows of up to `most` tokens.
+#[derive(Debug)]
+pub(crate) struct RowKernel {
+    most: u32,
+    pipeline: wgpu::ComputePipeline,
     parts: Parts,
+}
+
+impl RowStage {
+    fn kernel(&self, max_len: u32) -> Option<&RowKernel> {
+        self.kernels.iter().find(|kernel| kernel.most >= max_len)
+    }
 }
 
 /// What of a row a workgroup takes.
@@ -56,29 +70,43 @@ fn memory(words: u32, workgroup: u32, reduction: Reduction) -> u32 {
 ///
 /// With words of their own, first digits are counted while keys are awaited. On an H100 `Fill` gains 2 to 4 % by it, but not in small
 /// workgroups, of which fewer fit a multiprocessor then. See `benches/record`.
-fn slot_words(capacity: u32, workgroup: u32, capabilities: &Capabilities, reduction: Reduction) -> Option<u32> {
-    let words = capacity.next_power_of_two().max(DIGIT_WORDS * 2);
+fn slot_words(len: u32, workgroup: u32, capabilities: &Capabilities, reduction: Reduction) -> Option<u32> {
+    let words = len.next_power_of_two().max(DIGIT_WORDS * 2);
     let fits = memory(DIGIT_WORDS + words, workgroup, reduction) <= capabilities.workgroup_bytes;
     if workgroup > WORKGROUP && fits {
         return Some(words);
     }
-    (capacity <= shared_words(workgroup)).then_some(0)
+    (len <= shared_words(workgroup)).then_some(0)
 }
 
 /// Words of the counts of first digits, as in shared/radix_row.wgsl.
 const DIGIT_WORDS: u32 = 1024;
 
-/// How rows are taken.
+/// How rows of up to `most` tokens are taken.
 #[derive(Debug, Clone, Copy)]
 struct Taken {
+    most: u32,
     workgroup: u32,
     /// Of whole rows ([`slot_words`]); `None`: in parts.
     slot_words: Option<u32>,
 }
 
-/// So many rows of a window, which is the only one or not; `None` where they go stage by stage: the plan asks for more than
-/// the kernel does, rows may be longer than it holds, or several windows of parts would wait for each other.
-fn taken(shape: &KvShape, policy: &Policy, capabilities: &Capabilities, rows: (u64, bool)) -> Option<Taken> {
+/// Lengths of rows for which kernels are made: what a workgroup of each size holds, and the capacity.
+fn row_lens(capacity: u32) -> impl Iterator<Item = u32> {
+    let held = [WORKGROUP, 2 * WORKGROUP, 4 * WORKGROUP].map(|workgroup| ROW_TOKENS * workgroup);
+    let last = held.into_iter().find(|&held| held >= capacity).map(|_| capacity);
+    held.into_iter().filter(move |&held| held < capacity).chain(last)
+}
+
+/// So many rows of a window, which is the only one or not, of up to `len` tokens; `None` where they go stage by stage: the
+/// plan asks for more than the kernel does, rows may be longer than it holds, or several windows of parts would wait for
+/// each other.
+fn taken(
+    (shape, len): (&KvShape, u32),
+    policy: &Policy,
+    capabilities: &Capabilities,
+    rows: (u64, bool),
+) -> Option<Taken> {
     // On a CPU the chain is faster: there a workgroup's locals go through memory at each barrier.
     let plain = !capabilities.serial
         && policy.selector == Selector::Auto
@@ -90,7 +118,7 @@ fn taken(shape: &KvShape, policy: &Policy, capabilities: &Capabilities, rows: (u
         && !shape.keys.has_tail()
         && !shape.values.has_tail();
     let (num_rows, is_alone) = rows;
-    let is_full = fills_card(shape, policy, rows);
+    let is_full = fills_card((shape, len), policy, rows);
     if !plain || !(is_full || is_alone) {
         return None;
     }
@@ -100,16 +128,16 @@ fn taken(shape: &KvShape, policy: &Policy, capabilities: &Capabilities, rows: (u
     let sizes = sizes.filter(|workgroup| *workgroup <= capabilities.row_workgroup && fits(workgroup));
     // With a multiprocessor for itself a workgroup of a few tokens an invocation has more loads in flight.
     let has_room = is_full && num_rows <= FEW_ROWS;
-    let wanted = shape.capacity.div_ceil(if has_room { 2 } else { ROW_TOKENS });
-    let largest = sizes.clone().next_back().filter(|largest| ROW_TOKENS * largest >= shape.capacity);
+    let wanted = len.div_ceil(if has_room { 2 } else { ROW_TOKENS });
+    let largest = sizes.clone().next_back().filter(|largest| ROW_TOKENS * largest >= len);
     let workgroup = sizes.clone().find(|&workgroup| workgroup >= wanted).or(largest)?;
-    let slot_words = slot_words(shape.capacity, workgroup, capabilities, reduction).filter(|_| is_full);
-    (slot_words.is_some() || is_alone).then_some(Taken { workgroup, slot_words })
+    let slot_words = slot_words(len, workgroup, capabilities, reduction).filter(|_| is_full);
+    (slot_words.is_some() || is_alone).then_some(Taken { most: len, workgroup, slot_words })
 }
 
 /// Whether so many rows are taken whole: they fill the card, or do so well enough where the others would go stage by stage.
-fn fills_card(shape: &KvShape, policy: &Policy, (num_rows, is_alone): (u64, bool)) -> bool {
-    let is_large = u64::from(shape.capacity) * u64::from(shape.keys.row_bytes()) > LARGE_ROW;
+fn fills_card((shape, len): (&KvShape, u32), policy: &Policy, (num_rows, is_alone): (u64, bool)) -> bool {
+    let is_large = u64::from(len) * u64::from(shape.keys.row_bytes()) > LARGE_ROW;
     // The squares of bf16 take more arithmetic, and a workgroup moves few bytes at a time.
     let needs_more = policy.order == Order::Positional || shape.keys.dtype == Dtype::Bf16;
     let full = match is_alone {
@@ -128,28 +156,32 @@ impl Parts {
 }
 
 impl Bound {
-    /// Whether to take rows by the kernel of whole rows: all stages are wanted, and every window has one.
-    pub(crate) fn takes_rows(&self, stages: Stages) -> bool {
+    /// Whether to take rows by the kernels of whole rows: all stages are wanted, and every window has one for this length.
+    pub(crate) fn takes_rows(&self, stages: Stages, max_len: u32) -> bool {
         let stages = [Stages::SCORE, Stages::SELECT, Stages::COMPACT].iter().all(|&stage| stages.has(stage));
-        stages && self.banded.is_empty() && self.layers.iter().all(|window| window.row.is_some())
+        let has_kernel = |window: &LayerWindow| window.row.as_ref().is_some_and(|row| row.kernel(max_len).is_some());
+        stages && self.banded.is_empty() && self.layers.iter().all(has_kernel)
     }
 
     pub(crate) fn record_rows(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
         let tiles = self.plan.tiles;
-        for (window, row) in self.layers.iter().filter_map(|w| w.row.as_ref().map(|row| (w, row))) {
+        for window in &self.layers {
+            let Some((row, kernel)) = window.row.as_ref().and_then(|row| Some((row, row.kernel(max_len)?))) else {
+                return; // takes_rows has found one
+            };
             window.choose_arrays(pass);
-            if !row.parts.is_whole() {
+            if !kernel.parts.is_whole() {
                 window.score.record(pass, max_len, window.num_rows, (false, tiles));
             }
-            pass.set_pipeline(&row.pipeline);
+            pass.set_pipeline(&kernel.pipeline);
             pass.set_bind_group(0, &row.group, &[]);
-            pass.dispatch_workgroups(self.row_workgroups(row, max_len, window.num_rows), window.num_rows, 1);
+            pass.dispatch_workgroups(self.row_workgroups(kernel.parts, max_len, window.num_rows), window.num_rows, 1);
         }
     }
 
     /// Workgroups of a row; where they take parts, one more for its state.
-    fn row_workgroups(&self, row: &RowStage, max_len: u32, num_rows: u32) -> u32 {
-        match row.parts {
+    fn row_workgroups(&self, parts: Parts, max_len: u32, num_rows: u32) -> u32 {
+        match parts {
             Parts::Whole { .. } => 1,
             Parts::Shares { unit } => {
                 let most = (FILL_PARTS / num_rows).max(2);
@@ -176,10 +208,12 @@ const FILL_PARTS: u32 = 64;
 const FEW_ROWS: u64 = 128;
 
 impl Builder<'_> {
-    fn taken(&self, num_rows: u32) -> Option<Taken> {
+    /// By which kernels so many rows are taken, of ever longer rows.
+    fn taken(&self, num_rows: u32) -> impl Iterator<Item = Taken> {
         let plan = &self.plan;
         let rows = (u64::from(num_rows), u64::from(num_rows) == plan.scratch.num_rows);
-        taken(&plan.shape, &plan.policy, &self.kernels().capabilities, rows)
+        let capabilities = &self.kernels().capabilities;
+        row_lens(plan.shape.capacity).filter_map(move |len| taken((&plan.shape, len), &plan.policy, capabilities, rows))
     }
 
     /// The parameters of whole rows; `None` where the kernel cannot take them.
@@ -190,7 +224,7 @@ impl Builder<'_> {
     ) -> Option<RowParams> {
         let (scratch, policy) = (&self.plan.scratch, &self.plan.policy);
         let has_access = [keys.1, values.1] == [Access::Vec4; 2] && self.pages.is_none();
-        self.taken(rows.num_rows).filter(|_| has_access)?;
+        self.taken(rows.num_rows).next().filter(|_| has_access)?;
         let (direction, seed) = direction_words(policy.direction);
         let (digit_shift, digit_window) = digit_window(policy);
         let share = policy.share_bits();
@@ -226,7 +260,7 @@ impl Builder<'_> {
         (rules, views): (&wgpu::Buffer, &Views<'_>),
         checks: &mut Checks,
     ) -> Option<RowStage> {
-        let (offset, taken) = draft.row_params.zip(self.taken(draft.rows.num_rows))?;
+        let offset = draft.row_params?;
         let view = &views.layers[draft.rows.layer as usize];
         let position_words = u64::from(draft.rows.num_rows) * u64::from(self.plan.shape.capacity) + 64;
         let scratch = self.row_scratch(draft.rows.first_scratch_row, draft.rows.num_rows);
@@ -243,16 +277,17 @@ impl Builder<'_> {
             rules.as_entire_binding(),
         ]);
         let kind = if draft.array.is_empty() { LayoutKind::Row } else { LayoutKind::RowArrays };
-        let (parts, slice) = self.row_parts(draft.rows.num_rows, taken);
-        Some(RowStage {
-            pipeline: self.row_pipeline(parts, (taken.workgroup, slice), draft, checks),
-            group: self.group(kind, &bindings, checks),
-            parts,
-        })
+        let group = self.group(kind, &bindings, checks);
+        let kernel = |taken: Taken| {
+            let (parts, slice) = self.row_parts(draft.rows.num_rows, taken);
+            let pipeline = self.row_pipeline(parts, (taken.workgroup, slice), draft, checks);
+            RowKernel { most: taken.most, pipeline, parts }
+        };
+        Some(RowStage { group, kernels: self.taken(draft.rows.num_rows).map(kernel).collect() })
     }
 
     /// What of a row a workgroup takes, and its column slices, 16-byte chunks.
-    fn row_parts(&self, num_rows: u32, Taken { workgroup, slot_words }: Taken) -> (Parts, u32) {
+    fn row_parts(&self, num_rows: u32, Taken { workgroup, slot_words, .. }: Taken) -> (Parts, u32) {
         let (shape, policy) = (&self.plan.shape, &self.plan.policy);
         let (keys, values) = (&shape.keys, &shape.values);
         if let Some(slot_words) = slot_words {

@@ -132,15 +132,24 @@ impl Data {
     pub fn new(gpu: &Gpu, shape: KvShape, page_size: Option<u32>, norms: Norms) -> Result<Self> {
         let source = concat!(include_str!("shaders/generate.wgsl"), include_str!("shaders/mix.wgsl"));
         let kernel = Kernel::new(gpu, source, "generate");
-        let tensor = |name: &str, seed: u32| {
-            let bytes = tensor_bytes(&shape);
-            let tensor =
-                Tensor { live: gpu.buffer(name, bytes)?, pristine: gpu.buffer(&format!("pristine {name}"), bytes)? };
-            generate(gpu, &kernel, &shape.keys, norms, &tensor.pristine, seed)?;
-            Ok::<_, String>(tensor)
+        let bytes = tensor_bytes(&shape);
+        let tensor = |name: &str, live, seed: u32| {
+            let pristine = gpu.buffer(&format!("pristine {name}"), bytes)?;
+            generate(gpu, &kernel, &shape.keys, norms, &pristine, seed)?;
+            Ok::<_, String>(Tensor { live, pristine })
         };
-        let layers = (0..shape.num_layers)
-            .map(|l| Ok(Layer { keys: tensor("keys", seed_of(l, 0))?, values: tensor("values", seed_of(l, 1))? }))
+        // First the caches, side by side as a runtime has them: with copies between them a card looks up more addresses.
+        let live: Vec<_> = (0..shape.num_layers)
+            .map(|_| Ok([gpu.buffer("keys", bytes)?, gpu.buffer("values", bytes)?]))
+            .collect::<Result<_>>()?;
+        let layers = (0..)
+            .zip(live)
+            .map(|(l, [keys, values])| {
+                Ok(Layer {
+                    keys: tensor("keys", keys, seed_of(l, 0))?,
+                    values: tensor("values", values, seed_of(l, 1))?,
+                })
+            })
             .collect::<Result<_>>()?;
         let pages = page_size.map(|size| Pages::new(gpu, &shape, size)).transpose()?;
         Ok(Self { shape, norms, layers, pages })

@@ -3,7 +3,7 @@
 
 use keynorm::{Budget, BudgetOverride, Direction, Dtype, KvShape, Options, Order, Policy, Switch};
 
-use crate::support::{Case, Data, Layout, run, shape};
+use crate::support::{Case, Data, Fixture, Layout, gpu, run, shape, submit};
 
 const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
 const SWITCHES: [Switch; 3] = [Switch::Auto, Switch::Off, Switch::On];
@@ -104,4 +104,52 @@ fn every_workgroup() {
     // And of 48, which are taken whole.
     case.options.max_binding_bytes = Some(48 * 300 * 192);
     run(&case);
+}
+
+/// 96 rows of 32 sequences, or 12 of 4, of up to so many tokens in caches with room for more.
+fn short(capacity: u32, longest: u32, sequences: u32, (order, subgroups): (Order, Switch)) -> Case {
+    let mut case = many(Dtype::F16, order, subgroups);
+    (case.shape.batch_size, case.shape.capacity) = (sequences, capacity);
+    (case.shape.keys.head_dim, case.shape.values.head_dim) = (16, 24);
+    case.lengths = (0..sequences).map(|b| longest - 41 * b % longest.min(1000)).collect();
+    case.appended.clear();
+    case
+}
+
+/// Kernels go by the recorded length, not by the capacity: what a workgroup of each size holds, and one more.
+#[test]
+fn rows_far_shorter_than_the_capacity() {
+    let lengths = [(300, 1025), (2048, 2049), (2049, 9000), (4096, 9000), (4097, 9000), (8192, 9000), (8193, 9000)];
+    for (longest, capacity) in lengths {
+        for how in ORDERS.into_iter().flat_map(|order| SWITCHES.map(|subgroups| (order, subgroups))) {
+            run(&short(capacity, longest, 4, how));
+        }
+    }
+    for (longest, capacity) in [(2048, 2049), (4096, 9000), (8192, 9000)] {
+        for order in ORDERS {
+            run(&short(capacity, longest, 32, (order, Switch::On)));
+        }
+    }
+}
+
+/// A row that is longer than was said when the kernel was chosen stays as it is; one that the kernel holds all the same is
+/// compressed where it is taken whole.
+#[test]
+fn rows_longer_than_said() {
+    let gpu = gpu();
+    for (capacity, said, [held, longer]) in [(3000, 1500, [2048, 2049]), (9000, 4000, [4096, 4097])] {
+        for (order, sequences) in ORDERS.into_iter().flat_map(|order| [(order, 32), (order, 4)]) {
+            for subgroups in [Switch::Off, Switch::On] {
+                let mut case = short(capacity, said, sequences, (order, subgroups));
+                case.lengths[1] = if sequences == 32 { held } else { said };
+                case.lengths[2] = longer;
+                let mut fixture = Fixture::new(gpu, &case);
+                submit(gpu, |pass| fixture.bound.record(pass, said).expect("a record"));
+                let mut without = case.clone();
+                without.active = (0..sequences).map(|b| b != 2).collect();
+                fixture.compress_host(&without);
+                fixture.compare(gpu, &case, &format!("{sequences} of {said} in {capacity}"));
+            }
+        }
+    }
 }
