@@ -75,12 +75,12 @@ impl<'a> Prepared<'a> {
         let state = plan.create_state().map_err(|e| e.to_string())?;
         let workspace = plan.create_workspace().map_err(|e| e.to_string())?;
         let bound = bind(gpu, data, &plan, &state, &workspace).map_err(|e| e.to_string())?;
-        state.set_lengths(&gpu.queue, &vec![shape.capacity; shape.batch_size as usize]).map_err(|e| e.to_string())?;
+        state.set_lengths(&gpu.queue, &vec![data.seq_len; shape.batch_size as usize]).map_err(|e| e.to_string())?;
         let mut encoder = gpu.encoder();
         if case.cached {
             data.restore(&mut encoder);
             let mut pass = encoder.begin_compute_pass(&Default::default());
-            bound.record_norms(&mut pass, shape.capacity).map_err(|e| e.to_string())?;
+            bound.record_norms(&mut pass, data.seq_len).map_err(|e| e.to_string())?;
         }
         let mut pristine = Vec::new();
         for buffer in [state.meta()].into_iter().chain(state.key_norms()) {
@@ -90,7 +90,7 @@ impl<'a> Prepared<'a> {
         }
         gpu.finish(encoder)?;
         let verifier = Verifier::new(gpu, data, &state)?;
-        let kept = plan.budget(shape.capacity, 0);
+        let kept = plan.budget(data.seq_len, 0);
         Ok(Self { gpu, data, plan, state, bound, pristine, verifier, passes: case.passes, kept })
     }
 
@@ -104,7 +104,7 @@ impl<'a> Prepared<'a> {
     pub fn record(&self, pass: &mut wgpu::ComputePass<'_>, stages: Stages) -> Result<()> {
         let cached = self.state.key_norms().is_some() && stages == Stages::ALL;
         let stages = if cached { Stages::FROM_NORMS } else { stages };
-        self.bound.record_stages(pass, self.data.shape.capacity, stages).map_err(|e| e.to_string())
+        self.bound.record_stages(pass, self.data.seq_len, stages).map_err(|e| e.to_string())
     }
 
     /// One repetition in one submission; the stages of each span go in a pass of their own.
@@ -116,7 +116,7 @@ impl<'a> Prepared<'a> {
             if *stages == Stages::ALL && self.passes {
                 // Between two passes that do nothing.
                 drop(clock.begin(&mut encoder, span));
-                self.bound.encode(&mut encoder, self.data.shape.capacity).map_err(|e| e.to_string())?;
+                self.bound.encode(&mut encoder, self.data.seq_len).map_err(|e| e.to_string())?;
                 drop(clock.end(&mut encoder, span));
             } else {
                 self.record(&mut clock.pass(&mut encoder, span), *stages)?;
@@ -161,7 +161,7 @@ impl<'a> Prepared<'a> {
             let mut encoder = self.gpu.encoder();
             if self.passes {
                 let start = Instant::now();
-                self.bound.encode(&mut encoder, self.data.shape.capacity).map_err(|e| e.to_string())?;
+                self.bound.encode(&mut encoder, self.data.seq_len).map_err(|e| e.to_string())?;
                 records.push(micros(start));
             } else {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
@@ -332,7 +332,8 @@ fn new_row(data: &Data, case: Case) -> Row {
         ),
         layers: shape.num_layers,
         batch_rows: shape.rows_per_layer(),
-        seq_len: shape.capacity,
+        seq_len: data.seq_len,
+        capacity: Some(shape.capacity).filter(|&capacity| capacity > data.seq_len),
         head_dim: shape.keys.head_dim,
         dtype: format!("{:?}", shape.keys.dtype).to_lowercase(),
         keep_ratio: case.keep_ratio,
@@ -345,7 +346,7 @@ fn new_row(data: &Data, case: Case) -> Row {
         },
         norms: data.norms.name(),
         bytes_floor: shape.keys.row_bytes().into(),
-        num_moved_expected: f64::from(rows) * f64::from(shape.capacity) * moved_share,
+        num_moved_expected: f64::from(rows) * f64::from(data.seq_len) * moved_share,
         ..Row::default()
     }
 }

@@ -12,10 +12,19 @@ use crate::gpu::Result;
 #[derive(Debug)]
 pub struct Group {
     pub shape: KvShape,
+    /// Tokens a row.
+    pub seq_len: u32,
     /// Tokens a page, of a paged cache.
     pub page_size: Option<u32>,
     pub norms: Norms,
     pub cases: Vec<Case>,
+}
+
+impl Group {
+    fn has_data_of(&self, other: &Self) -> bool {
+        (self.shape, self.seq_len, self.page_size, self.norms)
+            == (other.shape, other.seq_len, other.page_size, other.norms)
+    }
 }
 
 /// A shape in short: rows, tokens, elements, their type.
@@ -35,7 +44,8 @@ pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
         let ((rows, seq_len, spec), keeps, num_layers, cached) = wanted;
         let page_size = (layout == Layout::Paged).then_some(args.page_size);
         let (batch_size, num_kv_heads) = if page_size.is_some() { (rows, 1) } else { (1, rows) };
-        let shape = KvShape { num_layers, batch_size, num_kv_heads, capacity: seq_len, keys: spec, values: spec };
+        let capacity = args.capacity.max(seq_len);
+        let shape = KvShape { num_layers, batch_size, num_kv_heads, capacity, keys: spec, values: spec };
         shape.check().map_err(|e| e.to_string())?;
         let mut cases = Vec::new();
         for keep_ratio in keeps {
@@ -46,9 +56,10 @@ pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
                 }
             }
         }
-        match groups.last_mut().filter(|g| g.shape == shape && g.page_size == page_size && g.norms == norms) {
-            Some(group) => group.cases.extend(cases),
-            None => groups.push(Group { shape, page_size, norms, cases }),
+        let group = Group { shape, seq_len, page_size, norms, cases };
+        match groups.last_mut().filter(|g| g.has_data_of(&group)) {
+            Some(last) => last.cases.extend(group.cases),
+            None => groups.push(group),
         }
     }
     if groups.is_empty() {

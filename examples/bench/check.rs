@@ -92,8 +92,9 @@ fn row_in_order(prepared: &Prepared<'_>, buffer: &wgpu::Buffer, row: u32, row_by
 fn check_row(prepared: &Prepared<'_>, data: &RowData, sums: &mut HostSums) -> Result<()> {
     let shape = &prepared.data.shape;
     let policy = prepared.plan.policy();
-    let state = CacheRow::new(shape.capacity);
-    let [keys, values] = [&data.before[0], &data.before[1]].map(|words| bytemuck::cast_slice(words));
+    let state = CacheRow::new(prepared.data.seq_len);
+    let held_words = (prepared.data.seq_len * shape.keys.row_bytes() / 4) as usize;
+    let [keys, values] = [&data.before[0], &data.before[1]].map(|words| bytemuck::cast_slice(&words[..held_words]));
     let tokens = RowTokens { keys_spec: &shape.keys, keys, values_spec: &shape.values, values, scores: &[] };
     let scored = reference::score_row(policy, data.layer, data.row, &state, &tokens).map_err(|e| e.to_string())?;
     let order_keys = scored.order_keys;

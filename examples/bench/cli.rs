@@ -66,6 +66,9 @@ pub struct RunArgs {
     /// Tokens a row.
     #[arg(long = "len", value_delimiter = ',')]
     pub seq_len: Vec<u32>,
+    /// Tokens that a row has room for, where they are more than it holds.
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    pub capacity: u32,
     /// ROWSxLEN or BATCHxHEADSxLEN, beside those of --rows and --len.
     #[arg(long, value_delimiter = ',', value_parser = parse_shape)]
     pub shape: Vec<(u32, u32)>,

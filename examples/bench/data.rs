@@ -4,6 +4,7 @@
 use clap::ValueEnum;
 use keynorm::{CacheState, Dtype, KvShape, TensorSpec};
 
+use crate::cases::Group;
 use crate::gpu::{Gpu, Kernel, Result, part};
 
 /// How the norms of keys lie, on which it depends how much a selection has to narrow.
@@ -58,6 +59,8 @@ pub struct Layer {
 #[derive(Debug)]
 pub struct Data {
     pub shape: KvShape,
+    /// Tokens a row.
+    pub seq_len: u32,
     pub norms: Norms,
     pub layers: Vec<Layer>,
     pub pages: Option<Pages>,
@@ -129,7 +132,8 @@ fn word(value: u64) -> Result<u32> {
 }
 
 impl Data {
-    pub fn new(gpu: &Gpu, shape: KvShape, page_size: Option<u32>, norms: Norms) -> Result<Self> {
+    pub fn new(gpu: &Gpu, group: &Group) -> Result<Self> {
+        let &Group { shape, seq_len, page_size, norms, .. } = group;
         let source = concat!(include_str!("shaders/generate.wgsl"), include_str!("shaders/mix.wgsl"));
         let kernel = Kernel::new(gpu, source, "generate");
         let bytes = tensor_bytes(&shape);
@@ -152,7 +156,7 @@ impl Data {
             })
             .collect::<Result<_>>()?;
         let pages = page_size.map(|size| Pages::new(gpu, &shape, size)).transpose()?;
-        Ok(Self { shape, norms, layers, pages })
+        Ok(Self { shape, seq_len, norms, layers, pages })
     }
 
     /// Puts the unsorted data back.

@@ -109,7 +109,8 @@ pub fn shape(row: &Row) -> String {
     let layers = if row.layers > 1 { format!("{} × ", row.layers) } else { String::new() };
     let pages = if row.mode.starts_with("pages") { format!(", {}", row.mode) } else { String::new() };
     let norms = if row.norms == "wide" { String::new() } else { format!(", {}", row.norms) };
-    format!("{layers}{} × {} × {}{pages}{norms}", row.batch_rows, row.seq_len, row.head_dim)
+    let room = row.capacity.map_or(String::new(), |capacity| format!(" of {capacity}"));
+    format!("{layers}{} × {}{room} × {}{pages}{norms}", row.batch_rows, row.seq_len, row.head_dim)
 }
 
 fn cells(row: &Row) -> Vec<String> {

@@ -18,6 +18,7 @@ struct Panel {
     dtype: String,
     keep_ratio: f64,
     norms: String,
+    capacity: Option<u32>,
 }
 
 /// Which of a report's panels is drawn; what is left out is chosen by the number of points.
@@ -70,6 +71,7 @@ fn panel_of(row: &Row) -> Panel {
         dtype: row.dtype.clone(),
         keep_ratio: row.keep_ratio,
         norms: row.norms.clone(),
+        capacity: row.capacity,
     }
 }
 

@@ -82,6 +82,8 @@ pub struct Row {
     pub layers: u32,
     pub batch_rows: u32,
     pub seq_len: u32,
+    /// Tokens that a row has room for, where they are more.
+    pub capacity: Option<u32>,
     pub head_dim: u32,
     pub dtype: String,
     pub keep_ratio: f64,

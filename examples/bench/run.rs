@@ -33,9 +33,9 @@ pub fn run(args: &RunArgs) -> Result<()> {
         let shape = &group.shape;
         let pages = group.page_size.map(|size| format!(", pages of {size}")).unwrap_or_default();
         let (rows, spec) = (shape.rows_per_layer(), &shape.keys);
-        let name = format!("{rows} x {} x {} {:?}{pages}", shape.capacity, spec.head_dim, spec.dtype);
+        let name = format!("{rows} x {} x {} {:?}{pages}", group.seq_len, spec.head_dim, spec.dtype);
         bar.set_message(name.clone());
-        match Data::new(&gpu, group.shape, group.page_size, group.norms) {
+        match Data::new(&gpu, &group) {
             Ok(data) => {
                 for case in group.cases {
                     let row = bench.run(&data, case);
