@@ -124,7 +124,7 @@ fn bench_shape(criterion: &mut Criterion, tools: &Tools, rows: u32, seq_len: u32
     let spec = TensorSpec::new(Dtype::F16, 128);
     let shape =
         KvShape { num_layers: 1, batch_size: 1, num_kv_heads: rows, capacity: seq_len, keys: spec, values: spec };
-    let data = Data::new(&tools.gpu, shape, None, Norms::Wide)?;
+    let data = Data::new(&tools.gpu, (shape, shape.capacity), None, Norms::Wide)?;
     let mut group = criterion.benchmark_group(format!("{rows}x{seq_len}x128 f16 keep 0.5"));
     group.sampling_mode(SamplingMode::Flat).sample_size(10);
     group.warm_up_time(Duration::from_millis(50)).measurement_time(Duration::from_millis(500));

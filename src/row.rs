@@ -126,25 +126,38 @@ fn taken(
     let fits = |&workgroup: &u32| memory(shared_words(workgroup), workgroup, reduction) <= capabilities.workgroup_bytes;
     let sizes = [WORKGROUP, 2 * WORKGROUP, 4 * WORKGROUP].into_iter();
     let sizes = sizes.filter(|workgroup| *workgroup <= capabilities.row_workgroup && fits(workgroup));
-    // With a multiprocessor for itself a workgroup of a few tokens an invocation has more loads in flight.
-    let has_room = is_full && num_rows <= FEW_ROWS;
-    let wanted = len.div_ceil(if has_room { 2 } else { ROW_TOKENS });
+    let wanted = if is_full { wanted_workgroup(len, num_rows) } else { len.div_ceil(ROW_TOKENS) };
     let largest = sizes.clone().next_back().filter(|largest| ROW_TOKENS * largest >= len);
     let workgroup = sizes.clone().find(|&workgroup| workgroup >= wanted).or(largest)?;
     let slot_words = slot_words(len, workgroup, capabilities, reduction).filter(|_| is_full);
     (slot_words.is_some() || is_alone).then_some(Taken { most: len, workgroup, slot_words })
 }
 
-/// Whether so many rows are taken whole: they fill the card, or do so well enough where the others would go stage by stage.
+/// Invocations for a row that is taken whole: where rows are few, more than eight tokens each would ask for, since then more
+/// loads are in flight. See `benches/record`.
+fn wanted_workgroup(len: u32, num_rows: u64) -> u32 {
+    let least = len.div_ceil(ROW_TOKENS);
+    match num_rows {
+        ..=FEW_ROWS => 4 * WORKGROUP,
+        ..=TWICE_FEW => len.min(2 * WORKGROUP).max(least),
+        _ => least,
+    }
+}
+
+/// Whether so many rows are taken whole: they fill the card, or do so well enough where the others would go stage by stage, or
+/// are so short that a second dispatch takes longer than they do.
 fn fills_card((shape, len): (&KvShape, u32), policy: &Policy, (num_rows, is_alone): (u64, bool)) -> bool {
-    let is_large = u64::from(len) * u64::from(shape.keys.row_bytes()) > LARGE_ROW;
     // The squares of bf16 take more arithmetic, and a workgroup moves few bytes at a time.
     let needs_more = policy.order == Order::Positional || shape.keys.dtype == Dtype::Bf16;
-    let full = match is_alone {
-        _ if is_large => MORE_FULL_ROWS,
-        true if needs_more => MORE_FULL_ROWS,
-        true => FULL_ROWS,
-        false => FULL_ROWS_OF_WINDOWS,
+    let kib = u64::from(len) * u64::from(shape.keys.row_bytes()) / 1024;
+    let full = match kib {
+        1025.. => MORE_FULL_ROWS,
+        _ if !is_alone => FULL_ROWS_OF_WINDOWS,
+        257.. if needs_more => MORE_FULL_ROWS,
+        257.. => FULL_ROWS,
+        129.. => FULL_ROWS_OF_SHORT,
+        65.. => FULL_ROWS_OF_SHORT / 3,
+        _ => FULL_ROWS_OF_SHORT / 6,
     };
     num_rows >= full
 }
@@ -199,13 +212,14 @@ const FULL_ROWS: u64 = 64;
 const MORE_FULL_ROWS: u64 = 96;
 /// Likewise of one of several windows, which would go stage by stage.
 const FULL_ROWS_OF_WINDOWS: u64 = 48;
-/// Bytes of a row's keys above which more rows count.
-const LARGE_ROW: u64 = 1 << 20;
+/// Likewise of rows of up to 256 KiB of keys; a third of it of half as many, a sixth of fewer.
+const FULL_ROWS_OF_SHORT: u64 = 48;
 /// Workgroups that move the keys of all rows, and as many their values: each selects for itself, and more than fill the card
 /// would do so in turn.
 const FILL_PARTS: u32 = 64;
-/// Rows up to which a workgroup has a multiprocessor for itself.
+/// Rows up to which a workgroup has a multiprocessor for itself, and shares it with one other.
 const FEW_ROWS: u64 = 128;
+const TWICE_FEW: u64 = 2 * FEW_ROWS;
 
 impl Builder<'_> {
     /// By which kernels so many rows are taken, of ever longer rows.
@@ -328,5 +342,61 @@ impl Builder<'_> {
         let num_layers = word(draft.array.len() as u64);
         let module = Module::Row { dtype: shape.keys.dtype, reduction, arrays: num_layers > 0 };
         self.kernels().pipeline_of(module, entry, num_layers, &constants, checks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Budget;
+    use crate::shape::TensorSpec;
+
+    #[test]
+    fn kernels_are_made_for_what_workgroups_hold() {
+        for (capacity, expected) in [
+            (1, &[1][..]),
+            (2048, &[2048]),
+            (2049, &[2048, 2049]),
+            (5000, &[2048, 4096, 5000]),
+            (8192, &[2048, 4096, 8192]),
+            (1 << 20, &[2048, 4096, 8192]),
+        ] {
+            assert_eq!(row_lens(capacity).collect::<Vec<_>>(), expected, "a capacity of {capacity}");
+        }
+    }
+
+    #[test]
+    fn few_rows_get_wide_workgroups() {
+        for (len, num_rows, expected) in
+            [(100, 128, 1024), (8192, 64, 1024), (256, 129, 256), (512, 256, 512), (8192, 256, 1024), (4096, 257, 512)]
+        {
+            assert_eq!(wanted_workgroup(len, num_rows), expected, "{num_rows} rows of {len}");
+        }
+    }
+
+    /// The fewest rows that are taken whole.
+    #[test]
+    fn short_rows_are_taken_whole_where_they_are_few() {
+        use Dtype::{Bf16, F16};
+        use Order::{Fill, Positional};
+        for (len, dtype, order, is_alone, expected) in [
+            (256, F16, Positional, true, 8),
+            (512, F16, Fill, true, 16),
+            (1024, Bf16, Positional, true, 48),
+            (2048, F16, Fill, true, 64),
+            (2048, F16, Positional, true, 96),
+            (4096, Bf16, Fill, true, 96),
+            (4096, F16, Fill, true, 64),
+            (8192, F16, Fill, true, 96),
+            (512, F16, Fill, false, 48),
+            (8192, F16, Fill, false, 96),
+        ] {
+            let spec = TensorSpec::new(dtype, 128);
+            let shape =
+                KvShape { num_layers: 1, batch_size: 1, num_kv_heads: 1, capacity: len, keys: spec, values: spec };
+            let policy = Policy { order, ..Policy::new(Budget::keep_ratio(0.5)) };
+            let fewest = (1..200).find(|&rows| fills_card((&shape, len), &policy, (rows, is_alone)));
+            assert_eq!(fewest, Some(expected), "rows of {len} {dtype:?}, {order:?}");
+        }
     }
 }

@@ -4,7 +4,6 @@
 use clap::ValueEnum;
 use keynorm::{CacheState, Dtype, KvShape, TensorSpec};
 
-use crate::cases::Group;
 use crate::gpu::{Gpu, Kernel, Result, part};
 
 /// How the norms of keys lie, on which it depends how much a selection has to narrow.
@@ -132,8 +131,8 @@ fn word(value: u64) -> Result<u32> {
 }
 
 impl Data {
-    pub fn new(gpu: &Gpu, group: &Group) -> Result<Self> {
-        let &Group { shape, seq_len, page_size, norms, .. } = group;
+    /// Of rows of so many tokens.
+    pub fn new(gpu: &Gpu, (shape, seq_len): (KvShape, u32), page_size: Option<u32>, norms: Norms) -> Result<Self> {
         let source = concat!(include_str!("shaders/generate.wgsl"), include_str!("shaders/mix.wgsl"));
         let kernel = Kernel::new(gpu, source, "generate");
         let bytes = tensor_bytes(&shape);

@@ -35,7 +35,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
         let (rows, spec) = (shape.rows_per_layer(), &shape.keys);
         let name = format!("{rows} x {} x {} {:?}{pages}", group.seq_len, spec.head_dim, spec.dtype);
         bar.set_message(name.clone());
-        match Data::new(&gpu, &group) {
+        match Data::new(&gpu, (group.shape, group.seq_len), group.page_size, group.norms) {
             Ok(data) => {
                 for case in group.cases {
                     let row = bench.run(&data, case);

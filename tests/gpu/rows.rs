@@ -19,11 +19,19 @@ fn many(dtype: Dtype, order: Order, subgroups: Switch) -> Case {
     case
 }
 
-/// The first sequences of them, 15 rows.
+/// The first sequences of them, 6 rows.
 fn few(case: Case) -> Case {
-    let shape = KvShape { batch_size: 5, ..case.shape };
-    let (lengths, appended) = (case.lengths[..5].to_vec(), case.appended[..5].to_vec());
-    let active = case.active.iter().copied().take(5).collect();
+    let shape = KvShape { batch_size: 2, ..case.shape };
+    let (lengths, appended) = (case.lengths[..2].to_vec(), case.appended[..2].to_vec());
+    let active = case.active.iter().copied().take(2).collect();
+    Case { shape, lengths, appended, active, ..case }
+}
+
+/// Each of them three times, 288 rows, whose workgroups are narrow.
+fn crowd(case: Case) -> Case {
+    let shape = KvShape { batch_size: 96, ..case.shape };
+    let (lengths, appended) = (case.lengths.repeat(3), case.appended.repeat(3));
+    let active = case.active.repeat(3);
     Case { shape, lengths, appended, active, ..case }
 }
 
@@ -39,7 +47,10 @@ fn every_dtype_order_and_reduction() {
                 case.data = Data::Special;
                 case.active = (0..32).map(|b| b % 5 != 2).collect();
                 run(&case);
-                run(&few(case));
+                run(&few(case.clone()));
+                if subgroups != Switch::Auto {
+                    run(&crowd(case));
+                }
             }
         }
     }
@@ -53,7 +64,8 @@ fn data_kinds_directions_and_layouts() {
             let mut case = many(Dtype::F16, order, Switch::On);
             (case.data, case.policy.direction, case.layout) = (data, direction, layout);
             run(&case);
-            run(&few(case));
+            run(&few(case.clone()));
+            run(&crowd(case));
         }
     }
 }
@@ -79,15 +91,20 @@ fn budgets_of_every_kind() {
     }
 }
 
-/// Workgroups of 256, 512 and 1024 where the device has room for them, for a few rows and for many, and windows of rows. With
+/// Workgroups of 256, 512 and 1024 where the device has room for them, for few rows and for ever more, and windows of rows. With
 /// 32 KiB of workgroup memory many rows of more than 4096 tokens go in parts too.
 #[test]
 fn every_workgroup() {
     for capacity in [1025, 2049, 4097] {
         for order in ORDERS {
-            for (sequences, subgroups) in
-                [(32, Switch::On), (33, Switch::On), (32, Switch::Off), (3, Switch::On), (3, Switch::Off)]
-            {
+            for (sequences, subgroups) in [
+                (32, Switch::On),
+                (33, Switch::On),
+                (65, Switch::On),
+                (32, Switch::Off),
+                (1, Switch::On),
+                (1, Switch::Off),
+            ] {
                 let mut case = many(Dtype::F16, order, subgroups);
                 (case.shape.batch_size, case.shape.num_kv_heads, case.shape.capacity) = (sequences, 4, capacity);
                 (case.shape.keys.head_dim, case.shape.values.head_dim) = (16, 24);
@@ -106,10 +123,11 @@ fn every_workgroup() {
     run(&case);
 }
 
-/// 96 rows of 32 sequences, or 12 of 4, of up to so many tokens in caches with room for more.
+/// 96 rows of 32 sequences, or 4 of 4, of up to so many tokens in caches with room for more.
 fn short(capacity: u32, longest: u32, sequences: u32, (order, subgroups): (Order, Switch)) -> Case {
     let mut case = many(Dtype::F16, order, subgroups);
     (case.shape.batch_size, case.shape.capacity) = (sequences, capacity);
+    case.shape.num_kv_heads = if sequences == 32 { 3 } else { 1 };
     (case.shape.keys.head_dim, case.shape.values.head_dim) = (16, 24);
     case.lengths = (0..sequences).map(|b| longest - 41 * b % longest.min(1000)).collect();
     case.appended.clear();

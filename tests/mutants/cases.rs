@@ -147,7 +147,7 @@ fn whole_rows(order: Order, subgroups: Switch) -> Case {
 fn few_rows(order: Order, subgroups: Switch) -> Case {
     let mut case = layers_at_once(Selector::Auto, order);
     case.options = Options::with_subgroups(subgroups);
-    (case.shape.num_layers, case.shape.batch_size, case.shape.capacity) = (5, 3, 900);
+    (case.shape.num_layers, case.shape.batch_size, case.shape.capacity) = (5, 3, 1100);
     case.policy.skip_layers = vec![0, 3, 4];
     case.policy.budgets = vec![BudgetOverride { layers: 2..5, heads: 1..2, budget: Budget::keep_ratio(0.8) }];
     (case.lengths, case.appended) = (vec![800, 17, 500], vec![90, 40, 380]);
@@ -155,7 +155,16 @@ fn few_rows(order: Order, subgroups: Switch) -> Case {
     case
 }
 
-/// A case's sequences again and again, so that a workgroup takes each row whole: a wide one of up to 128 rows.
+/// Rows of as many tokens as a workgroup holds, in caches with room for more: one takes each, or several do.
+fn full_rows(rows: u32, order: Order) -> Case {
+    let mut case = Case::new(shape(rows, 1, 2100, 16, Dtype::F16), policy(0.4, Selector::Auto, order));
+    case.options = Options::with_subgroups(Switch::On);
+    case.lengths = (0..rows).map(|b| 2048 - 300 * b / rows).collect();
+    case
+}
+
+/// A case's sequences again and again, so that a workgroup takes each row whole: a wide one of up to 128 rows, from 257 on
+/// a narrow one.
 fn many_rows(mut case: Case, rows: u32) -> Case {
     let times = rows.div_ceil(case.shape.rows_per_layer());
     case.shape.batch_size *= times;
@@ -555,9 +564,13 @@ pub fn quick() -> Vec<Quick> {
         }
         let mut short = few_rows(order, Switch::On);
         (short.shape.capacity, short.lengths, short.appended) = (100, vec![90, 17, 60], vec![10, 40, 38]);
+        (short.shape.num_kv_heads, short.policy.budgets) = (1, vec![]);
         add("few rows of a tile", short, false);
         let tied = Case { layout: Layout::Nhd, ..ties(Selector::Auto, order) };
-        add("whole rows of ties", many_rows(tied, 132), false);
+        add("whole rows of ties", many_rows(tied, 260), false);
+        add("whole rows in narrow workgroups", many_rows(whole_rows(order, Switch::On), 260), false);
+        add("full rows", full_rows(8, order), false);
+        add("few full rows", full_rows(4, order), false);
         add("whole rows, random", many_rows(random(Selector::Auto, order), 96), false);
         add("whole rows, least", many_rows(least(Selector::Auto, order, 0, Direction::Lowest), 96), false);
         add("whole rows, raised", many_rows(least(Selector::Auto, order, 5, Direction::Lowest), 96), false);
