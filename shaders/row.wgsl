@@ -1,5 +1,5 @@
-//! row: whole rows that workgroup memory can select from: a compression in one dispatch, a workgroup to a row, or what
-//!   follows the score in one, several workgroups to a row.
+//! row: rows that workgroup memory can select from: a compression in one dispatch, a workgroup to a row, or what follows the
+//!   score in one, several workgroups to a row.
 //! Source: key_norm.wgsl, radix.wgsl, compact.wgsl and state.wgsl, whose parts these are. Reference:
 //!   src/reference/key_norm.rs, src/reference/top_k.rs and src/reference/compact.rs, exact.
 //! Bindings:
@@ -12,10 +12,10 @@
 //!   5 order_keys read_write vec4<u32> [row, order_stride / 4], which move_row reads
 //!   7 status read_write atomic u32 [layer] sticky bits
 //!   8 rules read RowRule [compressed layer, head]
-//! Entry points: compress_row · dispatch (1, num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens, and with
-//!   SLOT_WORDS = 0 up to 4096
-//!   move_row · dispatch (parts + 1, num_rows, 1) · none | subgroups: rows likewise, after their score in key_norm.wgsl;
-//!   parts: of Fill any even number, half for keys, half for values; of Positional the column slices of both
+//! Entry points: compress_row · dispatch (1, num_rows, 1) · none | subgroups: rows up to SLOT_WORDS tokens, or if that is 0
+//!   up to 8 * WG_SIZE and 4096; longer ones stay as they are
+//!   move_row · dispatch (parts + 1, num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens, after their score in
+//!   key_norm.wgsl; parts: of Fill any even number, half for keys, half for values; of Positional the column slices of both
 //! Overrides: WG_SIZE = 256, or 512 or 1024; LANES, KEY_LANES, VALUE_LANES = 16, a power of two in 1..=32, of the norm
 //!   in 2..=32; CHUNKS, KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; SLICE_CHUNKS = 16, a power of two; IN_ORDER = false;
 //!   SLOT_WORDS = 0, or in compress_row a power of two, at least 2048 and the most tokens of a row
@@ -94,10 +94,11 @@ fn most_scored() -> u32 {
 }
 
 // A row of more tokens than `most`, which is longer than was said when this was recorded, counts as inactive: it stays as it
-// is.
+// is. Of inactive rows such a one alone may still report that it is over the capacity.
 fn leave_longer(r: Row, most: u32) -> Row {
     var row = r;
     row.active_row = r.active_row && r.len <= most;
+    row.over_capacity = r.over_capacity && r.active_row;
     return row;
 }
 
@@ -276,6 +277,9 @@ fn finish_row(s: SelectRow, bits: u32) {
 // `r` is the row of `s`, known to be the same for the workgroup; `bits` are its score's.
 fn finish(local_row: u32, index: u32, r: Row, s: SelectRow, moves: Moves, bits: u32) {
     if !r.active_row || r.len == 0u {
+        if index == 0u && s.row.over_capacity {
+            atomicOr(&status[s.row.layer], STATUS_LENGTH_OVER_CAPACITY);
+        }
         return;
     }
     if IN_ORDER {

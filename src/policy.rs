@@ -191,8 +191,8 @@ pub enum Order {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Selector {
-    /// As measured: where rows of up to 8192 tokens fill the device, each is compressed whole by one workgroup, in one
-    /// dispatch; elsewhere radix, which was the faster at every length tried so far.
+    /// As measured: where rows of up to 8192 tokens (the `max_len` of the record) fill the device, or are short, each is
+    /// compressed whole by one workgroup, in one dispatch; elsewhere radix, which was the faster at every length tried so far.
     #[default]
     Auto,
     /// A parallel bitonic sort of the order keys: in workgroup memory where a row fits, tiles and merges beyond.

@@ -1,4 +1,4 @@
-//! Rows that workgroup memory can select from: a compression in one dispatch, or in two where rows are few. Where it can be
+//! Rows that workgroup memory can select from: a compression in one dispatch, or in two where rows are few and not short. Where it can be
 //! had, which of both pays, and what it is bound to.
 
 use crate::bind::{params_binding, range_binding, words_binding};
@@ -91,11 +91,31 @@ struct Taken {
     slot_words: Option<u32>,
 }
 
-/// Lengths of rows for which kernels are made: what a workgroup of each size holds, and the capacity.
-fn row_lens(capacity: u32) -> impl Iterator<Item = u32> {
-    let held = [WORKGROUP, 2 * WORKGROUP, 4 * WORKGROUP].map(|workgroup| ROW_TOKENS * workgroup);
-    let last = held.into_iter().find(|&held| held >= capacity).map(|_| capacity);
-    held.into_iter().filter(move |&held| held < capacity).chain(last)
+/// Lengths of rows, ascending, for which kernels are made: what a workgroup of each size holds, the capacity, and up to where
+/// rows are taken whole.
+fn row_lens(capacity: u32, is_full: impl Fn(u32) -> bool) -> Vec<u32> {
+    let held = SIZES.map(|workgroup| ROW_TOKENS * workgroup);
+    let longest = capacity.min(held[2]);
+    let mut lens: Vec<_> = held.into_iter().filter(|&held| held < longest).chain([longest]).collect();
+    // Full rows come before others: the first that is not, by halving.
+    let (mut whole, mut beyond) = (0, longest + 1);
+    while beyond - whole > 1 {
+        let middle = whole + (beyond - whole) / 2;
+        if is_full(middle) { whole = middle } else { beyond = middle }
+    }
+    if let Err(place) = lens.binary_search(&whole) {
+        if whole > 0 {
+            lens.insert(place, whole);
+        }
+    }
+    lens
+}
+
+const SIZES: [u32; 3] = [WORKGROUP, 2 * WORKGROUP, 4 * WORKGROUP];
+
+fn has_size(workgroup: u32, capabilities: &Capabilities, reduction: Reduction) -> bool {
+    let fits = memory(shared_words(workgroup), workgroup, reduction) <= capabilities.workgroup_bytes;
+    fits && workgroup <= capabilities.row_workgroup
 }
 
 /// So many rows of a window, which is the only one or not, of up to `len` tokens; `None` where they go stage by stage: the
@@ -118,14 +138,12 @@ fn taken(
         && !shape.keys.has_tail()
         && !shape.values.has_tail();
     let (num_rows, is_alone) = rows;
-    let is_full = fills_card((shape, len), policy, rows);
+    let is_full = fills_card((shape, len), policy, capabilities, rows);
     if !plain || !(is_full || is_alone) {
         return None;
     }
     let reduction = capabilities.reduction(shape.keys.norm_lanes());
-    let fits = |&workgroup: &u32| memory(shared_words(workgroup), workgroup, reduction) <= capabilities.workgroup_bytes;
-    let sizes = [WORKGROUP, 2 * WORKGROUP, 4 * WORKGROUP].into_iter();
-    let sizes = sizes.filter(|workgroup| *workgroup <= capabilities.row_workgroup && fits(workgroup));
+    let sizes = SIZES.into_iter().filter(|&workgroup| has_size(workgroup, capabilities, reduction));
     let wanted = if is_full { wanted_workgroup(len, num_rows) } else { len.div_ceil(ROW_TOKENS) };
     let largest = sizes.clone().next_back().filter(|largest| ROW_TOKENS * largest >= len);
     let workgroup = sizes.clone().find(|&workgroup| workgroup >= wanted).or(largest)?;
@@ -137,16 +155,24 @@ fn taken(
 /// loads are in flight. See `benches/record`.
 fn wanted_workgroup(len: u32, num_rows: u64) -> u32 {
     let least = len.div_ceil(ROW_TOKENS);
-    match num_rows {
-        ..=FEW_ROWS => 4 * WORKGROUP,
-        ..=TWICE_FEW => len.min(2 * WORKGROUP).max(least),
-        _ => least,
+    if num_rows <= FEW_ROWS {
+        4 * WORKGROUP
+    } else if num_rows <= 2 * FEW_ROWS {
+        len.min(2 * WORKGROUP).max(least)
+    } else {
+        least
     }
 }
 
 /// Whether so many rows are taken whole: they fill the card, or do so well enough where the others would go stage by stage, or
 /// are so short that a second dispatch takes longer than they do.
-fn fills_card((shape, len): (&KvShape, u32), policy: &Policy, (num_rows, is_alone): (u64, bool)) -> bool {
+fn fills_card(
+    (shape, len): (&KvShape, u32),
+    policy: &Policy,
+    capabilities: &Capabilities,
+    (num_rows, is_alone): (u64, bool),
+) -> bool {
+    let is_wide = has_size(4 * WORKGROUP, capabilities, capabilities.reduction(shape.keys.norm_lanes()));
     // The squares of bf16 take more arithmetic, and a workgroup moves few bytes at a time.
     let needs_more = policy.order == Order::Positional || shape.keys.dtype == Dtype::Bf16;
     let kib = u64::from(len) * u64::from(shape.keys.row_bytes()) / 1024;
@@ -155,6 +181,14 @@ fn fills_card((shape, len): (&KvShape, u32), policy: &Policy, (num_rows, is_alon
         _ if !is_alone => FULL_ROWS_OF_WINDOWS,
         257.. if needs_more => MORE_FULL_ROWS,
         257.. => FULL_ROWS,
+        // Measured with as many invocations.
+        _ if !is_wide => {
+            if needs_more {
+                MORE_FULL_ROWS
+            } else {
+                FULL_ROWS
+            }
+        }
         129.. => FULL_ROWS_OF_SHORT,
         65.. => FULL_ROWS_OF_SHORT / 3,
         _ => FULL_ROWS_OF_SHORT / 6,
@@ -217,9 +251,8 @@ const FULL_ROWS_OF_SHORT: u64 = 48;
 /// Workgroups that move the keys of all rows, and as many their values: each selects for itself, and more than fill the card
 /// would do so in turn.
 const FILL_PARTS: u32 = 64;
-/// Rows up to which a workgroup has a multiprocessor for itself, and shares it with one other.
+/// Rows up to which a workgroup has a multiprocessor for itself.
 const FEW_ROWS: u64 = 128;
-const TWICE_FEW: u64 = 2 * FEW_ROWS;
 
 impl Builder<'_> {
     /// By which kernels so many rows are taken, of ever longer rows.
@@ -227,7 +260,9 @@ impl Builder<'_> {
         let plan = &self.plan;
         let rows = (u64::from(num_rows), u64::from(num_rows) == plan.scratch.num_rows);
         let capabilities = &self.kernels().capabilities;
-        row_lens(plan.shape.capacity).filter_map(move |len| taken((&plan.shape, len), &plan.policy, capabilities, rows))
+        let lens =
+            row_lens(plan.shape.capacity, |len| fills_card((&plan.shape, len), &plan.policy, capabilities, rows));
+        lens.into_iter().filter_map(move |len| taken((&plan.shape, len), &plan.policy, capabilities, rows))
     }
 
     /// The parameters of whole rows; `None` where the kernel cannot take them.
@@ -353,15 +388,16 @@ mod tests {
 
     #[test]
     fn kernels_are_made_for_what_workgroups_hold() {
-        for (capacity, expected) in [
-            (1, &[1][..]),
-            (2048, &[2048]),
-            (2049, &[2048, 2049]),
-            (5000, &[2048, 4096, 5000]),
-            (8192, &[2048, 4096, 8192]),
-            (1 << 20, &[2048, 4096, 8192]),
+        for (capacity, full, expected) in [
+            (1, 0, &[1][..]),
+            (2048, 1 << 20, &[2048]),
+            (2049, 2049, &[2048, 2049]),
+            (5000, 0, &[2048, 4096, 5000]),
+            (8192, 700, &[700, 2048, 4096, 8192]),
+            (1 << 20, 4096, &[2048, 4096, 8192]),
+            (1 << 20, 5000, &[2048, 4096, 5000, 8192]),
         ] {
-            assert_eq!(row_lens(capacity).collect::<Vec<_>>(), expected, "a capacity of {capacity}");
+            assert_eq!(row_lens(capacity, |len| len <= full), expected, "a capacity of {capacity}, {full} full");
         }
     }
 
@@ -374,29 +410,82 @@ mod tests {
         }
     }
 
+    fn capabilities(row_workgroup: u32, workgroup_bytes: u32, shuffle_lanes: u32) -> Capabilities {
+        Capabilities {
+            shuffle_lanes,
+            max_binding_bytes: 1 << 27,
+            max_buffer_bytes: 1 << 28,
+            offset_alignment: 256,
+            row_workgroup,
+            workgroup_bytes,
+            sort_len: 2048,
+            max_workgroups: 65_535,
+            layers_at_once: true,
+            array_elements: 0,
+            serial: false,
+            wide: false,
+        }
+    }
+
+    fn geometry(len: u32, dtype: Dtype, order: Order) -> (KvShape, Policy) {
+        let spec = TensorSpec::new(dtype, 128);
+        let shape = KvShape { num_layers: 1, batch_size: 1, num_kv_heads: 1, capacity: len, keys: spec, values: spec };
+        (shape, Policy { order, ..Policy::new(Budget::keep_ratio(0.5)) })
+    }
+
     /// The fewest rows that are taken whole.
     #[test]
     fn short_rows_are_taken_whole_where_they_are_few() {
         use Dtype::{Bf16, F16};
         use Order::{Fill, Positional};
+        let (wide, narrow) = (capabilities(1024, 49_152, 32), capabilities(256, 16_384, 0));
         for (len, dtype, order, is_alone, expected) in [
-            (256, F16, Positional, true, 8),
-            (512, F16, Fill, true, 16),
-            (1024, Bf16, Positional, true, 48),
-            (2048, F16, Fill, true, 64),
-            (2048, F16, Positional, true, 96),
-            (4096, Bf16, Fill, true, 96),
-            (4096, F16, Fill, true, 64),
-            (8192, F16, Fill, true, 96),
-            (512, F16, Fill, false, 48),
-            (8192, F16, Fill, false, 96),
+            (256, F16, Positional, true, [8, 96]),
+            (512, F16, Fill, true, [16, 64]),
+            (1024, Bf16, Positional, true, [48, 96]),
+            (2048, F16, Fill, true, [64, 64]),
+            (2048, F16, Positional, true, [96, 96]),
+            (4096, Bf16, Fill, true, [96, 96]),
+            (4096, F16, Fill, true, [64, 64]),
+            (8192, F16, Fill, true, [96, 96]),
+            (512, F16, Fill, false, [48, 48]),
+            (8192, F16, Fill, false, [96, 96]),
         ] {
-            let spec = TensorSpec::new(dtype, 128);
-            let shape =
-                KvShape { num_layers: 1, batch_size: 1, num_kv_heads: 1, capacity: len, keys: spec, values: spec };
-            let policy = Policy { order, ..Policy::new(Budget::keep_ratio(0.5)) };
-            let fewest = (1..200).find(|&rows| fills_card((&shape, len), &policy, (rows, is_alone)));
-            assert_eq!(fewest, Some(expected), "rows of {len} {dtype:?}, {order:?}");
+            let (shape, policy) = geometry(len, dtype, order);
+            let fewest = [wide, narrow].map(|capabilities| {
+                let is_full = |&rows: &u64| fills_card((&shape, len), &policy, &capabilities, (rows, is_alone));
+                (1..200).find(is_full).unwrap_or(0)
+            });
+            assert_eq!(fewest, expected, "rows of {len} {dtype:?}, {order:?}");
+        }
+    }
+
+    /// (invocations, words of slots; none in parts) by workgroup memory and reduction, as the README has it.
+    #[test]
+    fn kernels_fit_workgroup_memory() {
+        let kib = [16, 24, 32, 48];
+        for (len, num_rows, subgroups, expected) in [
+            (2048, 300, 32, [Some((256, Some(0))); 4]),
+            (2048, 300, 0, [Some((256, Some(0))); 4]),
+            (4096, 300, 32, [None, Some((512, Some(4096))), Some((512, Some(4096))), Some((512, Some(4096)))]),
+            (4096, 300, 0, [None, None, Some((512, Some(0))), Some((512, Some(4096)))]),
+            (8192, 300, 32, [None, Some((1024, None)), Some((1024, None)), Some((1024, Some(8192)))]),
+            (8192, 300, 0, [None, None, None, Some((1024, None))]),
+            (
+                2048,
+                100,
+                32,
+                [Some((256, Some(0))), Some((1024, Some(2048))), Some((1024, Some(2048))), Some((1024, Some(2048)))],
+            ),
+            (4096, 4, 32, [None, Some((512, None)), Some((512, None)), Some((512, None))]),
+        ] {
+            let (shape, policy) = geometry(len, Dtype::F16, Order::Fill);
+            let got = kib.map(|kib| {
+                let capabilities = capabilities(1024, kib << 10, subgroups);
+                let taken = taken((&shape, len), &policy, &capabilities, (num_rows, true));
+                taken.map(|taken| (taken.workgroup, taken.slot_words))
+            });
+            assert_eq!(got, expected, "{num_rows} rows of {len}, shuffles of {subgroups} lanes");
         }
     }
 }

@@ -27,7 +27,7 @@ struct RowData {
 pub fn check(prepared: &Prepared<'_>, found: Found) -> Result<u32> {
     let shape = &prepared.data.shape;
     let rows = shape.num_layers * shape.rows_per_layer();
-    let row_bytes = u64::from(shape.capacity) * u64::from(shape.keys.row_bytes());
+    let row_bytes = u64::from(prepared.data.seq_len) * u64::from(shape.keys.row_bytes());
     let count = u32::try_from(CHECKED_BYTES / row_bytes).unwrap_or(u32::MAX).clamp(1, rows);
     let picks: Vec<u32> = (0..count).map(|i| (u64::from(i) * u64::from(rows) / u64::from(count)) as u32).collect();
     let read = picks.iter().map(|&r| read_row(prepared, r)).collect::<Result<Vec<_>>>()?;
@@ -64,11 +64,15 @@ fn read_row(prepared: &Prepared<'_>, state_row: u32) -> Result<RowData> {
     let row_bytes = u64::from(shape.capacity) * token_bytes;
     let kept = u64::from(prepared.kept);
     let gpu = prepared.gpu;
-    let before = |b: &wgpu::Buffer| row_in_order(prepared, b, row, row_bytes);
-    let after = |b: &wgpu::Buffer| match &prepared.data.pages {
-        Some(_) => row_in_order(prepared, b, row, row_bytes),
-        None => gpu.read_range(b, range(row, row_bytes, kept * token_bytes)),
+    let tokens = |b: &wgpu::Buffer, count: u64| match &prepared.data.pages {
+        Some(pages) => {
+            let words = gpu.read_range(b, range(row, row_bytes, row_bytes))?;
+            Ok(pages.in_order(row, shape.capacity, &words))
+        }
+        None => gpu.read_range(b, range(row, row_bytes, count * token_bytes)),
     };
+    let before = |b: &wgpu::Buffer| tokens(b, prepared.data.seq_len.into());
+    let after = |b: &wgpu::Buffer| tokens(b, kept);
     Ok(RowData {
         row,
         state_row,
@@ -77,15 +81,6 @@ fn read_row(prepared: &Prepared<'_>, state_row: u32) -> Result<RowData> {
         after: [after(&buffers.keys.live)?, after(&buffers.values.live)?],
         positions: gpu
             .read_range(prepared.state.positions(), range(state_row, u64::from(shape.capacity) * 4, kept * 4))?,
-    })
-}
-
-fn row_in_order(prepared: &Prepared<'_>, buffer: &wgpu::Buffer, row: u32, row_bytes: u64) -> Result<Vec<u32>> {
-    let start = u64::from(row) * row_bytes;
-    let words = prepared.gpu.read_range(buffer, start..start + row_bytes)?;
-    Ok(match &prepared.data.pages {
-        Some(pages) => pages.in_order(row, prepared.data.shape.capacity, &words),
-        None => words,
     })
 }
 

@@ -50,7 +50,7 @@ pub fn add_peer(report: &mut Report, peer: PeerReport) {
 
 fn goal_of(row: &Row, on_h100: bool) -> Option<&'static Goal> {
     let is_norm = row.score.is_empty() || row.score == "norm";
-    let design = is_norm && on_h100 && row.head_dim == 128 && row.dtype == "f16";
+    let design = is_norm && on_h100 && row.head_dim == 128 && row.dtype == "f16" && row.capacity.is_none();
     let goals: &[Goal] = match (row.layers, row.mode == DECODE) {
         (1, false) => &GOALS,
         (DECODE_LAYERS, true) => std::slice::from_ref(&design::DECODE),
@@ -96,7 +96,7 @@ fn goal_us(row: &Row, on_h100: bool) -> Option<f64> {
     if row.score == "keydiff" {
         return row.floor_us.map(|us| us * KEYDIFF_OVER_FLOOR);
     }
-    if on_h100 && (row.batch_rows, row.seq_len) == MANY_ROWS {
+    if on_h100 && row.capacity.is_none() && (row.batch_rows, row.seq_len) == MANY_ROWS {
         return row.floor_us.map(|us| us / MANY_ROWS_FLOOR_SHARE + MANY_ROWS_EXTRA_US);
     }
     let goal = goal_of(row, on_h100)?;

@@ -1,9 +1,9 @@
-//! Whole rows in workgroup memory: in one dispatch where they are many, in two where they are few. A GPU takes them so by
+//! Whole rows in workgroup memory: in one dispatch where they are short or many, in two where they are few. A GPU takes them so by
 //! itself, a CPU adapter with subgroups switched by hand.
 
-use keynorm::{Budget, BudgetOverride, Direction, Dtype, KvShape, Options, Order, Policy, Switch};
+use keynorm::{Budget, BudgetOverride, CacheState, Direction, Dtype, KvShape, Options, Order, Policy, Status, Switch};
 
-use crate::support::{Case, Data, Fixture, Layout, gpu, run, shape, submit};
+use crate::support::{Built, Case, Data, Fixture, Layout, gpu, gpu_with, run, shape, submit};
 
 const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
 const SWITCHES: [Switch; 3] = [Switch::Auto, Switch::Off, Switch::On];
@@ -85,9 +85,12 @@ fn budgets_of_every_kind() {
         case.shape.num_layers = 3;
         case.policy.skip_layers = vec![0];
         run(&case);
-        // Two layers by one dispatch.
+        // Two layers by one dispatch, 6 rows.
         case.one_buffer = true;
-        run(&few(case));
+        case = few(case);
+        case.shape.batch_size = 1;
+        (case.lengths, case.appended) = (vec![257], vec![43]);
+        run(&case);
     }
 }
 
@@ -168,6 +171,50 @@ fn rows_longer_than_said() {
                 fixture.compress_host(&without);
                 fixture.compare(gpu, &case, &format!("{sequences} of {said} in {capacity}"));
             }
+        }
+    }
+}
+
+/// A row that claims more than its capacity stays as it is where the kernel is one for shorter rows, and is reported.
+#[test]
+fn rows_over_the_capacity_and_longer_than_said() {
+    let gpu = gpu();
+    for (order, sequences) in ORDERS.into_iter().flat_map(|order| [(order, 32), (order, 4)]) {
+        let case = short(3000, 1500, sequences, (order, Switch::On));
+        let mut fixture = Fixture::new(gpu, &case);
+        let row = 1;
+        let claim = |state: &CacheState| {
+            let word = u64::from(state.offsets().lengths + row);
+            gpu.queue.write_buffer(state.meta(), word * 4, &3007u32.to_le_bytes());
+        };
+        claim(&fixture.state);
+        submit(gpu, |pass| fixture.bound.record(pass, 1500).expect("a record"));
+        let kept = pollster::block_on(fixture.state.read(&gpu.device, &gpu.queue)).expect("a read-back");
+        let reported = kept.layers[0].status.0 & Status::LENGTH_OVER_CAPACITY.0;
+        assert_eq!(reported, Status::LENGTH_OVER_CAPACITY.0, "{sequences} sequences, {order:?}");
+        // Of inactive sequences nothing is reported.
+        fixture.restart(gpu, &case);
+        fixture.state.clear_status(&gpu.queue);
+        fixture.state.set_active(&gpu.queue, &vec![false; sequences as usize]).expect("a mask");
+        claim(&fixture.state);
+        submit(gpu, |pass| fixture.bound.record(pass, 1500).expect("a record"));
+        let kept = pollster::block_on(fixture.state.read(&gpu.device, &gpu.queue)).expect("a read-back");
+        assert_eq!(kept.layers[0].status, Status(0), "{sequences} inactive sequences, {order:?}");
+    }
+}
+
+/// Workgroups of 256 hold rows of 2048 tokens; longer ones of the same cache go stage by stage.
+#[test]
+fn a_device_of_small_workgroups() {
+    let small = gpu_with(|limits| {
+        limits.max_compute_invocations_per_workgroup = 256;
+        limits.max_compute_workgroup_size_x = 256;
+    });
+    let built = Built::default();
+    for (order, sequences) in ORDERS.into_iter().flat_map(|order| [(order, 32), (order, 4)]) {
+        for longest in [2048, 2049] {
+            let case = short(5000, longest, sequences, (order, Switch::On));
+            Fixture::built(&small, &case, &built).compress_and_compare(&small, &case, "256 invocations");
         }
     }
 }

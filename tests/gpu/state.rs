@@ -267,8 +267,9 @@ fn a_row_beyond_max_len_harms_no_other() {
     let gpu = gpu();
     for order in [Order::Fill, Order::Positional] {
         let lengths = [(9000, 3000), (9000, 8192), (400, 100), (20_000, 9000)];
-        for ((capacity, max_len), subgroups) in lengths.into_iter().flat_map(|l| [(l, Switch::Auto), (l, Switch::On)]) {
-            let policy = Policy { order, ..Policy::new(Budget::keep_ratio(0.5)) };
+        let hows = [(Switch::Auto, Selector::Auto), (Switch::On, Selector::Auto), (Switch::On, Selector::Radix)];
+        for ((capacity, max_len), (subgroups, selector)) in lengths.into_iter().flat_map(|l| hows.map(|how| (l, how))) {
+            let policy = Policy { order, selector, ..Policy::new(Budget::keep_ratio(0.5)) };
             let mut case = case_of(shape(3, 1, capacity, 16, Dtype::F16), &policy, subgroups);
             case.lengths = vec![max_len, capacity, max_len - 1];
             let mut fixture = Fixture::new(gpu, &case);

@@ -163,6 +163,14 @@ fn full_rows(rows: u32, order: Order) -> Case {
     case
 }
 
+/// Rows of 512 invocations without words of their own for keys, where workgroup memory is 32 KiB.
+fn rows_of_shared_words() -> Case {
+    let mut case = full_rows(132, Order::Fill);
+    case.options = Options::with_subgroups(Switch::Off);
+    (case.shape.capacity, case.lengths) = (2600, vec![2600; 132]);
+    case
+}
+
 /// A case's sequences again and again, so that a workgroup takes each row whole: a wide one of up to 128 rows, from 257 on
 /// a narrow one.
 fn many_rows(mut case: Case, rows: u32) -> Case {
@@ -569,12 +577,12 @@ pub fn quick() -> Vec<Quick> {
         let tied = Case { layout: Layout::Nhd, ..ties(Selector::Auto, order) };
         add("whole rows of ties", many_rows(tied, 260), false);
         add("whole rows in narrow workgroups", many_rows(whole_rows(order, Switch::On), 260), false);
-        add("full rows", full_rows(8, order), false);
+        add("full rows", full_rows(if order == Order::Fill { 260 } else { 8 }, order), false);
         add("few full rows", full_rows(4, order), false);
         add("whole rows, random", many_rows(random(Selector::Auto, order), 96), false);
         add("whole rows, least", many_rows(least(Selector::Auto, order, 0, Direction::Lowest), 96), false);
         add("whole rows, raised", many_rows(least(Selector::Auto, order, 5, Direction::Lowest), 96), false);
-        add("whole rows of 512", many_rows(one_workgroup(Selector::Auto, order), 96), false);
+        add("whole rows of 512", many_rows(one_workgroup(Selector::Auto, order), 260), false);
         add("whole rows of layers at once", layers_at_once(Selector::Auto, order), false);
         add("layers at once", layers_at_once(Selector::Radix, order), false);
     }
@@ -584,6 +592,7 @@ pub fn quick() -> Vec<Quick> {
         add("settled, alike", settled(Order::Fill, Data::Near { spread: 0 }, subgroups), false);
         add("settled, equal", settled(Order::Positional, Data::AllEqual, subgroups), false);
     }
+    add("rows of shared words", rows_of_shared_words(), false);
     add("spread", spread(Order::Fill), false);
     add("beyond all bins", beyond(Order::Fill), false);
     add("spread apart", spread(Order::Positional), true);
