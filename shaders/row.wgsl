@@ -277,7 +277,7 @@ fn finish_row(s: SelectRow, bits: u32) {
 // `r` is the row of `s`, known to be the same for the workgroup; `bits` are its score's.
 fn finish(local_row: u32, index: u32, r: Row, s: SelectRow, moves: Moves, bits: u32) {
     if !r.active_row || r.len == 0u {
-        if index == 0u && s.row.over_capacity {
+        if s.row.over_capacity {
             atomicOr(&status[s.row.layer], STATUS_LENGTH_OVER_CAPACITY);
         }
         return;
