@@ -1,5 +1,5 @@
-//! Rows that workgroup memory can select from: a compression in one dispatch, or in two where rows are few and not short. Where it can be
-//! had, which of both pays, and what it is bound to.
+//! Rows that workgroup memory can select from: a compression in one dispatch, or in two where rows are few and not short.
+//! Where it can be had, which of both pays, and what it is bound to.
 
 use crate::bind::{params_binding, range_binding, words_binding};
 use crate::bound::{Bound, LayerWindow};

@@ -153,6 +153,21 @@ fn rows_far_shorter_than_the_capacity() {
     }
 }
 
+/// One binding whose rows go whole, then in parts, and stage by stage, each after what the one before has left as scratch.
+#[test]
+fn rows_that_grow() {
+    for (how, (first, appended)) in ORDERS
+        .into_iter()
+        .flat_map(|order| [(order, Switch::Off), (order, Switch::On)])
+        .flat_map(|how| [(how, (400, 2900)), (how, (3000, 7000)), (how, (8300, 0)), (how, (500, 8500))])
+    {
+        let mut case = short(9000, first, 4, how);
+        case.shape.num_kv_heads = 3;
+        case.appended = (0..4).map(|b| appended - appended / 10 * b).collect();
+        run(&case);
+    }
+}
+
 /// A row that is longer than was said when the kernel was chosen stays as it is; one that the kernel holds all the same is
 /// compressed where it is taken whole.
 #[test]
