@@ -31,6 +31,7 @@ pub mod reference;
 mod rope;
 mod rotate;
 mod row;
+mod row_choice;
 mod schedule;
 mod score;
 mod score_tiles;

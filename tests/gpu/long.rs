@@ -3,7 +3,7 @@
 
 use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Score, Selector, Stages, Switch};
 
-use crate::support::{Built, Case, Data, Fixture, gpu, gpu_with, run, shape, submit};
+use crate::support::{Built, Case, Data, Fixture, gpu, gpu_of_small_workgroups, run, shape, submit};
 
 const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
 const DIRECTIONS: [Direction; 3] =
@@ -175,10 +175,7 @@ fn positional_by_ranges_of_other_lengths() {
 /// More tiles than the workgroups of `emit` have invocations; and than that of `settle`.
 #[test]
 fn a_row_of_half_a_million() {
-    let small = gpu_with(|limits| {
-        limits.max_compute_invocations_per_workgroup = 256;
-        limits.max_compute_workgroup_size_x = 256;
-    });
+    let small = gpu_of_small_workgroups();
     let built = Built::default();
     for (data, order) in [
         (Data::Random, Order::Fill),

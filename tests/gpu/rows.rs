@@ -3,7 +3,7 @@
 
 use keynorm::{Budget, BudgetOverride, CacheState, Direction, Dtype, KvShape, Options, Order, Policy, Status, Switch};
 
-use crate::support::{Built, Case, Data, Fixture, Layout, gpu, gpu_with, run, shape, submit};
+use crate::support::{Built, Case, Data, Fixture, Layout, gpu, gpu_of_small_workgroups, run, shape, submit};
 
 const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
 const SWITCHES: [Switch; 3] = [Switch::Auto, Switch::Off, Switch::On];
@@ -221,10 +221,7 @@ fn rows_over_the_capacity_and_longer_than_said() {
 /// Workgroups of 256 hold rows of 2048 tokens; longer ones of the same cache go stage by stage.
 #[test]
 fn a_device_of_small_workgroups() {
-    let small = gpu_with(|limits| {
-        limits.max_compute_invocations_per_workgroup = 256;
-        limits.max_compute_workgroup_size_x = 256;
-    });
+    let small = gpu_of_small_workgroups();
     let built = Built::default();
     for (order, sequences) in ORDERS.into_iter().flat_map(|order| [(order, 32), (order, 4)]) {
         for longest in [2048, 2049] {

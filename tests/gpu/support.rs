@@ -48,6 +48,14 @@ pub fn gpu_with(edit: impl FnOnce(&mut wgpu::Limits)) -> Gpu {
     Gpu { device, queue, info }
 }
 
+/// A device of the same adapter whose workgroups have at most 256 invocations.
+pub fn gpu_of_small_workgroups() -> Gpu {
+    gpu_with(|limits| {
+        limits.max_compute_invocations_per_workgroup = 256;
+        limits.max_compute_workgroup_size_x = 256;
+    })
+}
+
 /// Compressors by their options. Cases share them, so that a pipeline is compiled once.
 #[derive(Default)]
 pub struct Built(Mutex<Vec<(BuiltBy, Compressor)>>);
