@@ -32,9 +32,11 @@ struct RowKernel {
     parts: Parts,
 }
 
-impl RowStage {
-    fn kernel(&self, max_len: u32) -> Option<&RowKernel> {
-        self.kernels.iter().find(|kernel| kernel.most >= max_len)
+impl LayerWindow {
+    /// What takes rows of up to so many tokens, and its bindings.
+    fn row_kernel(&self, max_len: u32) -> Option<(&wgpu::BindGroup, &RowKernel)> {
+        let row = self.row.as_ref()?;
+        row.kernels.iter().find(|kernel| kernel.most >= max_len).map(|kernel| (&row.group, kernel))
     }
 }
 
@@ -59,22 +61,19 @@ impl Bound {
     /// Whether to take rows by the kernels of whole rows: all stages are wanted, and every window has one for this length.
     pub(crate) fn takes_rows(&self, stages: Stages, max_len: u32) -> bool {
         let stages = [Stages::SCORE, Stages::SELECT, Stages::COMPACT].iter().all(|&stage| stages.has(stage));
-        let has_kernel = |window: &LayerWindow| window.row.as_ref().is_some_and(|row| row.kernel(max_len).is_some());
-        stages && self.banded.is_empty() && self.layers.iter().all(has_kernel)
+        stages && self.banded.is_empty() && self.layers.iter().all(|window| window.row_kernel(max_len).is_some())
     }
 
     pub(crate) fn record_rows(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
         let tiles = self.plan.tiles;
-        for window in &self.layers {
-            let Some((row, kernel)) = window.row.as_ref().and_then(|row| Some((row, row.kernel(max_len)?))) else {
-                return; // takes_rows has found one
-            };
+        let kernels = self.layers.iter().filter_map(|window| Some((window, window.row_kernel(max_len)?)));
+        for (window, (group, kernel)) in kernels {
             window.choose_arrays(pass);
             if !kernel.parts.is_whole() {
                 window.score.record(pass, max_len, window.num_rows, (false, tiles));
             }
             pass.set_pipeline(&kernel.pipeline);
-            pass.set_bind_group(0, &row.group, &[]);
+            pass.set_bind_group(0, group, &[]);
             pass.dispatch_workgroups(self.row_workgroups(kernel.parts, max_len, window.num_rows), window.num_rows, 1);
         }
     }
