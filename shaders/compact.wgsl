@@ -12,8 +12,8 @@
 //! Entry points: fill · dispatch (ceil(max_moved / (WG_SIZE / LANES * 4)), 2, num_rows) · none
 //!   walk · dispatch (key slices + value slices, num_rows, 1) · none
 //!   range · dispatch (any, 2, num_rows) · none: walks on by its grid
-//! Overrides: WG_SIZE = 256; KEY_CHUNKS, VALUE_CHUNKS = 16, in 2..=128; KEY_LANES, VALUE_LANES = 16, a power of two in
-//!   1..=32; SLICE_CHUNKS = 4, a power of two; PAGE_SIZE = 16; KEY_WORDS, VALUE_WORDS = 33
+//! Overrides: WG_SIZE = 256; KEY_CHUNKS, VALUE_CHUNKS = 16, in 2..=128; KEY_LANES, VALUE_LANES = 16, in 1..=48;
+//!   KEY_SLICE, VALUE_SLICE = 4, chunks of a column slice, at most WG_SIZE; PAGE_SIZE = 16; KEY_WORDS, VALUE_WORDS = 33
 //! Workgroup bytes: 8
 //! Algorithm: fill: the j-th kept slot at or beyond the budget goes to the j-th hole below it; sources and destinations
 //!   are disjoint, so the order of workgroups does not matter. Positional: `walk`, a workgroup to a column slice of a row,
@@ -51,7 +51,8 @@ override KEY_CHUNKS: u32 = 16u;
 override KEY_LANES: u32 = 16u;
 override VALUE_CHUNKS: u32 = 16u;
 override VALUE_LANES: u32 = 16u;
-override SLICE_CHUNKS: u32 = 4u;
+override KEY_SLICE: u32 = 4u;
+override VALUE_SLICE: u32 = 4u;
 
 const STARTS: u32 = 64u;
 
@@ -116,7 +117,7 @@ fn walk(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
         wg_ranks = ranks_of(wg.y, false);
     }
     let ranks = workgroupUniformLoad(&wg_ranks);
-    let key_slices = (KEY_CHUNKS + SLICE_CHUNKS - 1u) / SLICE_CHUNKS;
+    let key_slices = (KEY_CHUNKS + KEY_SLICE - 1u) / KEY_SLICE;
     if wg.x < key_slices {
         walk_keys(wg.y, wg.x, index, ranks.end, ranks.first);
     } else {
@@ -129,6 +130,9 @@ fn range_keys(wg: vec3<u32>, num_workgroups: u32, index: u32, from_rank: u32, to
     let lane = index % KEY_LANES;
     let list_base = wg.z * params.lists_stride;
     let place = place_of_row(params.keys, wg.z);
+    if index >= groups * KEY_LANES {
+        return;
+    }
     for (var j = from_rank + wg.x * groups * 4u + index / KEY_LANES; j < to_rank; j += num_workgroups * groups * 4u) {
         let last = to_rank - 1u;
         let j1 = j + groups;
@@ -166,6 +170,9 @@ fn range_values(wg: vec3<u32>, num_workgroups: u32, index: u32, from_rank: u32, 
     let lane = index % VALUE_LANES;
     let list_base = wg.z * params.lists_stride;
     let place = place_of_row(params.values, wg.z);
+    if index >= groups * VALUE_LANES {
+        return;
+    }
     for (var j = from_rank + wg.x * groups * 4u + index / VALUE_LANES; j < to_rank; j += num_workgroups * groups * 4u) {
         let last = to_rank - 1u;
         let j1 = j + groups;

@@ -7,9 +7,9 @@
 //!   3 lists read u32 [row, lists_stride]
 //!   4 row_infos read RowInfo [row]
 //! Entry points: move_pair · dispatch (any, num_rows, 1) · none: walks on by its grid
-//!   walk_band · dispatch (ceil(CHUNKS / SLICE_CHUNKS), num_rows, 1) · none
-//! Overrides: WG_SIZE = 256; CHUNKS = 16, in 2..=128; LANES = 16, a power of two in 1..=32; SLICE_CHUNKS = 4, a power of
-//!   two; KEY_WORDS = 33
+//!   walk_band · dispatch (ceil(CHUNKS / SLICE), num_rows, 1) · none
+//! Overrides: WG_SIZE = 256; CHUNKS = 16, in 2..=128; LANES = 16, in 1..=48; SLICE = 4, chunks of a column slice, at most
+//!   WG_SIZE; KEY_WORDS = 33
 //! Workgroup bytes: 8
 //! Algorithm: sources and destinations both ascend, so the moves from one band to another are neighbours in the
 //!   row's list: two binary searches find them. move_pair moves them at once. Positional moves within a band go
@@ -41,7 +41,7 @@ struct Params {
 override WG_SIZE: u32 = 256u;
 override CHUNKS: u32 = 16u;
 override LANES: u32 = 16u;
-override SLICE_CHUNKS: u32 = 4u;
+override SLICE: u32 = 4u;
 
 const POSITIONAL: u32 = 1u;
 
@@ -115,6 +115,9 @@ fn move_pair(
     let row_base = row_base_of(wg.y);
     let sources = sources_of(wg.y);
     let stride = params.tensor.token_stride;
+    if index >= groups * LANES {
+        return;
+    }
     for (var j = moves.first + wg.x * groups * 4u + index / LANES; j < moves.end; j += num_workgroups.x * groups * 4u) {
         let last = moves.end - 1u;
         let j1 = j + groups;
@@ -153,15 +156,15 @@ fn walk_band(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_ind
         wg_moves = moves_of(wg.y);
     }
     let moves = workgroupUniformLoad(&wg_moves);
-    let c = wg.x * SLICE_CHUNKS + index % SLICE_CHUNKS;
-    let valid = c < CHUNKS;
-    let pieces = WG_SIZE / SLICE_CHUNKS;
+    let c = wg.x * SLICE + index % SLICE;
+    let pieces = WG_SIZE / SLICE;
+    let valid = c < CHUNKS && index < pieces * SLICE;
     let row_base = row_base_of(wg.y);
     let sources = sources_of(wg.y);
     let stride = params.tensor.token_stride;
     let last = max(moves.end, 1u) - 1u;
     for (var base = moves.first; base < moves.end; base += 4u * pieces) {
-        let r0 = base + index / SLICE_CHUNKS;
+        let r0 = base + index / SLICE;
         let r1 = r0 + 1u * pieces;
         let r2 = r0 + 2u * pieces;
         let r3 = r0 + 3u * pieces;

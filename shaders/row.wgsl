@@ -16,9 +16,9 @@
 //!   up to 8 * WG_SIZE and 4096; longer ones stay as they are
 //!   move_row · dispatch (parts + 1, num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens, after their score in
 //!   key_norm.wgsl; parts: of Fill any even number, half for keys, half for values; of Positional the column slices of both
-//! Overrides: WG_SIZE = 256, or 512 or 1024; LANES, KEY_LANES, VALUE_LANES = 16, a power of two in 1..=32, of the norm
-//!   in 2..=32; CHUNKS, KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; SLICE_CHUNKS = 16, a power of two; IN_ORDER = false;
-//!   SLOT_WORDS = 0, or in compress_row a power of two, at least 2048 and the most tokens of a row
+//! Overrides: WG_SIZE = 256, or 512 or 1024; LANES = 16, a power of two in 2..=32; KEY_LANES, VALUE_LANES = 16, in 1..=48;
+//!   CHUNKS, KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; KEY_SLICE, VALUE_SLICE = 16, chunks of a column slice, at most
+//!   WG_SIZE; IN_ORDER = false; SLOT_WORDS = 0, or in compress_row a power of two, at least 2048 and the most tokens of a row
 //! Workgroup bytes: 32 * WG_SIZE, beyond 512 half of it, + 4 * WG_SIZE + 256, + 20 * WG_SIZE in the workgroup variant; with
 //!   SLOT_WORDS their bytes and 4096 in place of the first
 //! Algorithm: nothing waits for another row, so where there are rows enough to fill the card, one dispatch does what four
@@ -71,7 +71,8 @@ override KEY_CHUNKS: u32 = 16u;
 override KEY_LANES: u32 = 16u;
 override VALUE_CHUNKS: u32 = 16u;
 override VALUE_LANES: u32 = 16u;
-override SLICE_CHUNKS: u32 = 16u;
+override KEY_SLICE: u32 = 16u;
+override VALUE_SLICE: u32 = 16u;
 override IN_ORDER: bool = false; // kept tokens keep their order, else movers fill holes
 override SLOT_WORDS: u32 = 0u; // of workgroup memory for keys and slots alone; 0: they share that of the bins
 
@@ -232,11 +233,11 @@ fn fill_values_part(local_row: u32, part: u32, num_parts: u32, index: u32, len: 
 }
 
 fn key_slices() -> u32 {
-    return (KEY_CHUNKS + SLICE_CHUNKS - 1u) / SLICE_CHUNKS;
+    return (KEY_CHUNKS + KEY_SLICE - 1u) / KEY_SLICE;
 }
 
 fn value_slices() -> u32 {
-    return (VALUE_CHUNKS + SLICE_CHUNKS - 1u) / SLICE_CHUNKS;
+    return (VALUE_CHUNKS + VALUE_SLICE - 1u) / VALUE_SLICE;
 }
 
 // Positional: kept positions go to their ranks, a tile of loads, a barrier, the stores.

@@ -7,7 +7,7 @@ use crate::kernel::Checks;
 use crate::lattice::Lattice;
 use crate::layout::LayoutKind;
 use crate::module::{Access, Module, Tokens};
-use crate::moves::slice_chunks;
+use crate::moves::{even_slice, slice_chunks};
 use crate::pages::Views;
 use crate::params::BandParams;
 use crate::params_block::ParamsBlock;
@@ -229,9 +229,10 @@ impl Builder<'_> {
         checks: &mut Checks,
     ) -> (wgpu::ComputePipeline, u32) {
         let capabilities = &self.kernels().capabilities;
-        let lanes = if capabilities.serial { 1 } else { spec.lanes() };
+        let lanes = if capabilities.serial { 1 } else { spec.move_lanes() };
         let workgroup = if walks { capabilities.row_workgroup } else { WORKGROUP };
-        let slice = slice_chunks(&self.plan.shape, self.plan.shape.rows_per_layer(), workgroup);
+        let slice =
+            even_slice(spec.chunks(), slice_chunks(&self.plan.shape, self.plan.shape.rows_per_layer(), workgroup));
         let tail = spec.has_tail();
         let module =
             Module::CompactBands { vec4: draft.access == Access::Vec4, tail, pair: draft.source != draft.target };
@@ -239,7 +240,7 @@ impl Builder<'_> {
             ("WG_SIZE", f64::from(workgroup)),
             ("CHUNKS", f64::from(spec.chunks())),
             ("LANES", f64::from(lanes)),
-            ("SLICE_CHUNKS", f64::from(slice)),
+            ("SLICE", f64::from(slice)),
         ];
         constants.extend(tail.then(|| ("KEY_WORDS", f64::from(spec.row_bytes() / 4))));
         let entry = if walks { "walk_band" } else { "move_pair" };

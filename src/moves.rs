@@ -110,17 +110,19 @@ impl Builder<'_> {
 
     /// Lanes that move a row of a tensor. On a CPU an invocation moves whole rows.
     fn move_lanes(&self, spec: &TensorSpec) -> u32 {
-        if self.kernels().capabilities.serial { 1 } else { spec.lanes() }
+        if self.kernels().capabilities.serial { 1 } else { spec.move_lanes() }
     }
 
-    /// The constants of the kernels that move rows.
-    pub(crate) fn moves_constants(&self) -> [(&'static str, u32); 4] {
+    /// The constants of the kernels that move rows, by column slices of at most so many chunks.
+    pub(crate) fn moves_constants(&self, slice: u32) -> [(&'static str, u32); 6] {
         let (keys, values) = (&self.plan.shape.keys, &self.plan.shape.values);
         [
             ("KEY_CHUNKS", keys.chunks()),
             ("KEY_LANES", self.move_lanes(keys)),
             ("VALUE_CHUNKS", values.chunks()),
             ("VALUE_LANES", self.move_lanes(values)),
+            ("KEY_SLICE", even_slice(keys.chunks(), slice)),
+            ("VALUE_SLICE", even_slice(values.chunks(), slice)),
         ]
     }
 
@@ -146,8 +148,8 @@ impl Builder<'_> {
             tokens: draft.tokens,
         };
         let mut pipeline = |entry, workgroup: u32| {
-            let mut constants = vec![("WG_SIZE", f64::from(workgroup)), ("SLICE_CHUNKS", f64::from(slice))];
-            constants.extend(self.moves_constants().map(|(name, value)| (name, f64::from(value))));
+            let mut constants = vec![("WG_SIZE", f64::from(workgroup))];
+            constants.extend(self.moves_constants(slice).map(|(name, value)| (name, f64::from(value))));
             constants.extend(self.page_size());
             let words = [("KEY_WORDS", keys, tails.0), ("VALUE_WORDS", values, tails.1)].into_iter();
             constants.extend(words.filter(|w| w.2).map(|(name, spec, _)| (name, f64::from(spec.row_bytes() / 4))));
@@ -157,13 +159,14 @@ impl Builder<'_> {
         match self.plan.policy.order {
             Order::Fill => Moves::Fill { fill: pipeline("fill", WORKGROUP), unit },
             Order::Positional => {
-                let slices = keys.chunks().div_ceil(slice) + values.chunks().div_ceil(slice);
+                let slices = num_slices(shape, 1, slice);
+                let widest = even_slice(keys.chunks(), slice).max(even_slice(values.chunks(), slice));
                 Moves::Positional {
                     walk: pipeline("walk", wide),
                     range: pipeline("range", WORKGROUP),
                     slices,
                     walkers: slices.saturating_mul(draft.window.num_rows).saturating_mul(wide) / 1024,
-                    tile: 8 * wide / slice,
+                    tile: 8 * wide / widest,
                     unit,
                 }
             }
@@ -174,24 +177,58 @@ impl Builder<'_> {
 /// Workgroups of a walk by slices of four chunks up to which slices of two are faster.
 const FEW_WALKS: u32 = 32;
 
-/// Widest column slice of a walk, 16-byte chunks.
+/// Widest part of a row that a workgroup walks, 16-byte chunks.
 pub(crate) const MAX_SLICE: u32 = 16;
 
-/// Column slices of a walk, 16-byte chunks: as wide as leaves enough workgroups to fill the card. The narrowest cost more
-/// a byte and pay only where workgroups are few. See `benches/record`.
-pub(crate) fn slice_chunks(shape: &KvShape, rows: u32, workgroup: u32) -> u32 {
-    let chunks = rows.saturating_mul(shape.keys.chunks() + shape.values.chunks());
-    let wanted = 64 * 1024 / workgroup;
-    let narrowest = if workgroup == 1024 && chunks > 4 * FEW_WALKS { 4 } else { 2 };
-    [MAX_SLICE, 8, 4].into_iter().find(|slice| chunks / slice >= wanted).unwrap_or(narrowest)
+/// Widest row that a workgroup walks whole, 16-byte chunks, where others take more of them.
+const MAX_WHOLE: u32 = 48;
+
+/// Workgroups of 1024 that a card walks with at once. See `benches/record`.
+const CARD: u32 = 132;
+
+/// Column slices of a row of so many chunks, none wider than `most`: as wide as each other but for the last, and of whole
+/// 32-byte sectors, which two workgroups would load twice.
+pub(crate) fn even_slice(chunks: u32, most: u32) -> u32 {
+    match chunks.div_ceil(most) {
+        1 => chunks,
+        slices => chunks.div_ceil(slices).next_multiple_of(2),
+    }
 }
 
-/// As [`slice_chunks`], of rows that are walked by nothing else: a card takes some 128 workgroups of 1024 at once, and where
-/// the widest slices are half as many, the next fill it.
+/// Column slices of so many rows' keys and values.
+pub(crate) fn num_slices(shape: &KvShape, rows: u32, slice: u32) -> u32 {
+    rows.saturating_mul(shape.keys.chunks().div_ceil(slice) + shape.values.chunks().div_ceil(slice))
+}
+
+/// Widest column slices of rows that are selected by the workgroups that walk, 16-byte chunks: as wide as leaves enough
+/// workgroups to fill the card. The narrowest cost more a byte and pay only where workgroups are few. See `benches/record`.
+pub(crate) fn slice_chunks(shape: &KvShape, rows: u32, workgroup: u32) -> u32 {
+    let wanted = 64 * 1024 / workgroup;
+    let widest = shape.keys.chunks().max(shape.values.chunks());
+    if widest < 2 * MAX_SLICE && num_slices(shape, rows, widest) >= wanted {
+        return widest;
+    }
+    let chunks = rows.saturating_mul(shape.keys.chunks() + shape.values.chunks());
+    let narrowest = if workgroup == 1024 && chunks > 4 * FEW_WALKS { 4 } else { 2 };
+    let is_enough = |slice: &u32| chunks / slice >= wanted || num_slices(shape, rows, *slice) > wanted;
+    [MAX_SLICE, 8, 4].into_iter().find(is_enough).unwrap_or(narrowest)
+}
+
+/// As [`slice_chunks`], of rows that are walked by nothing else: whole, where they are more than half of what the card takes
+/// at once, or halves, where these take fewer than twice the rounds.
 fn walk_slice(shape: &KvShape, rows: u32, workgroup: u32) -> u32 {
-    let slice = slice_chunks(shape, rows, workgroup);
-    let workgroups = rows.saturating_mul(shape.keys.chunks() + shape.values.chunks()) / slice;
-    if slice == MAX_SLICE && workgroups <= 64 * 1024 / workgroup { slice / 2 } else { slice }
+    let at_once = |wide: u32| wide * 1024 / workgroup;
+    let widest = shape.keys.chunks().max(shape.values.chunks());
+    let whole = num_slices(shape, rows, widest);
+    if widest <= MAX_WHOLE && whole > at_once(64) {
+        let rounds = |workgroups: u32| workgroups.div_ceil(at_once(CARD));
+        let is_halved = widest > MAX_SLICE && rounds(whole.saturating_mul(2)) < 2 * rounds(whole);
+        return if is_halved { widest.div_ceil(2).next_multiple_of(2) } else { widest };
+    }
+    if num_slices(shape, rows, MAX_SLICE) > at_once(64) {
+        return MAX_SLICE;
+    }
+    slice_chunks(shape, rows, workgroup).min(MAX_SLICE / 2)
 }
 
 #[cfg(test)]
@@ -221,7 +258,17 @@ mod tests {
             (40, 128, 16),
             (64, 64, 8),
             (16, 256, 8),
-            (64, 256, 16),
+            (64, 256, 32),
+            (64, 512, 16),
+            (48, 80, 10),
+            (16, 96, 4),
+            (24, 96, 8),
+            (16, 160, 8),
+            (24, 160, 16),
+            (64, 160, 20),
+            (96, 160, 10),
+            (112, 160, 20),
+            (96, 128, 16),
         ];
         for (rows, head_dim, slice) in expected {
             assert_eq!(of(rows, head_dim).1, slice, "{rows} rows of {head_dim}");

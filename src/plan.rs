@@ -356,7 +356,7 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
 
 /// The grids of the longest rows must fit the device.
 fn check_grid(shape: &KvShape, tiles: &ScoreTiles, available: u32) -> Result<(), BuildError> {
-    let lanes = shape.keys.lanes().max(shape.values.lanes());
+    let lanes = shape.keys.move_lanes().max(shape.values.move_lanes());
     let needed = shape.capacity.div_ceil(tiles.plain).max((shape.capacity / 2 + 1).div_ceil(WORKGROUP / lanes * 4));
     if needed > available {
         return Err(BuildError::Limit {

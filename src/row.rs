@@ -8,7 +8,7 @@ use crate::first_digit::digit_window;
 use crate::kernel::Checks;
 use crate::layout::LayoutKind;
 use crate::module::{Access, Module};
-use crate::moves::{MAX_SLICE, slice_chunks};
+use crate::moves::{num_slices, slice_chunks};
 use crate::pages::Views;
 use crate::params::{RowParams, TensorLayout};
 use crate::plan::ROW_TOKENS;
@@ -95,6 +95,9 @@ impl Bound {
 /// would do so in turn.
 const FILL_PARTS: u32 = 64;
 
+/// Widest part of a row that the workgroup of a whole row walks at a time, 16-byte chunks.
+const WHOLE_SLICE: u32 = 64;
+
 impl Builder<'_> {
     /// By which kernels so many rows are taken, of ever longer rows.
     fn taken(&self, num_rows: u32) -> impl Iterator<Item = Taken> {
@@ -178,13 +181,12 @@ impl Builder<'_> {
         let (shape, policy) = (&self.plan.shape, &self.plan.policy);
         let (keys, values) = (&shape.keys, &shape.values);
         if let Some(slot_words) = slot_words {
-            let chunks = keys.chunks().max(values.chunks());
-            return (Parts::Whole { slot_words }, chunks.next_power_of_two().min(MAX_SLICE));
+            return (Parts::Whole { slot_words }, WHOLE_SLICE);
         }
         let slice = slice_chunks(shape, num_rows, workgroup);
         let parts = match policy.order {
-            Order::Fill => Parts::Shares { unit: workgroup / keys.lanes().max(values.lanes()) * 4 },
-            Order::Positional => Parts::Slices(keys.chunks().div_ceil(slice) + values.chunks().div_ceil(slice)),
+            Order::Fill => Parts::Shares { unit: workgroup / keys.move_lanes().max(values.move_lanes()) * 4 },
+            Order::Positional => Parts::Slices(num_slices(shape, 1, slice)),
         };
         (parts, slice)
     }
@@ -205,11 +207,10 @@ impl Builder<'_> {
             ("WG_SIZE", workgroup),
             ("LANES", shape.keys.norm_lanes()),
             ("CHUNKS", shape.keys.norm_chunks()),
-            ("SLICE_CHUNKS", slice),
             ("SLOT_WORDS", slot_words),
             ("IN_ORDER", u32::from(self.plan.policy.order == Order::Positional)),
         ];
-        constants.extend(self.moves_constants());
+        constants.extend(self.moves_constants(slice));
         let constants: Vec<_> = constants.into_iter().map(|(name, value)| (name, f64::from(value))).collect();
         let reduction = self.kernels().capabilities.reduction(shape.keys.norm_lanes());
         let num_layers = word(draft.array.len() as u64);

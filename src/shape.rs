@@ -109,10 +109,10 @@ impl TensorSpec {
         self.row_bytes().div_ceil(16)
     }
 
-    /// Lanes that move a token: the next power of two of its chunks, at most 32.
-    #[must_use]
-    pub const fn lanes(&self) -> u32 {
-        lanes_of(self.chunks())
+    /// Lanes that move a token: as many as it has chunks, or so many that each has as many.
+    pub(crate) const fn move_lanes(&self) -> u32 {
+        let chunks = self.chunks();
+        if chunks <= 48 { chunks } else { chunks.div_ceil(chunks.div_ceil(32)) }
     }
 
     /// What a lane sums at a time in the norm: 16-byte chunks, of quantised rows blocks of 32 elements.

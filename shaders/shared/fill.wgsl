@@ -1,11 +1,11 @@
-// Fill: the j-th mover goes to the j-th hole, four of them an invocation from `first` on, LANES invocations to a row. The
-// module gives the slots: hole_at, mover_at.
+// Fill: the j-th mover goes to the j-th hole, four of them an invocation from `first` on, LANES invocations to a row, and what
+// they leave of a workgroup idle. The module gives the slots: hole_at, mover_at.
 
 fn fill_keys(row: u32, first: u32, index: u32, len: u32, num_moved: u32) {
     let groups = WG_SIZE / KEY_LANES;
     let lane = index % KEY_LANES;
     let j = first + index / KEY_LANES;
-    if j >= num_moved {
+    if j >= num_moved || index >= groups * KEY_LANES {
         return;
     }
     let last = num_moved - 1u;
@@ -43,7 +43,7 @@ fn fill_values(row: u32, first: u32, index: u32, len: u32, num_moved: u32) {
     let groups = WG_SIZE / VALUE_LANES;
     let lane = index % VALUE_LANES;
     let j = first + index / VALUE_LANES;
-    if j >= num_moved {
+    if j >= num_moved || index >= groups * VALUE_LANES {
         return;
     }
     let last = num_moved - 1u;

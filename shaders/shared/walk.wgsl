@@ -1,13 +1,13 @@
 // Positional: a workgroup walks up the kept slots of a row in one column slice. The module gives the slots: kept_at.
 
 fn walk_keys(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
-    let c = slice * SLICE_CHUNKS + index % SLICE_CHUNKS;
-    let pieces = WG_SIZE / SLICE_CHUNKS;
+    let c = slice * KEY_SLICE + index % KEY_SLICE;
+    let pieces = WG_SIZE / KEY_SLICE;
     let place = place_of_row(params.keys, row);
-    let valid = c < KEY_CHUNKS;
+    let valid = c < KEY_CHUNKS && index < pieces * KEY_SLICE;
     let last = max(budget, 1u) - 1u;
     for (var base = first; base < budget; base += 8u * pieces) {
-        let r0 = base + index / SLICE_CHUNKS;
+        let r0 = base + index / KEY_SLICE;
         let r1 = r0 + 1u * pieces;
         let r2 = r0 + 2u * pieces;
         let r3 = r0 + 3u * pieces;
@@ -64,13 +64,13 @@ fn walk_keys(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
 }
 
 fn walk_values(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
-    let c = slice * SLICE_CHUNKS + index % SLICE_CHUNKS;
-    let pieces = WG_SIZE / SLICE_CHUNKS;
+    let c = slice * VALUE_SLICE + index % VALUE_SLICE;
+    let pieces = WG_SIZE / VALUE_SLICE;
     let place = place_of_row(params.values, row);
-    let valid = c < VALUE_CHUNKS;
+    let valid = c < VALUE_CHUNKS && index < pieces * VALUE_SLICE;
     let last = max(budget, 1u) - 1u;
     for (var base = first; base < budget; base += 8u * pieces) {
-        let r0 = base + index / SLICE_CHUNKS;
+        let r0 = base + index / VALUE_SLICE;
         let r1 = r0 + 1u * pieces;
         let r2 = r0 + 2u * pieces;
         let r3 = r0 + 3u * pieces;

@@ -21,7 +21,7 @@ const TINY: f32 = 8.673_617_4e-19;
 /// Tokens whose keys are added up before tiles are.
 #[must_use]
 pub const fn sum_tile(spec: &TensorSpec) -> u32 {
-    let round = WORKGROUP / spec.lanes() * 4;
+    let round = WORKGROUP / spec.norm_lanes() * 4;
     round * 256_u32.div_ceil(round)
 }
 
@@ -65,7 +65,7 @@ fn read_keys(spec: &TensorSpec, keys: &[u8]) -> Vec<Key> {
 /// The sum of the row's keys, each times its weight.
 fn sum_keys(spec: &TensorSpec, keys: &[Key], weight: impl Fn(f32) -> f32) -> Vec<f32> {
     let tile = sum_tile(spec) as usize;
-    let groups = (WORKGROUP / spec.lanes()) as usize;
+    let groups = (WORKGROUP / spec.norm_lanes()) as usize;
     let dim = spec.head_dim as usize;
     let add = |sum: &mut [f32], other: &[f32]| sum.iter_mut().zip(other).for_each(|(s, o)| *s += o);
     let mut segments = vec![vec![0.0; dim]; SEGMENTS];
@@ -91,7 +91,7 @@ fn sum_keys(spec: &TensorSpec, keys: &[Key], weight: impl Fn(f32) -> f32) -> Vec
 
 /// Adds what each element of a key gives, `term(sum, element, element of the mean)`, lane by lane as the norm does.
 fn lane_sum(spec: &TensorSpec, elements: &[f32], mean: &[f32], term: impl Fn(f32, f32, f32) -> f32) -> f32 {
-    let lanes = spec.lanes() as usize;
+    let lanes = spec.norm_lanes() as usize;
     let chunk_len = (16 / spec.dtype.size_bytes()) as usize;
     let mut sums = vec![0.0; lanes];
     for (ix, (&e, &m)) in elements.iter().zip(mean).enumerate() {

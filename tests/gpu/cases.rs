@@ -53,6 +53,32 @@ fn subgroups_and_lanes() {
     }
 }
 
+/// Rows of 3 to 40 chunks that divide no workgroup: moved by as many lanes, and in slices of which the last is narrower; of
+/// few rows narrow ones, of 24 sixteens, of 40 whole rows, of 96 halves.
+#[test]
+fn chunks_that_divide_no_workgroup() {
+    let head_dims = [(24, 40), (80, 160), (96, 112), (320, 192)];
+    for (head_dim, head_dim_of_values) in head_dims {
+        for subgroups in [Switch::Off, Switch::On] {
+            for (selector, order) in SELECTORS[..2].iter().flat_map(|&s| ORDERS.map(|o| (s, o))) {
+                let mut case = Case::new(shape(1, 2, 1100, head_dim, Dtype::F16), policy(0.6, selector, order));
+                case.shape.values.head_dim = head_dim_of_values;
+                case.options = Options::with_subgroups(subgroups);
+                run(&case);
+            }
+        }
+    }
+    for num_heads in [24, 40, 96] {
+        for (head_dim, head_dim_of_values) in [(160, 80), (96, 192)] {
+            let policy = policy(0.6, Selector::Radix, Order::Positional);
+            let mut case = Case::new(shape(1, num_heads, 1100, head_dim, Dtype::F16), policy);
+            case.shape.values.head_dim = head_dim_of_values;
+            case.options = Options::with_subgroups(Switch::Off);
+            run(&case);
+        }
+    }
+}
+
 #[test]
 fn layouts() {
     let layouts = [
