@@ -75,7 +75,7 @@ pub struct RunArgs {
     /// Elements a token.
     #[arg(long, value_delimiter = ',', default_value = "128")]
     pub head_dim: Vec<u32>,
-    /// f16, bf16, f32.
+    /// f16, bf16, f32, q8_0, q4_0, i8scaled; quantised rows by --score norm alone.
     #[arg(long, value_delimiter = ',', value_parser = parse_dtype, default_value = "f16")]
     pub dtype: Vec<Dtype>,
     /// Shares of tokens that are kept.
@@ -179,8 +179,10 @@ fn one_of<T: Copy>(text: &str, known: &[(&str, T)]) -> Result<T, String> {
     known.iter().find(|k| k.0 == text).map(|k| k.1).ok_or_else(|| format!("expected one of {}", names.join(", ")))
 }
 
-fn parse_dtype(text: &str) -> Result<Dtype, String> {
-    one_of(text, &[("f16", Dtype::F16), ("bf16", Dtype::Bf16), ("f32", Dtype::F32)])
+pub fn parse_dtype(text: &str) -> Result<Dtype, String> {
+    let floats = [("f16", Dtype::F16), ("bf16", Dtype::Bf16), ("f32", Dtype::F32)];
+    let quantised = [("q8_0", Dtype::Q8_0), ("q4_0", Dtype::Q4_0), ("i8scaled", Dtype::I8Scaled)];
+    one_of(text, &[floats, quantised].concat())
 }
 
 fn parse_order(text: &str) -> Result<Order, String> {

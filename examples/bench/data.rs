@@ -24,14 +24,19 @@ pub enum Norms {
 
 impl Norms {
     /// First scale, number of scales, flatness and the bits of the unit, for `shaders/generate.wgsl`.
-    const fn params(self) -> [u32; 4] {
-        const UNIT: f32 = 1.0 / 32768.0;
+    const fn params(self, dtype: Dtype) -> [u32; 4] {
+        // Quants are smaller than what others are scaled from, so that norms come out about the same.
+        let unit = match dtype {
+            Dtype::Q8_0 | Dtype::I8Scaled => 2.0,
+            Dtype::Q4_0 => 32.0,
+            _ => 1.0,
+        } / 32768.0;
         match self {
-            Self::Wide => [64, 192, 0, UNIT.to_bits()],
-            Self::Close => [255, 1, 0, UNIT.to_bits()],
-            Self::Alike => [255, 1, 1, UNIT.to_bits()],
-            Self::Equal => [255, 1, 2, UNIT.to_bits()],
-            Self::Far => [64, 192, 0, (64.0 * UNIT).to_bits()],
+            Self::Wide => [64, 192, 0, f32::to_bits(unit)],
+            Self::Close => [255, 1, 0, f32::to_bits(unit)],
+            Self::Alike => [255, 1, 1, f32::to_bits(unit)],
+            Self::Equal => [255, 1, 2, f32::to_bits(unit)],
+            Self::Far => [64, 192, 0, f32::to_bits(64.0 * unit)],
         }
     }
 
@@ -121,6 +126,17 @@ const fn mantissa_bits(dtype: Dtype) -> u32 {
     }
 }
 
+/// Bytes of a block and of its scale, a byte of quants of one magnitude, and the bits by which it differs from that of the
+/// other sign; 0 where rows are not quantised.
+const fn blocks(spec: &TensorSpec) -> [u32; 4] {
+    match spec.dtype {
+        Dtype::Q8_0 => [34, 2, 0x40, 0x80],
+        Dtype::Q4_0 => [18, 2, 0xcc, 0x88],
+        Dtype::I8Scaled => [spec.row_bytes(), 4, 0x40, 0x80],
+        _ => [0; 4],
+    }
+}
+
 /// Workgroups of a grid-stride loop.
 fn stride_groups(words: u64) -> u32 {
     u32::try_from(words.div_ceil(256 * 32)).unwrap_or(u32::MAX).clamp(1, 16384)
@@ -178,11 +194,11 @@ fn generate(
     buffer: &wgpu::Buffer,
     seed: u32,
 ) -> Result<()> {
-    let [first_scale, num_scales, flatness, unit] = norms.params();
+    let [first_scale, num_scales, flatness, unit] = norms.params(spec.dtype);
     for (offset, size) in gpu.windows(buffer.size()) {
         let window = [word(offset / 4)?, word(size / 4)?];
         let words = [spec.row_bytes() / 4, seed, mantissa_bits(spec.dtype), first_scale, num_scales, flatness, unit];
-        let words: Vec<u32> = window.into_iter().chain(words).collect();
+        let words: Vec<u32> = window.into_iter().chain(words).chain(blocks(spec)).collect();
         let params = gpu.uniform(&words);
         let group = kernel.group(gpu, &[(0, params.as_entire_binding()), (1, part(buffer, offset, size))]);
         let mut encoder = gpu.encoder();

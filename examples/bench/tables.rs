@@ -1,6 +1,9 @@
 //! `bench table`, `bench compare` and `bench ratio`: finished reports side by side.
 
+use keynorm::TensorSpec;
+
 use crate::case::DECODE;
+use crate::cli::parse_dtype;
 use crate::design::{
     self, DECODE_LAYERS, FLOOR_PERCENT, GOALS, Goal, KEYDIFF_OVER_FLOOR, LARGE_BYTES, MANY_ROWS, MANY_ROWS_EXTRA_US,
     MANY_ROWS_FLOOR_SHARE,
@@ -62,8 +65,8 @@ fn goal_of(row: &Row, on_h100: bool) -> Option<&'static Goal> {
 }
 
 fn key_bytes(row: &Row) -> u64 {
-    let element = if row.dtype == "f32" { 4 } else { 2 };
-    [row.batch_rows, row.seq_len, row.head_dim].iter().fold(element * u64::from(row.layers), |a, &b| a * u64::from(b))
+    let token = parse_dtype(&row.dtype).map_or(0, |dtype| TensorSpec::new(dtype, row.head_dim).row_bytes());
+    [row.batch_rows, row.seq_len, token].iter().fold(row.layers.into(), |bytes, &n| bytes * u64::from(n))
 }
 
 /// Goal (of an H100), measured, PyTorch's best and the floor beside each other.

@@ -1,6 +1,7 @@
 // Fills a window of a tensor with about normal elements: each is the sum of four uniform bytes times the scale of its
 // token; or, where tokens are to be alike, of one magnitude but for the first of a token. All arithmetic is exact (integers
-// cut to the width of the dtype), so every device makes the same bits.
+// cut to the width of the dtype), so every device makes the same bits. Quantised rows have uniform quants, and the token's
+// scale in each block.
 // Reference: examples/bench/data.rs.
 
 struct Params {
@@ -13,16 +14,23 @@ struct Params {
     num_scales: u32,
     flatness: u32,      // 1: one magnitude but for the first element, 2: of that too
     unit: f32,          // a power of two, by which all is multiplied
+    block_bytes: u32,   // of quantised rows; 0: others
+    scale_bytes: u32,   // at a block's begin: 2 f16, 4 f32
+    flat_quants: u32,   // byte of quants of one magnitude; their signs are not alike
+    flat_signs: u32,    // bits by which it differs from that of the other sign
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> tensor: array<u32>;
 
+fn scale_of(token: u32) -> u32 {
+    return params.first_scale + mix(token ^ ~params.seed) % params.num_scales;
+}
+
 fn element(element_ix: u32, token: u32, is_first: bool) -> f32 {
     let bits = mix(element_ix ^ params.seed);
     let sum = i32((bits & 255u) + ((bits >> 8u) & 255u) + ((bits >> 16u) & 255u) + (bits >> 24u)) - 510;
-    let scale = params.first_scale + mix(token ^ ~params.seed) % params.num_scales;
-    var magnitude = u32(abs(sum)) * scale;
+    var magnitude = u32(abs(sum)) * scale_of(token);
     if params.flatness > 0u {
         magnitude = select(0x10000u, (bits >> 22u) << 6u, is_first && params.flatness == 1u);
     }
@@ -31,9 +39,32 @@ fn element(element_ix: u32, token: u32, is_first: bool) -> f32 {
     return select(kept, -kept, sum < 0);
 }
 
+// Two bytes of a quantised row; scales have eight bits, so that they are exact in f16 and in the upper half of an f32.
+fn quants(half_ix: u32, token: u32) -> u32 {
+    let at = half_ix % (2u * params.token_words) * 2u;
+    let in_block = at % params.block_bytes;
+    if in_block < params.scale_bytes {
+        let scale = f32(scale_of(token)) * params.unit;
+        if params.scale_bytes == 2u {
+            return pack2x16float(vec2f(scale, 0.0));
+        }
+        return select(0u, bitcast<u32>(scale) >> 16u, in_block == 2u);
+    }
+    let bits = mix(half_ix ^ params.seed);
+    let is_first = at == params.scale_bytes;
+    if params.flatness == 0u || (is_first && params.flatness == 1u) {
+        return bits & 0xffffu;
+    }
+    let signs = vec2u(bits, bits >> 8u) & vec2u(params.flat_signs);
+    return (params.flat_quants ^ signs.x) | ((params.flat_quants ^ signs.y) << 8u);
+}
+
 fn word(word_ix: u32) -> u32 {
     let token = word_ix / params.token_words;
     let is_first = word_ix % params.token_words == 0u;
+    if params.block_bytes > 0u {
+        return quants(2u * word_ix, token) | (quants(2u * word_ix + 1u, token) << 16u);
+    }
     if params.mantissa_bits == 24u {
         return bitcast<u32>(element(word_ix, token, is_first));
     }
