@@ -7,8 +7,8 @@
 //!   3 lists read u32 [row, lists_stride]
 //!   4 row_infos read RowInfo [row]
 //! Entry points: move_pair · dispatch (any, num_rows, 1) · none: walks on by its grid
-//!   walk_band · dispatch (ceil(CHUNKS / SLICE), num_rows, 1) · none
-//! Overrides: WG_SIZE = 256; CHUNKS = 16, in 2..=128; LANES = 16, in 1..=48; SLICE = 4, chunks of a column slice, at most
+//!   walk_band · dispatch (ceil(KEY_CHUNKS / SLICE), num_rows, 1) · none
+//! Overrides: WG_SIZE = 256; KEY_CHUNKS = 16, in 2..=128; LANES = 16, in 1..=48; SLICE = 4, chunks of a column slice, at most
 //!   WG_SIZE; KEY_WORDS = 33
 //! Workgroup bytes: 8
 //! Algorithm: sources and destinations both ascend, so the moves from one band to another are neighbours in the
@@ -39,7 +39,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read> row_infos: array<RowInfo>;
 
 override WG_SIZE: u32 = 256u;
-override CHUNKS: u32 = 16u;
+override KEY_CHUNKS: u32 = 16u;
 override LANES: u32 = 16u;
 override SLICE: u32 = 4u;
 
@@ -131,7 +131,7 @@ fn move_pair(
         let d1 = row_base + slot_of(wg.y, min(j1, last)) * stride;
         let d2 = row_base + slot_of(wg.y, min(j2, last)) * stride;
         let d3 = row_base + slot_of(wg.y, min(j3, last)) * stride;
-        for (var c = lane; c < CHUNKS; c += LANES) {
+        for (var c = lane; c < KEY_CHUNKS; c += LANES) {
             let c0 = load_key_chunk(s0, c);
             let c1 = load_key_chunk(s1, c);
             let c2 = load_key_chunk(s2, c);
@@ -158,7 +158,7 @@ fn walk_band(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_ind
     let moves = workgroupUniformLoad(&wg_moves);
     let c = wg.x * SLICE + index % SLICE;
     let pieces = WG_SIZE / SLICE;
-    let valid = c < CHUNKS && index < pieces * SLICE;
+    let valid = c < KEY_CHUNKS && index < pieces * SLICE;
     let row_base = row_base_of(wg.y);
     let sources = sources_of(wg.y);
     let stride = params.tensor.token_stride;

@@ -229,28 +229,26 @@ impl Builder<'_> {
         checks: &mut Checks,
     ) -> (wgpu::ComputePipeline, u32) {
         let capabilities = &self.kernels().capabilities;
-        let lanes = if capabilities.serial { 1 } else { spec.move_lanes() };
+        let row = self.moved(spec, draft.access);
         let workgroup = if walks { capabilities.row_workgroup } else { WORKGROUP };
-        let slice =
-            even_slice(spec.chunks(), slice_chunks(&self.plan.shape, self.plan.shape.rows_per_layer(), workgroup));
-        let tail = spec.has_tail();
-        let module =
-            Module::CompactBands { vec4: draft.access == Access::Vec4, tail, pair: draft.source != draft.target };
+        let slice = slice_chunks([row.chunks; 2], self.plan.shape.rows_per_layer(), workgroup);
+        let slice = even_slice(row.chunks, slice);
+        let module = Module::CompactBands { vec4: row.words.is_none(), pair: draft.source != draft.target };
         let mut constants = vec![
             ("WG_SIZE", f64::from(workgroup)),
-            ("CHUNKS", f64::from(spec.chunks())),
-            ("LANES", f64::from(lanes)),
+            ("KEY_CHUNKS", f64::from(row.chunks)),
+            ("LANES", f64::from(row.lanes)),
             ("SLICE", f64::from(slice)),
         ];
-        constants.extend(tail.then(|| ("KEY_WORDS", f64::from(spec.row_bytes() / 4))));
+        constants.extend(row.words.map(|words| ("KEY_WORDS", f64::from(words))));
         let entry = if walks { "walk_band" } else { "move_pair" };
         let pipeline = self.kernels().pipeline(module, entry, &constants, checks);
         if walks {
-            return (pipeline, spec.chunks().div_ceil(slice));
+            return (pipeline, row.chunks.div_ceil(slice));
         }
         // No pair moves more rows than the shorter of its bands has; a dispatch goes round where it moves more.
         let slots = |s: &Band| s.end_slot - s.first_slot;
         let most = slots(&draft.source).min(slots(&draft.target));
-        (pipeline, most.div_ceil(WORKGROUP / lanes * 4).min(capabilities.max_workgroups))
+        (pipeline, most.div_ceil(WORKGROUP / row.lanes * 4).min(capabilities.max_workgroups))
     }
 }

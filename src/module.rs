@@ -116,8 +116,6 @@ pub enum Module {
         keys_vec4: bool,
         /// Likewise for values; `None` when they are bound with the keys.
         values_vec4: Option<bool>,
-        /// Rows of keys, of values, end within a 16-byte chunk.
-        tails: (bool, bool),
         /// How tokens are found.
         tokens: Tokens,
     },
@@ -136,8 +134,6 @@ pub enum Module {
     CompactBands {
         /// 16-byte accesses, else 4-byte ones.
         vec4: bool,
-        /// Rows end within a 16-byte chunk.
-        tail: bool,
         /// From one band to another, else within one.
         pair: bool,
     },
@@ -181,32 +177,14 @@ impl Module {
                 }
             }
         }
-        all.push(Self::Compact {
-            keys_vec4: true,
-            values_vec4: Some(true),
-            tails: (false, false),
-            tokens: Tokens::Arrays,
-        });
+        all.push(Self::Compact { keys_vec4: true, values_vec4: Some(true), tokens: Tokens::Arrays });
         for keys_vec4 in [true, false] {
             for values_vec4 in [Some(true), Some(false), None] {
-                for tokens in [Tokens::Strided, Tokens::Paged] {
-                    all.push(Self::Compact { keys_vec4, values_vec4, tails: (false, false), tokens });
-                    // Rows with a tail are moved by words; of values that are bound with such keys, neither goes by chunks.
-                    for tails in [(false, true), (true, false), (true, true)] {
-                        let by_chunks = (tails.0 || values_vec4.is_none()) && keys_vec4;
-                        let values_by_chunks = tails.1 && values_vec4 == Some(true);
-                        let keys_alone = values_vec4.is_none() && tails == (true, false);
-                        if !by_chunks && !values_by_chunks && !keys_alone {
-                            all.push(Self::Compact { keys_vec4, values_vec4, tails, tokens });
-                        }
-                    }
-                }
+                let tokens = [Tokens::Strided, Tokens::Paged];
+                all.extend(tokens.map(|tokens| Self::Compact { keys_vec4, values_vec4, tokens }));
             }
-            for pair in [true, false] {
-                all.push(Self::CompactBands { vec4: keys_vec4, tail: false, pair });
-            }
+            all.extend([true, false].map(|pair| Self::CompactBands { vec4: keys_vec4, pair }));
         }
-        all.extend([true, false].map(|pair| Self::CompactBands { vec4: false, tail: true, pair }));
         for dtype in [Dtype::Q8_0, Dtype::Q4_0, Dtype::I8Scaled] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup, Reduction::Serial] {
                 for paged in [false, true] {

@@ -7,7 +7,7 @@ use crate::module::{Access, Module};
 use crate::plan::WORKGROUP;
 use crate::policy::Order;
 use crate::ranges::{RangeRule, Ranges, Walk, ranges};
-use crate::shape::{KvShape, TensorSpec};
+use crate::shape::TensorSpec;
 
 #[derive(Debug)]
 pub(crate) enum Moves {
@@ -108,22 +108,9 @@ impl Builder<'_> {
         checks.guard(self.device, "keynorm.starts", || self.device.create_buffer(&descriptor))
     }
 
-    /// Lanes that move a row of a tensor. On a CPU an invocation moves whole rows.
-    fn move_lanes(&self, spec: &TensorSpec) -> u32 {
-        if self.kernels().capabilities.serial { 1 } else { spec.move_lanes() }
-    }
-
-    /// The constants of the kernels that move rows, by column slices of at most so many chunks.
-    pub(crate) fn moves_constants(&self, slice: u32) -> [(&'static str, u32); 6] {
-        let (keys, values) = (&self.plan.shape.keys, &self.plan.shape.values);
-        [
-            ("KEY_CHUNKS", keys.chunks()),
-            ("KEY_LANES", self.move_lanes(keys)),
-            ("VALUE_CHUNKS", values.chunks()),
-            ("VALUE_LANES", self.move_lanes(values)),
-            ("KEY_SLICE", even_slice(keys.chunks(), slice)),
-            ("VALUE_SLICE", even_slice(values.chunks(), slice)),
-        ]
+    /// How rows of a tensor are moved that is reached so.
+    pub(crate) fn moved(&self, spec: &TensorSpec, access: Access) -> MovedRow {
+        MovedRow::new(spec, access == Access::Vec4, self.kernels().capabilities.serial)
     }
 
     pub(crate) fn moves(&self, draft: &LayerDraft, checks: &mut Checks) -> Moves {
@@ -135,32 +122,32 @@ impl Builder<'_> {
             ..=1024 => WORKGROUP,
             _ => self.kernels().capabilities.row_workgroup,
         };
-        let slice = if serial { MAX_SLICE } else { walk_slice(shape, draft.window.num_rows, wide) };
-        let (keys, values) = (&shape.keys, &shape.values);
-        let (key_lanes, value_lanes) = (self.move_lanes(keys), self.move_lanes(values));
-        // Bound with keys that end within a chunk, values do not go by the keys' file.
+        // Bound with the keys, values are reached as they are.
         let is_joined = draft.values_access == Access::Joined;
-        let tails = (keys.has_tail(), values.has_tail() || (is_joined && keys.has_tail()));
+        let values_access = if is_joined { draft.keys_access } else { draft.values_access };
+        let keys = self.moved(&shape.keys, draft.keys_access);
+        let values = self.moved(&shape.values, values_access);
+        let chunks = [keys.chunks, values.chunks];
+        let slice = if serial { MAX_SLICE } else { walk_slice(chunks, draft.window.num_rows, wide) };
         let module = Module::Compact {
-            keys_vec4: draft.keys_access == Access::Vec4,
-            values_vec4: (draft.values_access != Access::Joined).then_some(draft.values_access == Access::Vec4),
-            tails,
+            keys_vec4: keys.words.is_none(),
+            values_vec4: (!is_joined).then_some(values.words.is_none()),
             tokens: draft.tokens,
         };
         let mut pipeline = |entry, workgroup: u32| {
             let mut constants = vec![("WG_SIZE", f64::from(workgroup))];
-            constants.extend(self.moves_constants(slice).map(|(name, value)| (name, f64::from(value))));
+            constants.extend(moves_constants([keys, values], slice).map(|(name, value)| (name, f64::from(value))));
             constants.extend(self.page_size());
-            let words = [("KEY_WORDS", keys, tails.0), ("VALUE_WORDS", values, tails.1)].into_iter();
-            constants.extend(words.filter(|w| w.2).map(|(name, spec, _)| (name, f64::from(spec.row_bytes() / 4))));
+            let words = [("KEY_WORDS", keys.words), ("VALUE_WORDS", values.words)].into_iter();
+            constants.extend(words.filter_map(|(name, words)| Some((name, f64::from(words?)))));
             self.kernels().pipeline_of(module, entry, word(draft.array.len() as u64), &constants, checks)
         };
-        let unit = WORKGROUP / key_lanes.max(value_lanes) * 4;
+        let unit = WORKGROUP / keys.lanes.max(values.lanes) * 4;
         match self.plan.policy.order {
             Order::Fill => Moves::Fill { fill: pipeline("fill", WORKGROUP), unit },
             Order::Positional => {
-                let slices = num_slices(shape, 1, slice);
-                let widest = even_slice(keys.chunks(), slice).max(even_slice(values.chunks(), slice));
+                let slices = num_slices(chunks, 1, slice);
+                let widest = even_slice(keys.chunks, slice).max(even_slice(values.chunks, slice));
                 Moves::Positional {
                     walk: pipeline("walk", wide),
                     range: pipeline("range", WORKGROUP),
@@ -172,6 +159,51 @@ impl Builder<'_> {
             }
         }
     }
+}
+
+/// How a tensor's rows are moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MovedRow {
+    /// Of 16 bytes; of rows that are moved by words, four words at most.
+    pub chunks: u32,
+    /// Lanes of a row, each with as many chunks as the others or one less.
+    pub lanes: u32,
+    /// Words of a row that is moved by words.
+    pub words: Option<u32>,
+}
+
+impl MovedRow {
+    /// Most lanes of a row.
+    pub const MOST_LANES: u32 = 48;
+
+    /// On a CPU an invocation moves whole rows. Elsewhere lanes access words one by one, so that those of a warp lie side by
+    /// side, and take as few of them as lets a workgroup have several rows. See `benches/record`.
+    pub const fn new(spec: &TensorSpec, vec4: bool, serial: bool) -> Self {
+        let words = spec.row_bytes() / 4;
+        let a_chunk = words.div_ceil(40);
+        let a_chunk = if vec4 || serial || a_chunk > 4 { 4 } else { a_chunk };
+        let chunks = words.div_ceil(a_chunk);
+        let lanes = if serial {
+            1
+        } else if chunks <= Self::MOST_LANES {
+            chunks
+        } else {
+            chunks.div_ceil(chunks.div_ceil(32))
+        };
+        Self { chunks, lanes, words: if vec4 { None } else { Some(words) } }
+    }
+}
+
+/// The constants of the kernels that move keys and values, by column slices of at most so many chunks.
+pub(crate) fn moves_constants([keys, values]: [MovedRow; 2], slice: u32) -> [(&'static str, u32); 6] {
+    [
+        ("KEY_CHUNKS", keys.chunks),
+        ("KEY_LANES", keys.lanes),
+        ("KEY_SLICE", even_slice(keys.chunks, slice)),
+        ("VALUE_CHUNKS", values.chunks),
+        ("VALUE_LANES", values.lanes),
+        ("VALUE_SLICE", even_slice(values.chunks, slice)),
+    ]
 }
 
 /// Workgroups of a walk by slices of four chunks up to which slices of two are faster.
@@ -195,40 +227,40 @@ pub(crate) fn even_slice(chunks: u32, most: u32) -> u32 {
     }
 }
 
-/// Column slices of so many rows' keys and values.
-pub(crate) fn num_slices(shape: &KvShape, rows: u32, slice: u32) -> u32 {
-    rows.saturating_mul(shape.keys.chunks().div_ceil(slice) + shape.values.chunks().div_ceil(slice))
+/// Column slices of so many rows, of so many chunks of keys and of values.
+pub(crate) fn num_slices([keys, values]: [u32; 2], rows: u32, slice: u32) -> u32 {
+    rows.saturating_mul(keys.div_ceil(slice) + values.div_ceil(slice))
 }
 
 /// Widest column slices of rows that are selected by the workgroups that walk, 16-byte chunks: as wide as leaves enough
 /// workgroups to fill the card. The narrowest cost more a byte and pay only where workgroups are few. See `benches/record`.
-pub(crate) fn slice_chunks(shape: &KvShape, rows: u32, workgroup: u32) -> u32 {
+pub(crate) fn slice_chunks(chunks: [u32; 2], rows: u32, workgroup: u32) -> u32 {
     let wanted = 64 * 1024 / workgroup;
-    let widest = shape.keys.chunks().max(shape.values.chunks());
-    if widest < 2 * MAX_SLICE && num_slices(shape, rows, widest) >= wanted {
+    let widest = chunks[0].max(chunks[1]);
+    if widest < 2 * MAX_SLICE && num_slices(chunks, rows, widest) >= wanted {
         return widest;
     }
-    let chunks = rows.saturating_mul(shape.keys.chunks() + shape.values.chunks());
-    let narrowest = if workgroup == 1024 && chunks > 4 * FEW_WALKS { 4 } else { 2 };
-    let is_enough = |slice: &u32| chunks / slice >= wanted || num_slices(shape, rows, *slice) > wanted;
+    let all = rows.saturating_mul(chunks[0] + chunks[1]);
+    let narrowest = if workgroup == 1024 && all > 4 * FEW_WALKS { 4 } else { 2 };
+    let is_enough = |slice: &u32| all / slice >= wanted || num_slices(chunks, rows, *slice) > wanted;
     [MAX_SLICE, 8, 4].into_iter().find(is_enough).unwrap_or(narrowest)
 }
 
 /// As [`slice_chunks`], of rows that are walked by nothing else: whole, where they are more than half of what the card takes
 /// at once, or halves, where these take fewer than twice the rounds.
-fn walk_slice(shape: &KvShape, rows: u32, workgroup: u32) -> u32 {
+fn walk_slice(chunks: [u32; 2], rows: u32, workgroup: u32) -> u32 {
     let at_once = |wide: u32| wide * 1024 / workgroup;
-    let widest = shape.keys.chunks().max(shape.values.chunks());
-    let whole = num_slices(shape, rows, widest);
+    let widest = chunks[0].max(chunks[1]);
+    let whole = num_slices(chunks, rows, widest);
     if widest <= MAX_WHOLE && whole > at_once(64) {
         let rounds = |workgroups: u32| workgroups.div_ceil(at_once(CARD));
         let is_halved = widest > MAX_SLICE && rounds(whole.saturating_mul(2)) < 2 * rounds(whole);
         return if is_halved { widest.div_ceil(2).next_multiple_of(2) } else { widest };
     }
-    if num_slices(shape, rows, MAX_SLICE) > at_once(64) {
+    if num_slices(chunks, rows, MAX_SLICE) > at_once(64) {
         return MAX_SLICE;
     }
-    slice_chunks(shape, rows, workgroup).min(MAX_SLICE / 2)
+    slice_chunks(chunks, rows, workgroup).min(MAX_SLICE / 2)
 }
 
 #[cfg(test)]
@@ -238,17 +270,9 @@ mod tests {
 
     #[test]
     fn walks_fill_the_card() {
-        let spec = |head_dim| TensorSpec { dtype: Dtype::F16, head_dim };
         let of = |rows, head_dim| {
-            let shape = KvShape {
-                num_layers: 1,
-                batch_size: 1,
-                num_kv_heads: rows,
-                capacity: 32_768,
-                keys: spec(head_dim),
-                values: spec(head_dim),
-            };
-            (slice_chunks(&shape, rows, 1024), walk_slice(&shape, rows, 1024))
+            let chunks = [TensorSpec { dtype: Dtype::F16, head_dim }.chunks(); 2];
+            (slice_chunks(chunks, rows, 1024), walk_slice(chunks, rows, 1024))
         };
         let expected = [
             (1, 128, 2),
@@ -274,5 +298,27 @@ mod tests {
             assert_eq!(of(rows, head_dim).1, slice, "{rows} rows of {head_dim}");
         }
         assert_eq!(of(32, 128).0, 16, "where rows are selected by the workgroups that walk");
+    }
+
+    /// (words a chunk, chunks, lanes) of a row.
+    #[test]
+    fn lanes_have_as_much_to_move() {
+        for (dtype, head_dim, vec4, expected) in [
+            (Dtype::F16, 128, true, (4, 16, 16)),
+            (Dtype::F16, 80, true, (4, 10, 10)),
+            (Dtype::F16, 320, true, (4, 40, 40)),
+            (Dtype::F32, 256, true, (4, 64, 32)),
+            (Dtype::F32, 208, true, (4, 52, 26)),
+            (Dtype::F16, 128, false, (2, 32, 32)),
+            (Dtype::F32, 512, false, (4, 128, 32)),
+            (Dtype::Q8_0, 128, false, (1, 34, 34)),
+            (Dtype::Q4_0, 128, false, (1, 18, 18)),
+            (Dtype::I8Scaled, 512, false, (4, 33, 33)),
+        ] {
+            let spec = TensorSpec { dtype, head_dim };
+            let row = MovedRow::new(&spec, vec4, false);
+            assert_eq!((spec.row_bytes().div_ceil(4 * row.chunks), row.chunks, row.lanes), expected, "{spec:?}");
+            assert_eq!(MovedRow::new(&spec, vec4, true).lanes, 1, "a CPU");
+        }
     }
 }

@@ -7,6 +7,7 @@ use crate::criterion::Score;
 use crate::device::Capabilities;
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Checks, Kernels};
+use crate::moves::MovedRow;
 use crate::pages::{PageShape, PagedKvView, Views};
 use crate::policy::{Budget, BudgetRule, Order, Policy, Selector};
 use crate::score::sums_layout;
@@ -356,8 +357,8 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
 
 /// The grids of the longest rows must fit the device.
 fn check_grid(shape: &KvShape, tiles: &ScoreTiles, available: u32) -> Result<(), BuildError> {
-    let lanes = shape.keys.move_lanes().max(shape.values.move_lanes());
-    let needed = shape.capacity.div_ceil(tiles.plain).max((shape.capacity / 2 + 1).div_ceil(WORKGROUP / lanes * 4));
+    let unit = WORKGROUP / MovedRow::MOST_LANES * 4;
+    let needed = shape.capacity.div_ceil(tiles.plain).max((shape.capacity / 2 + 1).div_ceil(unit));
     if needed > available {
         return Err(BuildError::Limit {
             limit: "max_compute_workgroups_per_dimension",

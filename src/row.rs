@@ -8,7 +8,7 @@ use crate::first_digit::digit_window;
 use crate::kernel::Checks;
 use crate::layout::LayoutKind;
 use crate::module::{Access, Module};
-use crate::moves::{num_slices, slice_chunks};
+use crate::moves::{MovedRow, moves_constants, num_slices, slice_chunks};
 use crate::pages::Views;
 use crate::params::{RowParams, TensorLayout};
 use crate::plan::ROW_TOKENS;
@@ -176,17 +176,23 @@ impl Builder<'_> {
         Some(RowStage { group, kernels: self.taken(draft.rows.num_rows).map(kernel).collect() })
     }
 
+    /// Both tensors are reached by 16 bytes.
+    fn moved_in_rows(&self) -> [MovedRow; 2] {
+        let shape = &self.plan.shape;
+        [&shape.keys, &shape.values].map(|spec| self.moved(spec, Access::Vec4))
+    }
+
     /// What of a row a workgroup takes, and its column slices, 16-byte chunks.
     fn row_parts(&self, num_rows: u32, Taken { workgroup, slot_words, .. }: Taken) -> (Parts, u32) {
-        let (shape, policy) = (&self.plan.shape, &self.plan.policy);
-        let (keys, values) = (&shape.keys, &shape.values);
         if let Some(slot_words) = slot_words {
             return (Parts::Whole { slot_words }, WHOLE_SLICE);
         }
-        let slice = slice_chunks(shape, num_rows, workgroup);
-        let parts = match policy.order {
-            Order::Fill => Parts::Shares { unit: workgroup / keys.move_lanes().max(values.move_lanes()) * 4 },
-            Order::Positional => Parts::Slices(num_slices(shape, 1, slice)),
+        let [keys, values] = self.moved_in_rows();
+        let chunks = [keys.chunks, values.chunks];
+        let slice = slice_chunks(chunks, num_rows, workgroup);
+        let parts = match self.plan.policy.order {
+            Order::Fill => Parts::Shares { unit: workgroup / keys.lanes.max(values.lanes) * 4 },
+            Order::Positional => Parts::Slices(num_slices(chunks, 1, slice)),
         };
         (parts, slice)
     }
@@ -210,7 +216,7 @@ impl Builder<'_> {
             ("SLOT_WORDS", slot_words),
             ("IN_ORDER", u32::from(self.plan.policy.order == Order::Positional)),
         ];
-        constants.extend(self.moves_constants(slice));
+        constants.extend(moves_constants(self.moved_in_rows(), slice));
         let constants: Vec<_> = constants.into_iter().map(|(name, value)| (name, f64::from(value))).collect();
         let reduction = self.kernels().capabilities.reduction(shape.keys.norm_lanes());
         let num_layers = word(draft.array.len() as u64);

@@ -68,8 +68,7 @@ fn taken(
         && !policy.segments
         && policy.pool.is_none()
         && !shape.keys.dtype.is_quantised()
-        && !shape.keys.has_tail()
-        && !shape.values.has_tail();
+        && !shape.values.dtype.is_quantised();
     let (num_rows, is_alone) = rows;
     let is_full = fills_card((shape, len), policy, capabilities, rows);
     if !plain || !(is_full || is_alone) {

@@ -109,12 +109,6 @@ impl TensorSpec {
         self.row_bytes().div_ceil(16)
     }
 
-    /// Lanes that move a token: as many as it has chunks, or so many that each has as many.
-    pub(crate) const fn move_lanes(&self) -> u32 {
-        let chunks = self.chunks();
-        if chunks <= 48 { chunks } else { chunks.div_ceil(chunks.div_ceil(32)) }
-    }
-
     /// What a lane sums at a time in the norm: 16-byte chunks, of quantised rows blocks of 32 elements.
     #[must_use]
     pub const fn norm_chunks(&self) -> u32 {
@@ -127,11 +121,6 @@ impl TensorSpec {
     pub const fn norm_lanes(&self) -> u32 {
         let lanes = lanes_of(self.norm_chunks());
         if lanes < 2 { 2 } else { lanes }
-    }
-
-    /// Whether a row ends within a chunk.
-    pub(crate) const fn has_tail(&self) -> bool {
-        !self.row_bytes().is_multiple_of(16)
     }
 
     fn check_row(&self, argument: &'static str) -> Result<(), ArgumentError> {

@@ -184,35 +184,33 @@ impl Module {
             Self::State => [shader!("state.wgsl"), params, info, layout, divided].concat(),
             Self::Append => [shader!("append.wgsl"), layout].concat(),
             Self::Pages => [shader!("pages.wgsl"), layout].concat(),
-            Self::Compact { keys_vec4, values_vec4, tails, tokens } => [
+            Self::Compact { keys_vec4, values_vec4, tokens } => [
                 enabled(tokens),
                 shader!("compact.wgsl"),
                 moves,
                 info,
                 divided,
                 address(tokens),
-                if tails.0 { shader!("shared/keys_tail.wgsl") } else { keys_by(keys_vec4, tokens) },
-                match (values_vec4, tails.1) {
+                if keys_vec4 { keys_by(true, tokens) } else { shader!("shared/keys_apart.wgsl") },
+                match values_vec4 {
                     _ if tokens == Tokens::Arrays => shader!("shared/values_arrays.wgsl"),
-                    (None, true) => shader!("shared/values_joined_tail.wgsl"),
-                    (None, false) => shader!("shared/values_joined.wgsl"),
-                    (Some(_), true) => shader!("shared/values_tail.wgsl"),
-                    (Some(true), false) => moved_values,
-                    (Some(false), false) => shader!("shared/values_word.wgsl"),
+                    None if keys_vec4 => shader!("shared/values_joined.wgsl"),
+                    None => shader!("shared/values_joined_apart.wgsl"),
+                    Some(true) => moved_values,
+                    Some(false) => shader!("shared/values_apart.wgsl"),
                 },
             ]
             .concat(),
-            Self::CompactBands { vec4, tail, pair } => [
+            Self::CompactBands { vec4, pair } => [
                 shader!("compact_bands.wgsl"),
                 info,
                 divided,
                 address(Tokens::Strided),
-                match (pair, vec4, tail) {
-                    (false, _, true) => shader!("shared/keys_tail.wgsl"),
-                    (false, _, false) => wide_keys(vec4),
-                    (true, _, true) => shader!("shared/keys_pair_tail.wgsl"),
-                    (true, true, false) => shader!("shared/keys_pair_vec4.wgsl"),
-                    (true, false, false) => shader!("shared/keys_pair_word.wgsl"),
+                match (pair, vec4) {
+                    (false, true) => wide_keys(true),
+                    (false, false) => shader!("shared/keys_apart.wgsl"),
+                    (true, true) => shader!("shared/keys_pair_vec4.wgsl"),
+                    (true, false) => shader!("shared/keys_pair_apart.wgsl"),
                 },
             ]
             .concat(),

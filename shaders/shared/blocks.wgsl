@@ -4,8 +4,7 @@
 const LINE_CHUNKS: u32 = 1024u; // more than a token has: blocks are not read ahead
 
 fn squares_of_bytes(word: u32) -> u32 {
-    let q = bitcast<vec4<i32>>(vec4<u32>(word << 24u, word << 16u, word << 8u, word)) >> vec4<u32>(24u);
-    return u32(dot(q, q));
+    return u32(dot4I8Packed(word, word));
 }
 
 fn add_squares(chunk: vec4<u32>, sum: f32) -> f32 {

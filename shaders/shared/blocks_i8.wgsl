@@ -4,13 +4,16 @@
 
 override KEY_WORDS: u32 = 33u;
 
+// Of a word's quants; beyond the row there are none.
+fn quants(base: u32, w: u32) -> u32 {
+    return select(0u, squares_of_bytes(keys[base + min(w, KEY_WORDS - 1u)]), w < KEY_WORDS);
+}
+
 fn load_key_chunk(base: u32, block_ix: u32) -> vec4<u32> {
     let scale = keys[base];
     let counted = select(scale, 0u, (scale & 0x7fffffffu) < 0x20000000u);
     let first = 1u + block_ix * 8u;
-    var sum = 0u;
-    for (var w = first; w < min(first + 8u, KEY_WORDS); w++) {
-        sum += squares_of_bytes(keys[base + w]);
-    }
+    let sum = quants(base, first) + quants(base, first + 1u) + quants(base, first + 2u) + quants(base, first + 3u)
+        + quants(base, first + 4u) + quants(base, first + 5u) + quants(base, first + 6u) + quants(base, first + 7u);
     return vec4<u32>(sum, counted, 0u, 0u);
 }

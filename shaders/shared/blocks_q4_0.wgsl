@@ -2,14 +2,12 @@
 // in the middle of the fifth. Which nibble is which element does not matter to a sum of squares.
 @group(0) @binding(1) var<storage, read_write> keys: array<u32>;
 
-fn squares_of_four(nibbles: u32) -> u32 {
-    let bytes = vec4<u32>(nibbles, nibbles >> 8u, nibbles >> 16u, nibbles >> 24u) & vec4<u32>(0xfu);
-    let q = vec4<i32>(bytes) - vec4<i32>(8);
-    return u32(dot(q, q));
-}
-
+// A nibble less 8 is a signed one, sixteen times it a signed byte.
 fn squares_of_nibbles(word: u32) -> u32 {
-    return squares_of_four(word) + squares_of_four(word >> 4u);
+    let signed = word ^ 0x88888888u;
+    let low = (signed << 4u) & 0xf0f0f0f0u;
+    let high = signed & 0xf0f0f0f0u;
+    return u32(dot4I8Packed(low, low) + dot4I8Packed(high, high)) >> 8u;
 }
 
 fn load_key_chunk(base: u32, block_ix: u32) -> vec4<u32> {

@@ -5,11 +5,3 @@ fn load_key_chunk(base: u32, chunk_ix: u32) -> vec4<u32> {
     let w = base + chunk_ix * 4u;
     return vec4<u32>(keys[w], keys[w + 1u], keys[w + 2u], keys[w + 3u]);
 }
-
-fn store_key_chunk(base: u32, chunk_ix: u32, chunk: vec4<u32>) {
-    let w = base + chunk_ix * 4u;
-    keys[w] = chunk.x;
-    keys[w + 1u] = chunk.y;
-    keys[w + 2u] = chunk.z;
-    keys[w + 3u] = chunk.w;
-}

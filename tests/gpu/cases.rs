@@ -79,6 +79,26 @@ fn chunks_that_divide_no_workgroup() {
     }
 }
 
+/// Rows that are moved by words, of which a lane takes one to four, apart from each other: on boundaries of four bytes, keys and
+/// values in buffers of their own or bound once, and in bands.
+#[test]
+fn words_apart() {
+    let specs = [(Dtype::F16, 24), (Dtype::F16, 160), (Dtype::F16, 192), (Dtype::F32, 192)];
+    let quantised = [(Dtype::Q8_0, 512), (Dtype::Q4_0, 320), (Dtype::I8Scaled, 512)];
+    for (dtype, head_dim) in specs.into_iter().chain(quantised) {
+        for order in ORDERS {
+            for layout in [Layout::Offset { words: 1, pad_elements: 4 }, Layout::Interleaved { words: 5 }] {
+                let mut case = Case::new(shape(1, 2, 700, head_dim, dtype), policy(0.6, Selector::Auto, order));
+                case.shape.values.head_dim = 64;
+                (case.layout, case.options) = (layout, Options::with_subgroups(Switch::Off));
+                run(&case);
+                case.options.max_binding_bytes = Some(1 << 16);
+                run(&case);
+            }
+        }
+    }
+}
+
 #[test]
 fn layouts() {
     let layouts = [
