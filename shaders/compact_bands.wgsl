@@ -7,9 +7,9 @@
 //!   3 lists read u32 [row, lists_stride]
 //!   4 row_infos read RowInfo [row]
 //! Entry points: move_pair · dispatch (any, num_rows, 1) · none: walks on by its grid
-//!   walk_band · dispatch (ceil(KEY_CHUNKS / SLICE), num_rows, 1) · none
-//! Overrides: WG_SIZE = 256; KEY_CHUNKS = 16, in 2..=128; LANES = 16, in 1..=48; SLICE = 4, chunks of a column slice, at most
-//!   WG_SIZE; KEY_WORDS = 33
+//!   walk_band · dispatch (ceil(KEY_CHUNKS / KEY_SLICE), num_rows, 1) · none
+//! Overrides: WG_SIZE = 256; KEY_CHUNKS = 16, in 2..=128; KEY_LANES = 16, in 1..=48; KEY_SLICE = 4, chunks of a column
+//!   slice, at most WG_SIZE; KEY_WORDS = 33
 //! Workgroup bytes: 8
 //! Algorithm: sources and destinations both ascend, so the moves from one band to another are neighbours in the
 //!   row's list: two binary searches find them. move_pair moves them at once. Positional moves within a band go
@@ -40,8 +40,8 @@ struct Params {
 
 override WG_SIZE: u32 = 256u;
 override KEY_CHUNKS: u32 = 16u;
-override LANES: u32 = 16u;
-override SLICE: u32 = 4u;
+override KEY_LANES: u32 = 16u;
+override KEY_SLICE: u32 = 4u;
 
 const POSITIONAL: u32 = 1u;
 
@@ -110,15 +110,15 @@ fn move_pair(
         wg_moves = moves_of(wg.y);
     }
     let moves = workgroupUniformLoad(&wg_moves);
-    let groups = WG_SIZE / LANES;
-    let lane = index % LANES;
+    let groups = WG_SIZE / KEY_LANES;
+    let lane = index % KEY_LANES;
     let row_base = row_base_of(wg.y);
     let sources = sources_of(wg.y);
     let stride = params.tensor.token_stride;
-    if index >= groups * LANES {
+    if index >= groups * KEY_LANES {
         return;
     }
-    for (var j = moves.first + wg.x * groups * 4u + index / LANES; j < moves.end; j += num_workgroups.x * groups * 4u) {
+    for (var j = moves.first + wg.x * groups * 4u + index / KEY_LANES; j < moves.end; j += num_workgroups.x * groups * 4u) {
         let last = moves.end - 1u;
         let j1 = j + groups;
         let j2 = j1 + groups;
@@ -131,7 +131,7 @@ fn move_pair(
         let d1 = row_base + slot_of(wg.y, min(j1, last)) * stride;
         let d2 = row_base + slot_of(wg.y, min(j2, last)) * stride;
         let d3 = row_base + slot_of(wg.y, min(j3, last)) * stride;
-        for (var c = lane; c < KEY_CHUNKS; c += LANES) {
+        for (var c = lane; c < KEY_CHUNKS; c += KEY_LANES) {
             let c0 = load_key_chunk(s0, c);
             let c1 = load_key_chunk(s1, c);
             let c2 = load_key_chunk(s2, c);
@@ -156,15 +156,15 @@ fn walk_band(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_ind
         wg_moves = moves_of(wg.y);
     }
     let moves = workgroupUniformLoad(&wg_moves);
-    let c = wg.x * SLICE + index % SLICE;
-    let pieces = WG_SIZE / SLICE;
-    let valid = c < KEY_CHUNKS && index < pieces * SLICE;
+    let c = wg.x * KEY_SLICE + index % KEY_SLICE;
+    let pieces = WG_SIZE / KEY_SLICE;
+    let valid = c < KEY_CHUNKS && index < pieces * KEY_SLICE;
     let row_base = row_base_of(wg.y);
     let sources = sources_of(wg.y);
     let stride = params.tensor.token_stride;
     let last = max(moves.end, 1u) - 1u;
     for (var base = moves.first; base < moves.end; base += 4u * pieces) {
-        let r0 = base + index / SLICE;
+        let r0 = base + index / KEY_SLICE;
         let r1 = r0 + 1u * pieces;
         let r2 = r0 + 2u * pieces;
         let r3 = r0 + 3u * pieces;

@@ -231,14 +231,15 @@ impl Builder<'_> {
         let capabilities = &self.kernels().capabilities;
         let row = self.moved(spec, draft.access);
         let workgroup = if walks { capabilities.row_workgroup } else { WORKGROUP };
-        let slice = slice_chunks([row.chunks; 2], self.plan.shape.rows_per_layer(), workgroup);
+        // A dispatch has one tensor, but those of keys and of values wait for nothing of each other.
+        let slice = slice_chunks([row.chunks; 2], self.plan.shape.rows_per_layer(), workgroup).max(row.sector);
         let slice = even_slice(row.chunks, slice);
         let module = Module::CompactBands { vec4: row.words.is_none(), pair: draft.source != draft.target };
         let mut constants = vec![
             ("WG_SIZE", f64::from(workgroup)),
             ("KEY_CHUNKS", f64::from(row.chunks)),
-            ("LANES", f64::from(row.lanes)),
-            ("SLICE", f64::from(slice)),
+            ("KEY_LANES", f64::from(row.lanes)),
+            ("KEY_SLICE", f64::from(slice)),
         ];
         constants.extend(row.words.map(|words| ("KEY_WORDS", f64::from(words))));
         let entry = if walks { "walk_band" } else { "move_pair" };

@@ -129,6 +129,7 @@ impl Builder<'_> {
         let values = self.moved(&shape.values, values_access);
         let chunks = [keys.chunks, values.chunks];
         let slice = if serial { MAX_SLICE } else { walk_slice(chunks, draft.window.num_rows, wide) };
+        let slice = slice.max(keys.sector).max(values.sector);
         let module = Module::Compact {
             keys_vec4: keys.words.is_none(),
             values_vec4: (!is_joined).then_some(values.words.is_none()),
@@ -153,7 +154,7 @@ impl Builder<'_> {
                     range: pipeline("range", WORKGROUP),
                     slices,
                     walkers: slices.saturating_mul(draft.window.num_rows).saturating_mul(wide) / 1024,
-                    tile: 8 * wide / widest,
+                    tile: 8 * (wide / widest),
                     unit,
                 }
             }
@@ -170,11 +171,13 @@ pub(crate) struct MovedRow {
     pub lanes: u32,
     /// Words of a row that is moved by words.
     pub words: Option<u32>,
+    /// Chunks of a 32-byte sector, which a column slice has at least.
+    pub sector: u32,
 }
 
 impl MovedRow {
     /// Most lanes of a row.
-    pub const MOST_LANES: u32 = 48;
+    const MOST_LANES: u32 = 48;
 
     /// On a CPU an invocation moves whole rows. Elsewhere lanes access words one by one, so that those of a warp lie side by
     /// side, and take as few of them as lets a workgroup have several rows. See `benches/record`.
@@ -190,7 +193,7 @@ impl MovedRow {
         } else {
             chunks.div_ceil(chunks.div_ceil(32))
         };
-        Self { chunks, lanes, words: if vec4 { None } else { Some(words) } }
+        Self { chunks, lanes, words: if vec4 { None } else { Some(words) }, sector: 8 / a_chunk }
     }
 }
 
@@ -209,17 +212,17 @@ pub(crate) fn moves_constants([keys, values]: [MovedRow; 2], slice: u32) -> [(&'
 /// Workgroups of a walk by slices of four chunks up to which slices of two are faster.
 const FEW_WALKS: u32 = 32;
 
-/// Widest part of a row that a workgroup walks, 16-byte chunks.
-pub(crate) const MAX_SLICE: u32 = 16;
+/// Widest part of a row that a workgroup walks, chunks of [`MovedRow`], as all that follows.
+const MAX_SLICE: u32 = 16;
 
-/// Widest row that a workgroup walks whole, 16-byte chunks, where others take more of them.
+/// Widest row that a workgroup walks whole, where others take more of them.
 const MAX_WHOLE: u32 = 48;
 
 /// Workgroups of 1024 that a card walks with at once. See `benches/record`.
 const CARD: u32 = 132;
 
-/// Column slices of a row of so many chunks, none wider than `most`: as wide as each other but for the last, and of whole
-/// 32-byte sectors, which two workgroups would load twice.
+/// Column slices of a row of so many chunks, none wider than `most`, which is even or the row: as wide as each other but for the
+/// last, and of two chunks or a multiple, since two workgroups would load a 32-byte sector that they share twice.
 pub(crate) fn even_slice(chunks: u32, most: u32) -> u32 {
     match chunks.div_ceil(most) {
         1 => chunks,
@@ -232,8 +235,8 @@ pub(crate) fn num_slices([keys, values]: [u32; 2], rows: u32, slice: u32) -> u32
     rows.saturating_mul(keys.div_ceil(slice) + values.div_ceil(slice))
 }
 
-/// Widest column slices of rows that are selected by the workgroups that walk, 16-byte chunks: as wide as leaves enough
-/// workgroups to fill the card. The narrowest cost more a byte and pay only where workgroups are few. See `benches/record`.
+/// Widest column slices that leave enough workgroups to fill the card, where these select rows by themselves or rows are few.
+/// The narrowest cost more a byte and pay only where workgroups are few. See `benches/record`.
 pub(crate) fn slice_chunks(chunks: [u32; 2], rows: u32, workgroup: u32) -> u32 {
     let wanted = 64 * 1024 / workgroup;
     let widest = chunks[0].max(chunks[1]);
@@ -298,6 +301,17 @@ mod tests {
             assert_eq!(of(rows, head_dim).1, slice, "{rows} rows of {head_dim}");
         }
         assert_eq!(of(32, 128).0, 16, "where rows are selected by the workgroups that walk");
+    }
+
+    #[test]
+    fn slices_are_as_many_as_kernels_count() {
+        for chunks in 2_u32..=129 {
+            for most in [2, 4, 8, 16, 64, chunks, chunks.div_ceil(2).next_multiple_of(2)] {
+                let width = even_slice(chunks, most);
+                assert_eq!(chunks.div_ceil(width), chunks.div_ceil(most), "{chunks} chunks, {most} at most");
+                assert!(width <= most || width == chunks, "{chunks} chunks, {most} at most");
+            }
+        }
     }
 
     /// (words a chunk, chunks, lanes) of a row.

@@ -100,8 +100,8 @@ fn memory(words: u32, workgroup: u32, reduction: Reduction) -> u32 {
 /// Where the workgroup of a whole row holds its keys, and then its slots: words of their own, 0 where they share those of the
 /// bins; `None` where neither has room.
 ///
-/// With words of their own, first digits are counted while keys are awaited. On an H100 `Fill` gains 2 to 4 % by it, but not in small
-/// workgroups, of which fewer fit a multiprocessor then. See `benches/record`.
+/// With words of their own, first digits are counted while keys are awaited. On an H100 `Fill` gains 2 to 4 % by it, but not in
+/// small workgroups, of which fewer fit a multiprocessor then. See `benches/record`.
 fn slot_words(len: u32, workgroup: u32, capabilities: &Capabilities, reduction: Reduction) -> Option<u32> {
     let words = len.next_power_of_two().max(DIGIT_WORDS * 2);
     let fits = memory(DIGIT_WORDS + words, workgroup, reduction) <= capabilities.workgroup_bytes;

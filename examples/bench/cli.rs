@@ -157,7 +157,7 @@ pub enum Layout {
 pub enum Preset {
     /// The table of the design, with its goals; its last row is a decode step of 32 layers.
     Design,
-    /// 256 MiB of keys in 8, 64 and 512 rows: every dtype, head dimensions 64 to 256, keep .1, .5 and .9.
+    /// 256 MiB of keys in 8, 64 and 512 rows: every float dtype, head dimensions 64 to 256, keep .1, .5 and .9.
     Floor,
     /// 64k to 1M tokens in 1 row, in 8, and in as many as make 4M tokens; and 2048 rows of 512 tokens.
     Scaling,

@@ -4,8 +4,8 @@
 
 override KEY_WORDS: u32 = 33u;
 
-// Of a word's quants; beyond the row there are none.
-fn quants(base: u32, w: u32) -> u32 {
+// Beyond the row there are no quants.
+fn squares_of_word(base: u32, w: u32) -> u32 {
     return select(0u, squares_of_bytes(keys[base + min(w, KEY_WORDS - 1u)]), w < KEY_WORDS);
 }
 
@@ -13,7 +13,9 @@ fn load_key_chunk(base: u32, block_ix: u32) -> vec4<u32> {
     let scale = keys[base];
     let counted = select(scale, 0u, (scale & 0x7fffffffu) < 0x20000000u);
     let first = 1u + block_ix * 8u;
-    let sum = quants(base, first) + quants(base, first + 1u) + quants(base, first + 2u) + quants(base, first + 3u)
-        + quants(base, first + 4u) + quants(base, first + 5u) + quants(base, first + 6u) + quants(base, first + 7u);
+    let sum = squares_of_word(base, first) + squares_of_word(base, first + 1u)
+        + squares_of_word(base, first + 2u) + squares_of_word(base, first + 3u)
+        + squares_of_word(base, first + 4u) + squares_of_word(base, first + 5u)
+        + squares_of_word(base, first + 6u) + squares_of_word(base, first + 7u);
     return vec4<u32>(sum, counted, 0u, 0u);
 }

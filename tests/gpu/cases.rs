@@ -53,8 +53,8 @@ fn subgroups_and_lanes() {
     }
 }
 
-/// Rows of 3 to 40 chunks that divide no workgroup: moved by as many lanes, and in slices of which the last is narrower; of
-/// few rows narrow ones, of 24 sixteens, of 40 whole rows, of 96 halves.
+/// Rows of 3 to 40 chunks that divide no workgroup: moved by as many lanes, and in slices of which the last may be narrower; of
+/// few rows in narrow ones, of 24 in ones of at most 16, of 40 whole, of 96 in halves.
 #[test]
 fn chunks_that_divide_no_workgroup() {
     let head_dims = [(24, 40), (80, 160), (96, 112), (320, 192)];
@@ -69,7 +69,7 @@ fn chunks_that_divide_no_workgroup() {
         }
     }
     for num_heads in [24, 40, 96] {
-        for (head_dim, head_dim_of_values) in [(160, 80), (96, 192)] {
+        for (head_dim, head_dim_of_values) in [(160, 80), (96, 192), (176, 176)] {
             let policy = policy(0.6, Selector::Radix, Order::Positional);
             let mut case = Case::new(shape(1, num_heads, 1100, head_dim, Dtype::F16), policy);
             case.shape.values.head_dim = head_dim_of_values;
@@ -83,13 +83,14 @@ fn chunks_that_divide_no_workgroup() {
 /// values in buffers of their own or bound once, and in bands.
 #[test]
 fn words_apart() {
-    let specs = [(Dtype::F16, 24), (Dtype::F16, 160), (Dtype::F16, 192), (Dtype::F32, 192)];
+    let specs = [(Dtype::F16, 24), (Dtype::F16, 160), (Dtype::F16, 176), (Dtype::F16, 192), (Dtype::F32, 192)];
     let quantised = [(Dtype::Q8_0, 512), (Dtype::Q4_0, 320), (Dtype::I8Scaled, 512)];
     for (dtype, head_dim) in specs.into_iter().chain(quantised) {
         for order in ORDERS {
-            for layout in [Layout::Offset { words: 1, pad_elements: 4 }, Layout::Interleaved { words: 5 }] {
+            let layouts = [Layout::Offset { words: 1, pad_elements: 4 }, Layout::Interleaved { words: 5 }];
+            for (layout, head_dims) in layouts.iter().flat_map(|&l| [(l, (head_dim, 64)), (l, (64, head_dim))]) {
                 let mut case = Case::new(shape(1, 2, 700, head_dim, dtype), policy(0.6, Selector::Auto, order));
-                case.shape.values.head_dim = 64;
+                (case.shape.keys.head_dim, case.shape.values.head_dim) = head_dims;
                 (case.layout, case.options) = (layout, Options::with_subgroups(Switch::Off));
                 run(&case);
                 case.options.max_binding_bytes = Some(1 << 16);
