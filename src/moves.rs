@@ -179,12 +179,17 @@ impl MovedRow {
     /// Most lanes of a row.
     const MOST_LANES: u32 = 48;
 
-    /// On a CPU an invocation moves whole rows. Elsewhere lanes access words one by one, so that those of a warp lie side by
-    /// side, and take as few of them as lets a workgroup have several rows. See `benches/record`.
-    pub const fn new(spec: &TensorSpec, vec4: bool, serial: bool) -> Self {
+    /// On a CPU an invocation moves whole rows, by chunks that are all full. Elsewhere lanes access words one by one, so that
+    /// those of a warp lie side by side, and take as few of them as lets a workgroup have several rows. See `benches/record`.
+    pub fn new(spec: &TensorSpec, vec4: bool, serial: bool) -> Self {
         let words = spec.row_bytes() / 4;
-        let a_chunk = words.div_ceil(40);
-        let a_chunk = if vec4 || serial || a_chunk > 4 { 4 } else { a_chunk };
+        let a_chunk = if vec4 {
+            4
+        } else if serial {
+            (1..=4).rev().find(|words_a_chunk| words.is_multiple_of(*words_a_chunk)).unwrap_or(1)
+        } else {
+            words.div_ceil(40).min(4)
+        };
         let chunks = words.div_ceil(a_chunk);
         let lanes = if serial {
             1

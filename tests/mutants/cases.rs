@@ -397,6 +397,15 @@ fn quantised(dtype: Dtype, order: Order, layout: Layout) -> Case {
     case
 }
 
+/// Rows of 129 words, as lanes of a GPU take them: four apart from each other, of which the last is not every lane's.
+fn words_apart(order: Order, layout: Layout) -> Case {
+    let mut case = quantised(Dtype::I8Scaled, order, layout);
+    case.shape.keys.head_dim = 512;
+    case.shape.values = case.shape.keys;
+    case.options = Options::with_subgroups(Switch::Off);
+    case
+}
+
 fn quantised_bands(order: Order) -> Case {
     let mut case = bands(Selector::Radix, order, Layout::Hnd);
     case.shape.keys = TensorSpec::new(Dtype::Q8_0, 64);
@@ -641,6 +650,14 @@ pub fn quick() -> Vec<Quick> {
     for dtype in [Dtype::Q8_0, Dtype::Q4_0, Dtype::I8Scaled] {
         add("quantised", quantised(dtype, Order::Fill, Layout::Nhd), false);
         add("quantised", quantised(dtype, Order::Positional, Layout::Interleaved { words: 3 }), false);
+    }
+    for order in [Order::Fill, Order::Positional] {
+        let apart = words_apart(order, Layout::Nhd);
+        let mut in_bands = apart.clone();
+        in_bands.options.max_binding_bytes = Some(1 << 16);
+        add("words apart", apart, false);
+        add("words apart", words_apart(order, Layout::Interleaved { words: 3 }), false);
+        add("words apart in bands", in_bands, false);
     }
     add("quantised bands", quantised_bands(Order::Fill), false);
     add("quantised bands", quantised_bands(Order::Positional), false);
