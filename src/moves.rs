@@ -108,7 +108,7 @@ impl Builder<'_> {
         checks.guard(self.device, "keynorm.starts", || self.device.create_buffer(&descriptor))
     }
 
-    /// How rows of a tensor are moved that is reached so.
+    /// How rows of a tensor are moved, by how it is reached.
     pub(crate) fn moved(&self, spec: &TensorSpec, access: Access) -> MovedRow {
         MovedRow::new(spec, access == Access::Vec4, self.kernels().capabilities.serial)
     }
@@ -227,7 +227,7 @@ const MAX_WHOLE: u32 = 48;
 const CARD: u32 = 132;
 
 /// Column slices of a row of so many chunks, none wider than `most`, which is even or the row: as wide as each other but for the
-/// last, and of two chunks or a multiple, since two workgroups would load a 32-byte sector that they share twice.
+/// last, and even, so that chunks of 16 bytes leave no 32-byte sector to two workgroups.
 pub(crate) fn even_slice(chunks: u32, most: u32) -> u32 {
     match chunks.div_ceil(most) {
         1 => chunks,

@@ -73,7 +73,7 @@ impl Plan {
         let num_rows = layers.len() as u64 * u64::from(shape.rows_per_layer());
         let scratch = scratch_layout(shape, policy, num_rows, &kernels.capabilities);
         let tiles = ScoreTiles::new(shape, policy, kernels.capabilities.serial);
-        check_grid(shape, &tiles, (kernels.capabilities.serial, kernels.capabilities.max_workgroups))?;
+        check_grid(shape, &tiles, &kernels.capabilities)?;
         let inner = PlanInner {
             kernels: Arc::clone(kernels),
             shape: *shape,
@@ -356,7 +356,8 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
 }
 
 /// The grids of the longest rows must fit the device.
-fn check_grid(shape: &KvShape, tiles: &ScoreTiles, (serial, available): (bool, u32)) -> Result<(), BuildError> {
+fn check_grid(shape: &KvShape, tiles: &ScoreTiles, capabilities: &Capabilities) -> Result<(), BuildError> {
+    let (serial, available) = (capabilities.serial, capabilities.max_workgroups);
     let specs = [&shape.keys, &shape.values];
     // How rows are reached is known when they are bound.
     let moved = specs.into_iter().flat_map(|spec| [true, false].map(|vec4| MovedRow::new(spec, vec4, serial)));
