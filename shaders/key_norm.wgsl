@@ -12,11 +12,12 @@
 //!   5 histogram read_write atomic u32 [row, histogram_stride] counts of first digits
 //!   6 status read_write atomic u32 [layer] sticky bits
 //!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
-//! Entry points: score · dispatch (num_rows, ceil(max_len / TILE), 1), max_len that of a band where a row exceeds a
+//! Entry points: score · dispatch (num_rows, SCOUTS + ceil(max_len / TILE), 1), max_len that of a band where a row exceeds a
 //!   binding; with HISTOGRAM, unless of bands, any number of parts in place of the tiles · needs none | subgroups; with
 //!   CACHED of the tokens that have no norm yet
 //! Overrides: WG_SIZE = 256; LANES = 16, a power of two in 2..=32; CHUNKS = 16, in 1..=128; TILE = 64, a multiple
-//!   of WG_SIZE / LANES * 4; HISTOGRAM = false; CACHED = false; PAGE_SIZE = 16; KEY_WORDS = 33
+//!   of WG_SIZE / LANES * 4; HISTOGRAM = false; CACHED = false; SCOUTS = 0, rows of the grid that shared/scout.wgsl
+//!   speaks of; PAGE_SIZE = 16; KEY_WORDS = 33
 //! Workgroup bytes: 8192 with HISTOGRAM, + 20 * WG_SIZE in the workgroup variant
 //! Algorithm: LANES invocations share a token (shared/score_tokens.wgsl); invocation j sums the squares of its 16-byte
 //!   chunks j, j + LANES, … from left to right, then a butterfly at distances LANES / 2 … 1 adds the lanes. Four tokens
@@ -62,6 +63,7 @@ struct Params {
 override WG_SIZE: u32 = 256u;
 override LANES: u32 = 16u;
 override CHUNKS: u32 = 16u;
+override SCOUTS: u32 = 0u;
 override TILE: u32 = 64u;
 override HISTOGRAM: bool = false;
 override CACHED: bool = false;

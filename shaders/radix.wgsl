@@ -3,10 +3,10 @@
 //!   emission is our own. Reference: src/reference/top_k.rs, exact.
 //! Bindings: shared/top_k_rows.wgsl, and
 //!   6 histogram read_write atomic u32 [row, histogram_stride]: counts of first digits, and other counts
-//! Entry points: radix_row · dispatch (1, num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens
+//! Entry points: radix_row · dispatch (1, SCOUTS + num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens
 //!   count_digits · dispatch (ceil(max_len / (8 * WG_SIZE)), num_rows, 1) · none | subgroups: longer rows, whose
 //!   selection radix_long.wgsl goes on with
-//! Overrides: WG_SIZE = 256, 512 or 1024; IN_ORDER = false
+//! Overrides: WG_SIZE = 256, 512 or 1024; IN_ORDER = false; SCOUTS = 0, rows of the grid that shared/scout.wgsl speaks of
 //! Workgroup bytes: 32 * WG_SIZE, beyond 512 half of it, + 4 * WG_SIZE + 224
 //! Algorithm: a first digit of eleven bits leaves about a hundredth of the keys in the bin of the threshold. radix_row
 //!   holds a row's keys in registers and ranks those of the bin against each other.
@@ -17,22 +17,30 @@
 
 override WG_SIZE: u32 = 256u;
 override IN_ORDER: bool = false; // kept tokens keep their order, else movers fill holes
+override SCOUTS: u32 = 0u; // of radix_row
 
 const SLOT_WORDS: u32 = 0u;
 
 var<workgroup> wg_row: SelectRow;
 
-fn select_whole_row(wg: vec3<u32>, index: u32) {
-    let raw = load_raw(wg.y, index);
+fn select_whole_row(grid: vec3<u32>, index: u32) {
+    let wg = behind_scouts(grid);
+    var raw: Keys;
+    if !is_scout(grid) {
+        raw = load_raw(wg.y, index);
+    }
     if index == 0u {
-        wg_row = select_row_of(wg.y);
+        wg_row = SelectRow();
+        if !is_scout(grid) {
+            wg_row = select_row_of(wg.y);
+        }
     }
     start_selection(index);
     var s = workgroupUniformLoad(&wg_row);
     let k = mask_keys(raw, s.row.len, index);
-    s = select_in_row(index, k, s);
+    s = select_in_row(index, k, s, parts_left_out(grid, 1u, NUM_PARTS));
     _ = emit_tile(index, wg.y, s, k, 0u, 0u, 0u);
-    if index == 0u {
+    if index == 0u && !is_scout(grid) {
         write_row_info(wg.y, s, vec4<u32>(s.threshold, s.num_ties, 0u, 0u));
     }
 }

@@ -12,13 +12,14 @@
 //!   5 order_keys read_write vec4<u32> [row, order_stride / 4], which move_row reads
 //!   7 status read_write atomic u32 [layer] sticky bits
 //!   8 rules read RowRule [compressed layer, head]
-//! Entry points: compress_row · dispatch (1, num_rows, 1) · none | subgroups: rows up to SLOT_WORDS tokens, or if that is 0
+//! Entry points: compress_row · dispatch (1, SCOUTS + num_rows, 1) · none | subgroups: rows up to SLOT_WORDS tokens, or if that is 0
 //!   up to 8 * WG_SIZE and 4096; longer ones stay as they are
-//!   move_row · dispatch (parts + 1, num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens, after their score in
+//!   move_row · dispatch (parts + 1, SCOUTS + num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens, after their score in
 //!   key_norm.wgsl; parts: of Fill any even number, half for keys, half for values; of Positional the column slices of both
 //! Overrides: WG_SIZE = 256, or 512 or 1024; LANES = 16, a power of two in 2..=32; KEY_LANES, VALUE_LANES = 16, in 1..=48;
 //!   CHUNKS, KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; KEY_SLICE, VALUE_SLICE = 16, chunks of a column slice, at most
-//!   WG_SIZE; IN_ORDER = false; SLOT_WORDS = 0, or in compress_row a power of two, at least 2048 and the most tokens of a row
+//!   WG_SIZE; IN_ORDER = false; SLOT_WORDS = 0, or in compress_row a power of two, at least 2048 and the most tokens of a row;
+//!   SCOUTS = 0, rows of the grid that shared/scout.wgsl speaks of
 //! Workgroup bytes: 32 * WG_SIZE, beyond 512 half of it, + 4 * WG_SIZE + 256, + 20 * WG_SIZE in the workgroup variant; with
 //!   SLOT_WORDS their bytes and 4096 in place of the first
 //! Algorithm: nothing waits for another row, so where there are rows enough to fill the card, one dispatch does what four
@@ -74,6 +75,7 @@ override VALUE_LANES: u32 = 16u;
 override KEY_SLICE: u32 = 16u;
 override VALUE_SLICE: u32 = 16u;
 override IN_ORDER: bool = false; // kept tokens keep their order, else movers fill holes
+override SCOUTS: u32 = 0u; // rows of the grid
 override SLOT_WORDS: u32 = 0u; // of workgroup memory for keys and slots alone; 0: they share that of the bins
 
 const NAN_NORM: u32 = 0x7fc00000u;
@@ -207,9 +209,9 @@ fn kept_at(local_row: u32, rank: u32) -> u32 {
     return staged(rank);
 }
 
-// Chooses what stays of a row whose keys the invocations hold, and stages its slots.
-fn select_slots(index: u32, local_row: u32, k: Keys, row: SelectRow) -> SelectRow {
-    let s = select_in_row(index, k, row);
+// Chooses what stays of a row whose keys the invocations hold, and stages its slots; `left_out` parts are a scout's.
+fn select_slots(index: u32, local_row: u32, k: Keys, row: SelectRow, left_out: u32) -> SelectRow {
+    let s = select_in_row(index, k, row, left_out);
     if index == 0u {
         wg_moves = Moves(s.budget, 0u, s.budget);
     }
@@ -293,10 +295,14 @@ fn finish(local_row: u32, index: u32, r: Row, s: SelectRow, moves: Moves, bits: 
     }
 }
 
-fn compress(wg: vec3<u32>, index: u32) {
+fn compress(grid: vec3<u32>, index: u32) {
+    let wg = behind_scouts(grid);
     if index == 0u {
-        wg_row = select_row_of(wg.y);
-        wg_row.row = leave_longer(wg_row.row, most_scored());
+        wg_row = SelectRow();
+        if !is_scout(grid) {
+            wg_row = select_row_of(wg.y);
+            wg_row.row = leave_longer(wg_row.row, most_scored());
+        }
         atomicStore(&wg_status, 0u);
     }
     if SLOT_WORDS > 0u {
@@ -306,7 +312,8 @@ fn compress(wg: vec3<u32>, index: u32) {
     let r = row.row;
     // An inactive sequence is not read.
     let len = select(0u, r.len, r.active_row);
-    score_tokens(wg, index, r, place_of_row(params.keys, wg.y), 0u, len, len);
+    let span = select(len, 1u, is_scout(grid));
+    score_tokens(wg, index, r, place_of_row(params.keys, wg.y), 0u, span, len);
     all_done();
     let raw = load_scored(index);
     if SLOT_WORDS == 0u {
@@ -314,8 +321,11 @@ fn compress(wg: vec3<u32>, index: u32) {
         start_selection(index);
         workgroupBarrier();
     }
-    let s = select_slots(index, wg.y, mask_keys(raw, len, index), row);
+    let s = select_slots(index, wg.y, mask_keys(raw, len, index), row, parts_left_out(grid, 1u, NUM_PARTS));
     let moves = workgroupUniformLoad(&wg_moves);
+    if is_scout(grid) {
+        return;
+    }
     if IN_ORDER {
         for (var slice = 0u; slice < key_slices(); slice++) {
             walk_keys(wg.y, slice, index, moves.budget, moves.first_moved);
@@ -349,17 +359,31 @@ fn noted_row(local_row: u32) -> SelectRow {
 }
 
 // Workgroups of a row: those of keys, those of values, and the last, which updates the state.
-fn move_part(wg: vec3<u32>, num_workgroups: u32, index: u32) {
-    let raw = load_raw(wg.y, index);
+fn move_part(grid: vec3<u32>, num_workgroups: u32, index: u32) {
+    if is_idle_scout(grid, num_workgroups) {
+        return;
+    }
+    let left_out = parts_left_out(grid, num_workgroups, NUM_PARTS);
+    let wg = behind_scouts(grid);
+    var raw: Keys;
+    if !is_scout(grid) {
+        raw = load_raw(wg.y, index);
+    }
     if index == 0u {
-        wg_row = noted_row(wg.y);
-        wg_row.row = leave_longer(wg_row.row, num_staged());
+        wg_row = SelectRow();
+        if !is_scout(grid) {
+            wg_row = noted_row(wg.y);
+            wg_row.row = leave_longer(wg_row.row, num_staged());
+        }
     }
     start_selection(index);
     let row = workgroupUniformLoad(&wg_row);
     let len = select(0u, row.row.len, row.row.active_row);
-    let s = select_slots(index, wg.y, mask_keys(raw, len, index), row);
+    let s = select_slots(index, wg.y, mask_keys(raw, len, index), row, left_out);
     let moves = workgroupUniformLoad(&wg_moves);
+    if is_scout(grid) {
+        return;
+    }
     let last = num_workgroups - 1u;
     if wg.x == last {
         finish(wg.y, index, row.row, s, moves, 0u);

@@ -13,6 +13,7 @@ use crate::params::{AppendParams, CompactParams, OrderParams, RowRule, TopKParam
 use crate::params_block::ParamsBlock;
 use crate::plan::Plan;
 use crate::policy::BudgetRule;
+use crate::scouts::MOST_SCOUT_ROWS;
 use crate::state::CacheState;
 use crate::windows::{BoundRange, WindowLimits};
 use crate::workspace::{ROW_INFO_WORDS, Workspace};
@@ -70,10 +71,11 @@ impl Builder<'_> {
 
     pub(crate) fn limits(&self) -> WindowLimits {
         let c = &self.kernels().capabilities;
+        let in_grid = c.max_workgroups.saturating_sub(MOST_SCOUT_ROWS).max(1);
         WindowLimits {
             max_binding_bytes: c.max_binding_bytes,
             offset_alignment: c.offset_alignment,
-            max_rows: c.max_workgroups.min(self.plan.scratch.max_rows(c.max_binding_bytes)),
+            max_rows: in_grid.min(self.plan.scratch.max_rows(c.max_binding_bytes)),
         }
     }
 

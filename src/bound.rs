@@ -310,9 +310,9 @@ impl Bound {
             return;
         }
         pass.set_bind_group(0, &window.group, &[window.params_offset]);
-        for (pipeline, workgroups) in self.radix_dispatches(max_len, fused) {
+        for (pipeline, workgroups, scouts) in self.radix_dispatches(max_len, window.num_rows, fused) {
             pass.set_pipeline(pipeline);
-            pass.dispatch_workgroups(workgroups, window.num_rows, 1);
+            pass.dispatch_workgroups(workgroups, scouts + window.num_rows, 1);
         }
     }
 
@@ -378,24 +378,29 @@ impl Bound {
         }
     }
 
-    /// The dispatches of the radix selector: pipelines, and workgroups a row.
+    /// The dispatches of the radix selector for so many rows: pipelines, workgroups a row, and rows of the grid that are
+    /// scouts'.
     pub(crate) fn radix_dispatches(
         &self,
         max_len: u32,
+        num_rows: u32,
         fused: bool,
-    ) -> impl Iterator<Item = (&wgpu::ComputePipeline, u32)> {
-        let select = &self.plan.select;
-        let tiles = max_len.div_ceil(SELECT_TILE);
-        let dispatches = if self.path(max_len) == Path::RadixRow {
+    ) -> impl Iterator<Item = (&wgpu::ComputePipeline, u32, u32)> {
+        let (select, capabilities) = (&self.plan.select, &self.plan.kernels.capabilities);
+        if self.path(max_len) == Path::RadixRow {
             let row = usize::from(max_len > ROW_TOKENS * WORKGROUP) + usize::from(max_len > 2 * ROW_TOKENS * WORKGROUP);
-            [Some((&select.radix_rows[row], 1)), None, None, None]
-        } else {
-            let count = (!fused).then_some((&select.count_digits, tiles));
-            let settle = select.settle.as_ref().filter(|_| tiles > MANY_TILES);
-            let emit = settle.map_or(&select.emit, |[_, emit]| emit);
-            [count, Some((&select.collect, tiles)), settle.map(|[settle, _]| (settle, 1)), Some((emit, tiles))]
-        };
-        dispatches.into_iter().flatten()
+            let row = (&select.radix_rows[row], 1, capabilities.scouts_of_rows());
+            return [Some(row), None, None, None].into_iter().flatten();
+        }
+        let tiles = max_len.div_ceil(SELECT_TILE);
+        let scouts = capabilities.scouts_of_parts();
+        let count = (!fused).then_some((&select.count_digits, tiles, 0));
+        let long = select.long_of(capabilities.serial, u64::from(num_rows) * u64::from(tiles));
+        let workgroups = tiles.div_ceil(long.each);
+        let settled = select.settle.as_ref().zip(long.emit_settled.as_ref()).filter(|_| tiles > MANY_TILES);
+        let emit = settled.map_or((&long.emit, workgroups, scouts), |(_, emit)| (emit, workgroups, 0));
+        let settle = settled.map(|(settle, _)| (settle, 1, 0));
+        [count, Some((&long.collect, workgroups, scouts)), settle, Some(emit)].into_iter().flatten()
     }
 }
 

@@ -165,7 +165,8 @@ fn create_module(
     // Without bounds checks indices must be in range. Those of the kernels with arrays (key_norm, compact and row) are made
     // of parameters, which bind has checked against the buffers; of lengths clamped to the capacity; and of slots in lists,
     // which hold zeros or what the selectors have written there, or as many in workgroup memory as it has staged: slots
-    // below such a length. Rows that are longer than workgroup memory holds are left as they are (leave_longer in row.wgsl).
+    // below such a length. Rows that are longer than workgroup memory holds are left as they are (leave_longer in row.wgsl);
+    // scouts have rows of no tokens.
     // Where a range begins is clamped to the budget. Keys that workgroup memory sets aside have been counted before, the same
     // ones: no more than fit.
     unsafe { device.create_shader_module_trusted(descriptor, checks) }

@@ -35,6 +35,7 @@ mod row_choice;
 mod schedule;
 mod score;
 mod score_tiles;
+mod scouts;
 mod select;
 mod shape;
 mod source;

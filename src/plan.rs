@@ -81,7 +81,7 @@ impl Plan {
             rules,
             layers,
             scratch,
-            select: SelectPipelines::new(kernels, policy, shape.capacity, &tiles, checks),
+            select: SelectPipelines::new(kernels, policy, (num_rows, shape.capacity), &tiles, checks),
             tiles,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -363,7 +363,8 @@ fn check_grid(shape: &KvShape, tiles: &ScoreTiles, capabilities: &Capabilities) 
     let moved = specs.into_iter().flat_map(|spec| [true, false].map(|vec4| MovedRow::new(spec, vec4, serial)));
     let lanes = moved.map(|row| row.lanes).max().unwrap_or(1);
     let unit = WORKGROUP / lanes * 4;
-    let needed = shape.capacity.div_ceil(tiles.plain).max((shape.capacity / 2 + 1).div_ceil(unit));
+    let scored = shape.capacity.div_ceil(tiles.plain) + capabilities.scouts_of_parts();
+    let needed = scored.max((shape.capacity / 2 + 1).div_ceil(unit));
     if needed > available {
         return Err(BuildError::Limit {
             limit: "max_compute_workgroups_per_dimension",

@@ -3,6 +3,7 @@
 
 use crate::bind::{params_binding, range_binding, words_binding};
 use crate::bound::{Bound, LayerWindow};
+use crate::device::Capabilities;
 use crate::draft::{Builder, LayerDraft, RowRange, direction_words, word};
 use crate::first_digit::digit_window;
 use crate::kernel::Checks;
@@ -11,7 +12,7 @@ use crate::module::{Access, Module};
 use crate::moves::{MovedRow, moves_constants, num_slices, slice_chunks};
 use crate::pages::Views;
 use crate::params::{RowParams, TensorLayout};
-use crate::plan::ROW_TOKENS;
+use crate::plan::{ROW_TOKENS, WORKGROUP};
 use crate::policy::Order;
 use crate::row_choice::{Taken, choices};
 use crate::stages::Stages;
@@ -45,8 +46,8 @@ impl LayerWindow {
 enum Parts {
     /// All of it, its score too, with so many words for its keys and slots ([`Taken`]).
     Whole { slot_words: u32 },
-    /// After its score a share of what is moved, so many tokens at a time.
-    Shares { unit: u32 },
+    /// After its score a share of what is moved, so many tokens at a time: of so many shares at most, keys and values each.
+    Shares { unit: u32, most: u32 },
     /// After its score a column slice, of so many.
     Slices(u32),
 }
@@ -54,6 +55,11 @@ enum Parts {
 impl Parts {
     const fn is_whole(self) -> bool {
         matches!(self, Self::Whole { .. })
+    }
+
+    /// Rows of the grid that are scouts'.
+    const fn scouts(self, capabilities: &Capabilities) -> u32 {
+        if self.is_whole() { capabilities.scouts_of_rows() } else { capabilities.scouts_of_parts() }
     }
 }
 
@@ -74,26 +80,28 @@ impl Bound {
             }
             pass.set_pipeline(&kernel.pipeline);
             pass.set_bind_group(0, group, &[]);
-            pass.dispatch_workgroups(self.row_workgroups(kernel.parts, max_len, window.num_rows), window.num_rows, 1);
+            let workgroups = self.row_workgroups(kernel.parts, max_len);
+            let scouts = kernel.parts.scouts(&self.plan.kernels.capabilities);
+            pass.dispatch_workgroups(workgroups, scouts + window.num_rows, 1);
         }
     }
 
     /// Workgroups of a row; where they take parts, one more for its state.
-    fn row_workgroups(&self, parts: Parts, max_len: u32, num_rows: u32) -> u32 {
+    fn row_workgroups(&self, parts: Parts, max_len: u32) -> u32 {
         match parts {
             Parts::Whole { .. } => 1,
-            Parts::Shares { unit } => {
-                let most = (FILL_PARTS / num_rows).max(2);
-                2 * self.plan.max_moved(max_len).div_ceil(unit).clamp(1, most) + 1
-            }
+            Parts::Shares { unit, most } => 2 * self.plan.max_moved(max_len).div_ceil(unit).clamp(1, most) + 1,
             Parts::Slices(slices) => slices + 1,
         }
     }
 }
 
-/// Workgroups that move the keys of all rows, and as many their values: each selects for itself, and more than fill the card
-/// would do so in turn.
-const FILL_PARTS: u32 = 64;
+/// Workgroups that move the keys of all rows, and as many their values: each selects for itself, and more than find room
+/// beside those of states and scouts would do so in turn. Where they are large a multiprocessor has room for one. See
+/// `benches/record`.
+const fn fill_parts(workgroup: u32) -> u32 {
+    if workgroup > 2 * WORKGROUP { 48 } else { 64 }
+}
 
 /// Widest part of a row that the workgroup of a whole row walks at a time, 16-byte chunks.
 const WHOLE_SLICE: u32 = 64;
@@ -191,7 +199,10 @@ impl Builder<'_> {
         let chunks = [keys.chunks, values.chunks];
         let slice = slice_chunks(chunks, num_rows, workgroup);
         let parts = match self.plan.policy.order {
-            Order::Fill => Parts::Shares { unit: workgroup / keys.lanes.max(values.lanes) * 4 },
+            Order::Fill => Parts::Shares {
+                unit: workgroup / keys.lanes.max(values.lanes) * 4,
+                most: (fill_parts(workgroup) / num_rows).max(2),
+            },
             Order::Positional => Parts::Slices(num_slices(chunks, 1, slice)),
         };
         (parts, slice)
@@ -214,6 +225,7 @@ impl Builder<'_> {
             ("LANES", shape.keys.norm_lanes()),
             ("CHUNKS", shape.keys.norm_chunks()),
             ("SLOT_WORDS", slot_words),
+            ("SCOUTS", parts.scouts(&self.kernels().capabilities)),
             ("IN_ORDER", u32::from(self.plan.policy.order == Order::Positional)),
         ];
         constants.extend(moves_constants(self.moved_in_rows(), slice));

@@ -27,6 +27,8 @@ pub(crate) struct ScoreStage {
     plain: wgpu::ComputePipeline,
     /// With the histogram of first digits.
     fused: wgpu::ComputePipeline,
+    /// Rows of the grid that are scouts', of both.
+    scouts: u32,
     group: wgpu::BindGroup,
 }
 
@@ -67,7 +69,7 @@ impl ScoreStage {
         }
         pass.set_pipeline(if fused { &self.fused } else { &self.plain });
         pass.set_bind_group(0, &self.group, &[]);
-        pass.dispatch_workgroups(num_rows, tiles.parts(fused, max_len, num_rows), 1);
+        pass.dispatch_workgroups(num_rows, self.scouts + tiles.parts(fused, max_len, num_rows), 1);
     }
 }
 
@@ -110,7 +112,7 @@ impl Builder<'_> {
             table: table_of(draft, views),
         };
         let mut before = Vec::new();
-        let (module, constants) = self.score_module(score, &shape.keys, (draft.keys_access, draft.tokens));
+        let (module, mut constants) = self.score_module(score, &shape.keys, (draft.keys_access, draft.tokens));
         let group = match score {
             Score::KeyNorm => self.score_group(scored(keys), params, None, checks),
             Score::KeyDiff | Score::Centroid => {
@@ -139,9 +141,13 @@ impl Builder<'_> {
                 self.score_group(scored(range_binding(scores.buffer, draft.scores)), params, None, checks)
             }
         };
+        let scouts = if score == Score::KeyNorm { self.kernels().capabilities.scouts_of_parts() } else { 0 };
+        if score == Score::KeyNorm {
+            constants.push(("SCOUTS", scouts.into()));
+        }
         let [plain, fused] =
             self.score_pipelines(module, word(draft.array.len() as u64), (self.plan.tiles, &constants), checks);
-        ScoreStage { before, plain, fused, group }
+        ScoreStage { before, plain, fused, scouts, group }
     }
 
     /// Alone, and with the histogram fused; `num_layers` in arrays.

@@ -9,15 +9,22 @@ use crate::score_tiles::ScoreTiles;
 /// Tiles of a row up to which each finds the threshold for itself. See `benches/record`.
 pub(crate) const MANY_TILES: u32 = 128;
 
+/// Tiles that a workgroup may take where all rows together have so many, ascending: more than one where they are more than
+/// find room at once; on a CPU where as many workgroups are left as a few cores run. See `benches/record`.
+pub(crate) fn tiles_each(serial: bool, num_tiles: u64) -> impl Iterator<Item = u32> {
+    let (eaches, workgroups): (&[u32], u64) = if serial { (&[1, 8], 8) } else { (&[1, 2, 4], 512) };
+    eaches.iter().copied().filter(move |&each| each == 1 || u64::from(each) * workgroups <= num_tiles)
+}
+
 #[derive(Debug)]
 pub(crate) struct SelectPipelines {
     /// By workgroups of [`WORKGROUP`], twice that, and of [`Capabilities::row_workgroup`](crate::device::Capabilities).
     pub radix_rows: [wgpu::ComputePipeline; 3],
     pub count_digits: wgpu::ComputePipeline,
-    pub collect: wgpu::ComputePipeline,
-    pub emit: wgpu::ComputePipeline,
-    /// `settle`, and `emit` after it, where rows may have more than [`MANY_TILES`].
-    pub settle: Option<[wgpu::ComputePipeline; 2]>,
+    /// By workgroups that take ever more tiles of a row.
+    pub long: Vec<LongPipelines>,
+    /// Where rows may have more than [`MANY_TILES`].
+    pub settle: Option<wgpu::ComputePipeline>,
     pub bitonic: Option<BitonicPipelines>,
     pub order: Option<wgpu::ComputePipeline>,
     pub reserve: Option<wgpu::ComputePipeline>,
@@ -26,6 +33,17 @@ pub(crate) struct SelectPipelines {
     pub finish: wgpu::ComputePipeline,
     pub append: wgpu::ComputePipeline,
     pub mark_scored: wgpu::ComputePipeline,
+}
+
+/// Of rows that no workgroup holds.
+#[derive(Debug)]
+pub(crate) struct LongPipelines {
+    /// Tiles that a workgroup takes, one after the other.
+    pub each: u32,
+    pub collect: wgpu::ComputePipeline,
+    pub emit: wgpu::ComputePipeline,
+    /// After `settle`.
+    pub emit_settled: Option<wgpu::ComputePipeline>,
 }
 
 #[derive(Debug)]
@@ -41,30 +59,58 @@ pub(crate) struct BitonicPipelines {
 }
 
 impl SelectPipelines {
-    pub fn new(kernels: &Kernels, policy: &Policy, capacity: u32, tiles: &ScoreTiles, checks: &mut Checks) -> Self {
+    /// The pipelines for so many tiles of all rows.
+    pub fn long_of(&self, serial: bool, num_tiles: u64) -> &LongPipelines {
+        let fitting = tiles_each(serial, num_tiles).zip(&self.long).last();
+        fitting.map_or(&self.long[0], |(_, long)| long)
+    }
+
+    pub fn new(
+        kernels: &Kernels,
+        policy: &Policy,
+        (num_rows, capacity): (u64, u32),
+        tiles: &ScoreTiles,
+        checks: &mut Checks,
+    ) -> Self {
         let row_workgroup = kernels.capabilities.row_workgroup;
         let (wide, narrow) = (f64::from(row_workgroup), f64::from(WORKGROUP));
         let sort_len = f64::from(kernels.capabilities.sort_len);
         let in_order = ("IN_ORDER", f64::from(u8::from(policy.order == Order::Positional)));
         let subgroups = kernels.capabilities.shuffle_lanes > 0;
-        let mut radix = |entry, workgroup: u32| {
-            let constants = [("WG_SIZE", f64::from(workgroup)), in_order];
+        let mut radix = |entry, workgroup: u32, scouts: u32| {
+            let constants = [("WG_SIZE", f64::from(workgroup)), in_order, ("SCOUTS", scouts.into())];
             kernels.pipeline(Module::Radix { subgroups }, entry, &constants, checks)
         };
-        let radix_rows = [WORKGROUP, row_workgroup.min(2 * WORKGROUP), row_workgroup].map(|w| radix("radix_row", w));
-        let count_digits = radix("count_digits", WORKGROUP);
-        let long_by = |entry, workgroup, from_sorted: bool, checks: &mut Checks| {
-            let more_tiles = ("MORE_TILES", f64::from(u8::from(entry == "settle")));
-            let constants =
-                [("WG_SIZE", workgroup), in_order, ("FROM_SORTED", f64::from(u8::from(from_sorted))), more_tiles];
+        let scouts = kernels.capabilities.scouts_of_rows();
+        let radix_rows =
+            [WORKGROUP, row_workgroup.min(2 * WORKGROUP), row_workgroup].map(|w| radix("radix_row", w, scouts));
+        let count_digits = radix("count_digits", WORKGROUP, 0);
+        let long = |entry, (workgroup, each): (f64, u32), from_sorted: bool, checks: &mut Checks| {
+            let settles = entry == "settle";
+            let scouts = if from_sorted || settles { 0 } else { kernels.capabilities.scouts_of_parts() };
+            let constants = [
+                ("WG_SIZE", workgroup),
+                in_order,
+                ("FROM_SORTED", f64::from(u8::from(from_sorted))),
+                ("MORE_TILES", f64::from(u8::from(settles))),
+                ("SCOUTS", scouts.into()),
+                ("EACH", each.into()),
+            ];
             kernels.pipeline(Module::RadixLong { subgroups }, entry, &constants, checks)
         };
-        let long = |entry, from_sorted, checks: &mut Checks| long_by(entry, narrow, from_sorted, checks);
-        let [collect, emit] = ["collect", "emit"].map(|entry| long(entry, false, checks));
-        let settle = (policy.selector != Selector::Bitonic && capacity > MANY_TILES * SELECT_TILE)
-            .then(|| [long_by("settle", wide, false, checks), long("emit", true, checks)]);
+        let num_tiles = capacity.div_ceil(SELECT_TILE);
+        let settles = policy.selector != Selector::Bitonic && num_tiles > MANY_TILES;
+        let settle = settles.then(|| long("settle", (wide, 1), false, checks));
+        let eaches = tiles_each(kernels.capabilities.serial, num_rows * u64::from(num_tiles));
+        let by_each = |each| LongPipelines {
+            each,
+            collect: long("collect", (narrow, each), false, checks),
+            emit: long("emit", (narrow, each), false, checks),
+            emit_settled: settles.then(|| long("emit", (narrow, each), true, checks)),
+        };
+        let by_each = eaches.map(by_each).collect();
         let bitonic = (policy.selector == Selector::Bitonic).then(|| {
-            let [collect, emit] = ["collect", "emit"].map(|entry| long(entry, true, checks));
+            let [collect, emit] = ["collect", "emit"].map(|entry| long(entry, (narrow, 1), true, checks));
             let mut bitonic = |entry, workgroup| {
                 let constants = [("WG_SIZE", workgroup), ("SORT_LEN", sort_len), in_order];
                 kernels.pipeline(Module::Bitonic, entry, &constants, checks)
@@ -91,8 +137,7 @@ impl SelectPipelines {
         Self {
             radix_rows,
             count_digits,
-            collect,
-            emit,
+            long: by_each,
             settle,
             bitonic,
             order: cached.then(|| other(Module::Order, "order", cached)),
@@ -101,6 +146,25 @@ impl SelectPipelines {
             finish: other(Module::State, "finish", cached),
             append: other(Module::Append, "append", cached),
             mark_scored: other(Module::State, "mark_scored", cached),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workgroups_take_more_tiles_where_they_are_many() {
+        for (serial, num_tiles, expected) in [
+            (false, 1, vec![1]),
+            (false, 1023, vec![1]),
+            (false, 1024, vec![1, 2]),
+            (false, 1 << 20, vec![1, 2, 4]),
+            (true, 63, vec![1]),
+            (true, 64, vec![1, 8]),
+        ] {
+            assert_eq!(tiles_each(serial, num_tiles).collect::<Vec<_>>(), expected, "{num_tiles}");
         }
     }
 }

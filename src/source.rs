@@ -40,6 +40,7 @@ impl Module {
         let select_row = shader!("shared/select_row.wgsl");
         let rows = [params, shader!("shared/top_k_rows.wgsl"), select_row, rule].concat();
         let radix_row = shader!("shared/radix_row.wgsl");
+        let scout = shader!("shared/scout.wgsl");
         let moves = concat!(shader!("shared/fill.wgsl"), shader!("shared/walk.wgsl"));
         let rows = rows.as_str();
         let order_key = shader!("shared/order_key.wgsl");
@@ -65,6 +66,7 @@ impl Module {
                 elements(dtype, keys_by(vec4, tokens)).as_str(),
                 norm_tokens(reduction),
                 shader!("shared/score_tile.wgsl"),
+                scout,
                 reduce(reduction),
                 score_entry(reduction),
             ]
@@ -104,6 +106,7 @@ impl Module {
                 shader!("shared/inverse_sqrt.wgsl"),
                 norm_tokens(reduction),
                 shader!("shared/score_tile.wgsl"),
+                scout,
                 reduce(reduction),
                 score_entry(reduction),
             ]
@@ -117,6 +120,7 @@ impl Module {
                 note,
                 select_row,
                 radix_row,
+                scout,
                 moves,
                 digits,
                 rule,
@@ -137,6 +141,7 @@ impl Module {
             Self::Radix { subgroups } => [
                 shader!("radix.wgsl"),
                 radix_row,
+                scout,
                 digits,
                 rows,
                 info,
@@ -150,6 +155,7 @@ impl Module {
                 shader!("radix_long.wgsl"),
                 shader!("shared/aside.wgsl"),
                 radix_row,
+                scout,
                 digits,
                 rows,
                 info,

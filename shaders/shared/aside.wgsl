@@ -265,11 +265,11 @@ fn sums_aside(a: Asides, local_row: u32, threshold: u32) -> vec2<u32> {
     return sums;
 }
 
-// Keys below and equal to the threshold in the tiles before this one.
-fn before_tile(wg: vec3<u32>, t: Threshold) -> vec2<u32> {
+// Keys below and equal to the threshold in the tiles before that one.
+fn before_tile(local_row: u32, end_tile: u32, t: Threshold) -> vec2<u32> {
     var sums = vec2<u32>(0u);
-    for (var a = t.asides; a.tile < wg.x; a = next_tile(a, t.digit, wg.y, wg.x)) {
-        sums += sums_aside(a, wg.y, t.key);
+    for (var a = t.asides; a.tile < end_tile; a = next_tile(a, t.digit, local_row, end_tile)) {
+        sums += sums_aside(a, local_row, t.key);
     }
     return sums_of(sums.x, sums.y);
 }

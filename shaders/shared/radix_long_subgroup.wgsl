@@ -8,7 +8,7 @@ fn collect(
     @builtin(subgroup_size) len: u32,
     @builtin(subgroup_invocation_id) lane_ix: u32,
 ) {
-    collect_tile(wg, num.x, enter(subgroup, len, lane_ix));
+    collect_tiles(wg, num.x, enter(subgroup, len, lane_ix));
 }
 
 @compute @workgroup_size(WG_SIZE)
@@ -19,7 +19,7 @@ fn emit(
     @builtin(subgroup_size) len: u32,
     @builtin(subgroup_invocation_id) lane_ix: u32,
 ) {
-    emit_long(wg, num.x, enter(subgroup, len, lane_ix));
+    emit_tiles(wg, num.x, enter(subgroup, len, lane_ix));
 }
 
 @compute @workgroup_size(WG_SIZE)

@@ -6,7 +6,7 @@ fn collect(
     @builtin(num_workgroups) num: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
-    collect_tile(wg, num.x, index);
+    collect_tiles(wg, num.x, index);
 }
 
 @compute @workgroup_size(WG_SIZE)
@@ -15,7 +15,7 @@ fn emit(
     @builtin(num_workgroups) num: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
 ) {
-    emit_long(wg, num.x, index);
+    emit_tiles(wg, num.x, index);
 }
 
 @compute @workgroup_size(WG_SIZE)

@@ -232,20 +232,42 @@ fn start_selection(index: u32) {
     }
 }
 
+// Parts that a scout may begin with: the bin of the threshold, what is in it, the slots.
+const NUM_PARTS: u32 = 3u;
+
 // Budget, threshold and ties of a row whose keys the workgroup's invocations hold. After start_selection and a barrier.
 // Where slots have words of their own, first digits and protected keys were counted as the keys were scored.
-fn select_in_row(index: u32, k: Keys, row: SelectRow) -> SelectRow {
+fn select_in_row(index: u32, k: Keys, row: SelectRow, left_out: u32) -> SelectRow {
     var s = row;
+    var found = Found(0u, 0u, 1u);
+    if left_out < 1u {
+        found = bin_in_row(index, k, &s);
+    }
+    if left_out < 2u {
+        found = threshold_in_bin(index, k, found);
+    }
+    s.threshold = found.digit;
+    s.num_ties = found.rank + 1u;
+    return s;
+}
+
+// The bin of the threshold, and of the row its budget.
+fn bin_in_row(index: u32, k: Keys, s: ptr<function, SelectRow>) -> Found {
     if SLOT_WORDS == 0u {
         add_first_digits(k);
         count_protected(k);
     }
-    count_limited(k, s.rule);
+    count_limited(k, (*s).rule);
     workgroupBarrier();
-    s.num_protected = atomicLoad(&wg_count);
-    s.num_within = atomicLoad(&wg_within);
-    s.budget = row_budget(s);
-    var found = narrow(index, NUM_BINS, max(s.budget, 1u) - 1u, SLOT_WORDS > 0u);
+    (*s).num_protected = atomicLoad(&wg_count);
+    (*s).num_within = atomicLoad(&wg_within);
+    (*s).budget = row_budget(*s);
+    return narrow(index, NUM_BINS, max((*s).budget, 1u) - 1u, SLOT_WORDS > 0u);
+}
+
+// Ends at a barrier.
+fn threshold_in_bin(index: u32, k: Keys, bin: Found) -> Found {
+    var found = bin;
     let of_bin = bits_of_bin(k, keys_of_bin(found.digit));
     if found.count <= FEW {
         if index == 0u {
@@ -261,9 +283,7 @@ fn select_in_row(index: u32, k: Keys, row: SelectRow) -> SelectRow {
     } else {
         found = narrow_row(index, k, of_bin, found);
     }
-    s.threshold = found.digit;
-    s.num_ties = found.rank + 1u;
-    return s;
+    return found;
 }
 
 // The threshold among the many keys of a bin that the row's invocations hold, eight bits at a time.

@@ -8,16 +8,28 @@ fn take_tile(local_row: u32) -> u32 {
     return atomicAdd(&histogram[local_row * params.histogram_stride + TAKEN_COUNT_IX], 1u);
 }
 
-// `wg` is (part, row), of so many parts. A row that is longer than they were made for is scored whole.
-fn score_tile(wg: vec3<u32>, num_parts: u32, index: u32) {
-    let r = scored_row(wg.y);
-    if wg.x == 0u && index == 0u {
-        note_row(wg.y, r);
+// `grid` is (part, row), of so many parts, scouts among them. A row that is longer than they were made for is scored whole.
+// A scout scores a tile of no tokens.
+fn score_tile(grid: vec3<u32>, grid_width: u32, index: u32) {
+    if is_idle_scout(grid.yxz, params.num_rows) {
+        return;
+    }
+    let wg = behind_scouts(grid.yxz).yxz;
+    let num_parts = grid_width - SCOUTS;
+    var r: Row;
+    var first = 0u;
+    var end = 0u;
+    var num_tiles = 1u;
+    if !is_scout(grid.yxz) {
+        r = scored_row(wg.y);
+        if wg.x == 0u && index == 0u {
+            note_row(wg.y, r);
+        }
+        first = first_slot(r);
+        end = end_of(r);
+        num_tiles = (max(end, first) - first + TILE - 1u) / TILE;
     }
     let place = place_of_row(r);
-    let first = first_slot(r);
-    let end = end_of(r);
-    let num_tiles = (max(end, first) - first + TILE - 1u) / TILE;
     let takes = HISTOGRAM && num_parts < num_tiles;
     var tile = wg.x;
     if takes {

@@ -602,6 +602,8 @@ pub fn quick() -> Vec<Quick> {
         add("settled, alike", settled(Order::Fill, Data::Near { spread: 0 }, subgroups), false);
         add("settled, equal", settled(Order::Positional, Data::AllEqual, subgroups), false);
     }
+    // By workgroups that take several tiles.
+    add("settled in turn", settled(Order::Positional, Data::Near { spread: 2 }, Switch::Auto), false);
     add("rows of shared words", rows_of_shared_words(), false);
     add("spread", spread(Order::Fill), false);
     add("beyond all bins", beyond(Order::Fill), false);
