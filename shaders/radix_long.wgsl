@@ -37,7 +37,7 @@ const SLOT_WORDS: u32 = 0u;
 const TILE: u32 = 2048u; // slots: eight an invocation
 const COUNTS_IX: u32 = PROTECTED_COUNT_IX / 4u; // a row's quad of protected keys, tiles taken, keys up to the limit, nothing
 
-// Of each of its tiles, in collect; beyond the first of no other.
+// Of each tile that a workgroup of collect takes; others use the first alone.
 var<workgroup> wg_below: array<atomic<u32>, EACH>;
 var<workgroup> wg_equal: array<atomic<u32>, EACH>;
 var<workgroup> wg_ranges: array<vec2<u32>, EACH>;
@@ -118,7 +118,7 @@ fn count_tiles(wg: vec3<u32>, index: u32, first_tile: u32, end_tile: u32) {
     }
 }
 
-// Counts a tile's keys below the threshold's bin, as its `t`-th, and sets those of the bin aside.
+// Counts a tile's keys below the threshold's bin, and sets those of the bin aside.
 fn set_aside(index: u32, wg: vec3<u32>, tile: u32, k: Keys, found: Found) {
     let t = tile - wg.x * EACH;
     let bin = keys_of_bin(found.digit);
