@@ -4,10 +4,10 @@
 //! Bindings: shared/score_rows.wgsl, and
 //!   1 keys read_write u32 words of f32|f16|bf16|q8_0|q4_0|int8, addressed by shared/address_*.wgsl: the values with VALUES
 //!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
-//! Entry points: score · dispatch (num_rows, SCOUTS + ceil(max_len / TILE), 1), with HISTOGRAM any number of parts in place of
-//!   the tiles · needs none | subgroups
+//! Entry points: score · dispatch (num_rows, ceil(max_len / TILE), 1), with HISTOGRAM any number of parts in place of the tiles
+//!   · needs none | subgroups
 //! Overrides: WG_SIZE = 256; LANES = 16, a power of two in 2..=32; CHUNKS = 16, in 1..=128; TILE = 256, a multiple of
-//!   WG_SIZE / LANES * 4; HISTOGRAM = false; VALUES = false; SCOUTS = 0; PAGE_SIZE = 16; KEY_WORDS = 33
+//!   WG_SIZE / LANES * 4; HISTOGRAM = false; VALUES = false; PAGE_SIZE = 16; KEY_WORDS = 33
 //! Workgroup bytes: 8192 with HISTOGRAM, + 20 * WG_SIZE in the workgroup variant
 //! Algorithm: two dispatches of the norm of key_norm. With VALUES it runs over the values and leaves squared norms in
 //!   `order_keys`; then it runs over the keys and multiplies by the inverse of the key's norm, twice.
@@ -16,9 +16,9 @@
 
 override LANES: u32 = 16u;
 override CHUNKS: u32 = 16u;
-override SCOUTS: u32 = 0u;
 override VALUES: bool = false;
 
+const SCOUTS: u32 = 0u;
 const BAD: u32 = 0xffffffffu;
 const MIN_NORMAL_BITS: u32 = 0x00800000u;
 
