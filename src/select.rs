@@ -11,7 +11,7 @@ pub(crate) const MANY_TILES: u32 = 128;
 
 /// Tiles that a workgroup may take where all rows together have so many, ascending: more than one where they are more than
 /// find room at once; on a CPU where as many workgroups are left as a few cores run. See `benches/record`.
-pub(crate) fn tiles_each(serial: bool, num_tiles: u64) -> impl Iterator<Item = u32> {
+fn tiles_each(serial: bool, num_tiles: u64) -> impl Iterator<Item = u32> {
     let (eaches, workgroups): (&[u32], u64) = if serial { (&[1, 8], 8) } else { (&[1, 2, 4], 512) };
     eaches.iter().copied().filter(move |&each| each == 1 || u64::from(each) * workgroups <= num_tiles)
 }
@@ -21,7 +21,7 @@ pub(crate) struct SelectPipelines {
     /// By workgroups of [`WORKGROUP`], twice that, and of [`Capabilities::row_workgroup`](crate::device::Capabilities).
     pub radix_rows: [wgpu::ComputePipeline; 3],
     pub count_digits: wgpu::ComputePipeline,
-    /// By workgroups that take ever more tiles of a row.
+    /// By workgroups that take ever more tiles of a row; none of the bitonic selector.
     pub long: Vec<LongPipelines>,
     /// Where rows may have more than [`MANY_TILES`].
     pub settle: Option<wgpu::ComputePipeline>,
@@ -59,10 +59,9 @@ pub(crate) struct BitonicPipelines {
 }
 
 impl SelectPipelines {
-    /// The pipelines for so many tiles of all rows.
+    /// The pipelines for so many tiles of all rows, no more than the plan has. Not of the bitonic selector.
     pub fn long_of(&self, serial: bool, num_tiles: u64) -> &LongPipelines {
-        let fitting = tiles_each(serial, num_tiles).zip(&self.long).last();
-        fitting.map_or(&self.long[0], |(_, long)| long)
+        &self.long[tiles_each(serial, num_tiles).count() - 1]
     }
 
     pub fn new(
@@ -99,7 +98,8 @@ impl SelectPipelines {
             kernels.pipeline(Module::RadixLong { subgroups }, entry, &constants, checks)
         };
         let num_tiles = capacity.div_ceil(SELECT_TILE);
-        let settles = policy.selector != Selector::Bitonic && num_tiles > MANY_TILES;
+        let by_digits = policy.selector != Selector::Bitonic;
+        let settles = by_digits && num_tiles > MANY_TILES;
         let settle = settles.then(|| long("settle", (wide, 1), false, checks));
         let eaches = tiles_each(kernels.capabilities.serial, num_rows * u64::from(num_tiles));
         let by_each = |each| LongPipelines {
@@ -108,8 +108,8 @@ impl SelectPipelines {
             emit: long("emit", (narrow, each), false, checks),
             emit_settled: settles.then(|| long("emit", (narrow, each), true, checks)),
         };
-        let by_each = eaches.map(by_each).collect();
-        let bitonic = (policy.selector == Selector::Bitonic).then(|| {
+        let by_each = eaches.filter(|_| by_digits).map(by_each).collect();
+        let bitonic = (!by_digits).then(|| {
             let [collect, emit] = ["collect", "emit"].map(|entry| long(entry, (narrow, 1), true, checks));
             let mut bitonic = |entry, workgroup| {
                 let constants = [("WG_SIZE", workgroup), ("SORT_LEN", sort_len), in_order];
