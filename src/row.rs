@@ -97,8 +97,7 @@ impl Bound {
 }
 
 /// Workgroups that move the keys of all rows, and as many their values: each selects for itself, and more than find room
-/// beside those of states and scouts would do so in turn. Where they are large a multiprocessor has room for one. See
-/// `benches/record`.
+/// beside those of states and scouts would do so in turn; large ones find less. See `benches/record`.
 const fn fill_parts(workgroup: u32) -> u32 {
     if workgroup > 2 * WORKGROUP { 48 } else { 64 }
 }
