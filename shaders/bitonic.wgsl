@@ -26,6 +26,8 @@ var<workgroup> wg_below: u32;
 var<workgroup> wg_protected: u32;
 var<workgroup> wg_within: u32;
 
+const BY_TILE: bool = true;
+
 fn clear_staged(index: u32) {
 }
 

@@ -20,6 +20,8 @@ override IN_ORDER: bool = false; // kept tokens keep their order, else movers fi
 override SCOUTS: u32 = 0u; // of radix_row
 
 const SLOT_WORDS: u32 = 0u;
+const PAIR_WORDS: u32 = 0u;
+const BY_TILE: bool = true;
 
 var<workgroup> wg_row: SelectRow;
 
@@ -38,7 +40,7 @@ fn select_whole_row(grid: vec3<u32>, index: u32) {
     start_selection(index);
     var s = workgroupUniformLoad(&wg_row);
     let k = mask_keys(raw, s.row.len, index);
-    s = select_in_row(index, k, s, parts_left_out(grid, 1u, NUM_PARTS));
+    s = select_in_row(index, HeldKeys(k, k), s, parts_left_out(grid, 1u, NUM_PARTS));
     _ = emit_tile(index, wg.y, s, k, 0u, 0u, 0u);
     if index == 0u && !is_scout(grid) {
         write_row_info(wg.y, s, vec4<u32>(s.threshold, s.num_ties, 0u, 0u));

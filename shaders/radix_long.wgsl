@@ -34,6 +34,8 @@ override EACH: u32 = 1u; // tiles of a row that a workgroup of theirs takes, one
 override MORE_TILES: bool = false; // rows may have more tiles than the workgroup invocations
 
 const SLOT_WORDS: u32 = 0u;
+const PAIR_WORDS: u32 = 0u;
+const BY_TILE: bool = true;
 const TILE: u32 = 2048u; // slots: eight an invocation
 const COUNTS_IX: u32 = PROTECTED_COUNT_IX / 4u; // a row's quad of protected keys, tiles taken, keys up to the limit, nothing
 

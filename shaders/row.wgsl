@@ -14,14 +14,16 @@
 //!   8 rules read RowRule [compressed layer, head]
 //! Entry points: compress_row · dispatch (1, SCOUTS + num_rows, 1) · none | subgroups: rows up to SLOT_WORDS tokens, or if that is 0
 //!   up to 8 * WG_SIZE and 4096; longer ones stay as they are
-//!   move_row · dispatch (parts + 1, SCOUTS + num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens, after their score in
-//!   key_norm.wgsl; parts: of Fill any even number, half for keys, half for values; of Positional the column slices of both
+//!   move_row · dispatch (parts + 1, SCOUTS + num_rows, 1) · none | subgroups: rows up to 2 * PAIR_WORDS tokens, or if that is 0
+//!   up to 8 * WG_SIZE, after their score in key_norm.wgsl; parts: of Fill any even number, half for keys, half for values; of
+//!   Positional the column slices of both
 //! Overrides: WG_SIZE = 256, or 512 or 1024; LANES = 16, a power of two in 2..=32; KEY_LANES, VALUE_LANES = 16, in 1..=48;
 //!   CHUNKS, KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; KEY_SLICE, VALUE_SLICE = 16, chunks of a column slice, at most
 //!   WG_SIZE; IN_ORDER = false; SLOT_WORDS = 0, or in compress_row a power of two, at least 2048 and the most tokens of a row;
-//!   SCOUTS = 0, rows of the grid that shared/scout.wgsl speaks of
+//!   PAIR_WORDS = 0, or in move_row half the most tokens of a row, at most 8 * WG_SIZE; SCOUTS = 0, rows of the grid that
+//!   shared/scout.wgsl speaks of; SCOUTS_SCORE = true
 //! Workgroup bytes: 32 * WG_SIZE, beyond 512 half of it, + 4 * WG_SIZE + 256, + 20 * WG_SIZE in the workgroup variant; with
-//!   SLOT_WORDS their bytes and 4096 in place of the first
+//!   SLOT_WORDS their bytes and 4096 in place of the first; the first is at least 4 * PAIR_WORDS
 //! Algorithm: nothing waits for another row, so where there are rows enough to fill the card, one dispatch does what four
 //!   did. Order keys and the slots that stay never leave workgroup memory; where that takes no workgroup its place, keys have
 //!   words of their own, so that they are counted while others are awaited. Where rows are few a dispatch scores them all
@@ -76,8 +78,11 @@ override KEY_SLICE: u32 = 16u;
 override VALUE_SLICE: u32 = 16u;
 override IN_ORDER: bool = false; // kept tokens keep their order, else movers fill holes
 override SCOUTS: u32 = 0u; // rows of the grid
+override SCOUTS_SCORE: bool = true; // of compress_row: they run the score too. Of bf16 that makes slower code
+override PAIR_WORDS: u32 = 0u; // of move_row: words to stage two slots each of rows of two tiles, 0 of rows of one
 override SLOT_WORDS: u32 = 0u; // of workgroup memory for keys and slots alone; 0: they share that of the bins
 
+const BY_TILE: bool = false;
 const NAN_NORM: u32 = 0x7fc00000u;
 
 // What of a row is moved.
@@ -210,12 +215,18 @@ fn kept_at(local_row: u32, rank: u32) -> u32 {
 }
 
 // Chooses what stays of a row whose keys the invocations hold, and stages its slots; `left_out` parts are a scout's.
-fn select_slots(index: u32, local_row: u32, k: Keys, row: SelectRow, left_out: u32) -> SelectRow {
+fn select_slots(index: u32, local_row: u32, k: HeldKeys, row: SelectRow, left_out: u32) -> SelectRow {
     let s = select_in_row(index, k, row, left_out);
     if index == 0u {
         wg_moves = Moves(s.budget, 0u, s.budget);
     }
-    _ = stage_tile(index, local_row, s, k, 0u, 0u, 0u);
+    var keys = k.first;
+    var before = vec2<u32>(0u);
+    for (var t = 0u; t < num_tiles(); t++) {
+        let counts = stage_tile(index, local_row, s, keys, t * 8u * WG_SIZE, before.x, before.y).scanned.total;
+        before += vec2<u32>(counts & 0xffffu, counts >> 16u);
+        keys = k.second;
+    }
     return s;
 }
 
@@ -312,16 +323,19 @@ fn compress(grid: vec3<u32>, index: u32) {
     let r = row.row;
     // An inactive sequence is not read.
     let len = select(0u, r.len, r.active_row);
-    let span = select(len, 1u, is_scout(grid));
-    score_tokens(wg, index, r, place_of_row(params.keys, wg.y), 0u, span, len);
-    all_done();
+    if SCOUTS_SCORE || !is_scout(grid) {
+        let span = select(len, 1u, SCOUTS_SCORE && is_scout(grid));
+        score_tokens(wg, index, r, place_of_row(params.keys, wg.y), 0u, span, len);
+        all_done();
+    }
     let raw = load_scored(index);
     if SLOT_WORDS == 0u {
         workgroupBarrier();
         start_selection(index);
         workgroupBarrier();
     }
-    let s = select_slots(index, wg.y, mask_keys(raw, len, index), row, parts_left_out(grid, 1u, NUM_PARTS));
+    let k = mask_keys(raw, len, index);
+    let s = select_slots(index, wg.y, HeldKeys(k, k), row, parts_left_out(grid, 1u, NUM_PARTS));
     let moves = workgroupUniformLoad(&wg_moves);
     if is_scout(grid) {
         return;
@@ -365,9 +379,12 @@ fn move_part(grid: vec3<u32>, num_workgroups: u32, index: u32) {
     }
     let left_out = parts_left_out(grid, num_workgroups, NUM_PARTS);
     let wg = behind_scouts(grid);
-    var raw: Keys;
+    var raw: HeldKeys;
     if !is_scout(grid) {
-        raw = load_raw(wg.y, index);
+        raw.first = load_raw(wg.y, index);
+        if PAIR_WORDS > 0u {
+            raw.second = load_raw(wg.y, WG_SIZE + index);
+        }
     }
     if index == 0u {
         wg_row = SelectRow();
@@ -379,7 +396,11 @@ fn move_part(grid: vec3<u32>, num_workgroups: u32, index: u32) {
     start_selection(index);
     let row = workgroupUniformLoad(&wg_row);
     let len = select(0u, row.row.len, row.row.active_row);
-    let s = select_slots(index, wg.y, mask_keys(raw, len, index), row, left_out);
+    var k = HeldKeys(mask_keys(raw.first, len, index), Keys());
+    if PAIR_WORDS > 0u {
+        k.second = mask_keys(raw.second, len, WG_SIZE + index);
+    }
+    let s = select_slots(index, wg.y, k, row, left_out);
     let moves = workgroupUniformLoad(&wg_moves);
     if is_scout(grid) {
         return;

@@ -15,6 +15,7 @@ use crate::params::{RowParams, TensorLayout};
 use crate::plan::{ROW_TOKENS, WORKGROUP};
 use crate::policy::Order;
 use crate::row_choice::{Taken, choices};
+use crate::shape::Dtype;
 use crate::stages::Stages;
 
 /// Of one window of rows.
@@ -177,7 +178,7 @@ impl Builder<'_> {
         let group = self.group(kind, &bindings, checks);
         let kernel = |taken: Taken| {
             let (parts, slice) = self.row_parts(draft.rows.num_rows, taken);
-            let pipeline = self.row_pipeline(parts, (taken.workgroup, slice), draft, checks);
+            let pipeline = self.row_pipeline(parts, (taken, slice), draft, checks);
             RowKernel { most: taken.most, pipeline, parts }
         };
         Some(RowStage { group, kernels: self.taken(draft.rows.num_rows).map(kernel).collect() })
@@ -210,7 +211,7 @@ impl Builder<'_> {
     fn row_pipeline(
         &self,
         parts: Parts,
-        (workgroup, slice): (u32, u32),
+        (taken, slice): (Taken, u32),
         draft: &LayerDraft,
         checks: &mut Checks,
     ) -> wgpu::ComputePipeline {
@@ -220,11 +221,13 @@ impl Builder<'_> {
             Parts::Shares { .. } | Parts::Slices(_) => ("move_row", 0),
         };
         let mut constants = vec![
-            ("WG_SIZE", workgroup),
+            ("WG_SIZE", taken.workgroup),
+            ("PAIR_WORDS", taken.pair_words),
             ("LANES", shape.keys.norm_lanes()),
             ("CHUNKS", shape.keys.norm_chunks()),
             ("SLOT_WORDS", slot_words),
             ("SCOUTS", parts.scouts(&self.kernels().capabilities)),
+            ("SCOUTS_SCORE", u32::from(shape.keys.dtype != Dtype::Bf16)),
             ("IN_ORDER", u32::from(self.plan.policy.order == Order::Positional)),
         ];
         constants.extend(moves_constants(self.moved_in_rows(), slice));

@@ -15,6 +15,8 @@ pub(crate) struct Taken {
     pub workgroup: u32,
     /// Words of workgroup memory for the keys and slots of whole rows, 0 where they share those of the bins; `None`: in parts.
     pub slot_words: Option<u32>,
+    /// Words of workgroup memory for two slots each where invocations hold two eights of tokens; 0: they hold one.
+    pub pair_words: u32,
 }
 
 /// The kernels of so many rows of a window, which is the only one or not, by ever longer rows.
@@ -24,19 +26,27 @@ pub(crate) fn choices(
     capabilities: &Capabilities,
     rows: (u64, bool),
 ) -> impl Iterator<Item = Taken> {
-    let lens = row_lens(shape.capacity, |len| fills_card((shape, len), policy, capabilities, rows));
+    let reduction = capabilities.reduction(shape.keys.norm_lanes());
+    let eights = sizes(capabilities, reduction).map(|workgroup| ROW_TOKENS * workgroup);
+    let held =
+        eights.chain(sizes(capabilities, reduction).next_back().map(|w| most_of_pairs(w, capabilities, reduction)));
+    let lens = row_lens(shape.capacity, held, |len| fills_card((shape, len), policy, capabilities, rows));
     lens.into_iter().filter_map(move |len| taken((shape, len), policy, capabilities, rows))
 }
 
 /// Invocations of the workgroups.
 const SIZES: [u32; 3] = [WORKGROUP, 2 * WORKGROUP, 4 * WORKGROUP];
 
-/// Lengths of rows, ascending, for which kernels are made: what a workgroup of each size holds, the capacity, and up to where
+/// Those that the device has room for.
+fn sizes(capabilities: &Capabilities, reduction: Reduction) -> impl DoubleEndedIterator<Item = u32> + Clone {
+    SIZES.into_iter().filter(move |&workgroup| has_size(workgroup, capabilities, reduction))
+}
+
+/// Lengths of rows, ascending, for which kernels are made: what workgroups hold, ascending too, the capacity, and up to where
 /// rows are taken whole.
-fn row_lens(capacity: u32, is_full: impl Fn(u32) -> bool) -> Vec<u32> {
-    let held = SIZES.map(|workgroup| ROW_TOKENS * workgroup);
-    let longest = capacity.min(held[2]);
-    let mut lens: Vec<_> = held.into_iter().filter(|&held| held < longest).chain([longest]).collect();
+fn row_lens(capacity: u32, held: impl Iterator<Item = u32> + Clone, is_full: impl Fn(u32) -> bool) -> Vec<u32> {
+    let longest = capacity.min(held.clone().max().unwrap_or(0));
+    let mut lens: Vec<_> = held.filter(|&held| held < longest).chain([longest]).collect();
     // Full rows come before others: the first that is not, by halving.
     let (mut whole, mut beyond) = (0, longest + 1);
     while beyond - whole > 1 {
@@ -75,13 +85,28 @@ fn taken(
         return None;
     }
     let reduction = capabilities.reduction(shape.keys.norm_lanes());
-    let sizes = SIZES.into_iter().filter(|&workgroup| has_size(workgroup, capabilities, reduction));
+    let mut sizes = sizes(capabilities, reduction);
+    let largest = sizes.clone().next_back()?;
+    if len > ROW_TOKENS * largest {
+        let is_held = len <= most_of_pairs(largest, capabilities, reduction);
+        let pairs = Taken { most: len, workgroup: largest, slot_words: None, pair_words: len.div_ceil(2) };
+        return (is_held && is_alone && num_rows * u64::from(largest) <= MOST_OF_PAIRS).then_some(pairs);
+    }
     let wanted = if is_full { wanted_workgroup(len, num_rows) } else { len.div_ceil(ROW_TOKENS) };
-    let largest = sizes.clone().next_back().filter(|largest| ROW_TOKENS * largest >= len);
-    let workgroup = sizes.clone().find(|&workgroup| workgroup >= wanted).or(largest)?;
+    let workgroup = sizes.find(|&workgroup| workgroup >= wanted).unwrap_or(largest);
     let slot_words = slot_words(len, workgroup, capabilities, reduction).filter(|_| is_full);
-    (slot_words.is_some() || is_alone).then_some(Taken { most: len, workgroup, slot_words })
+    (slot_words.is_some() || is_alone).then_some(Taken { most: len, workgroup, slot_words, pair_words: 0 })
 }
+
+/// Most tokens of a row of which so many invocations hold two eights each: no fewer than one eight.
+fn most_of_pairs(workgroup: u32, capabilities: &Capabilities, reduction: Reduction) -> u32 {
+    let room = capabilities.workgroup_bytes.saturating_sub(memory(0, workgroup, reduction));
+    (room / 4 * 2).clamp(ROW_TOKENS * workgroup, 2 * ROW_TOKENS * workgroup)
+}
+
+/// Rows times invocations of a workgroup up to which each workgroup of a row selects for itself with two eights an invocation:
+/// those of more rows would come in several waves. See `benches/record`.
+const MOST_OF_PAIRS: u64 = 24 * 1024;
 
 /// Words of the bins that slots share: of eight tokens an invocation, two a word beyond this many invocations.
 const fn shared_words(workgroup: u32) -> u32 {
@@ -181,16 +206,22 @@ mod tests {
 
     #[test]
     fn kernels_are_made_for_what_workgroups_hold() {
+        let held = [2048, 4096, 8192, 14_208];
         for (capacity, full, expected) in [
             (1, 0, &[1][..]),
             (2048, 1 << 20, &[2048]),
             (2049, 2049, &[2048, 2049]),
             (5000, 0, &[2048, 4096, 5000]),
             (8192, 700, &[700, 2048, 4096, 8192]),
-            (1 << 20, 4096, &[2048, 4096, 8192]),
-            (1 << 20, 5000, &[2048, 4096, 5000, 8192]),
+            (9000, 0, &[2048, 4096, 8192, 9000]),
+            (1 << 20, 4096, &[2048, 4096, 8192, 14_208]),
+            (1 << 20, 5000, &[2048, 4096, 5000, 8192, 14_208]),
         ] {
-            assert_eq!(row_lens(capacity, |len| len <= full), expected, "a capacity of {capacity}, {full} full");
+            assert_eq!(
+                row_lens(capacity, held.into_iter(), |len| len <= full),
+                expected,
+                "a capacity of {capacity}, {full} full"
+            );
         }
     }
 
@@ -270,7 +301,25 @@ mod tests {
                 32,
                 [Some((256, Some(0))), Some((1024, Some(2048))), Some((1024, Some(2048))), Some((1024, Some(2048)))],
             ),
-            (4096, 4, 32, [None, Some((512, None)), Some((512, None)), Some((512, None))]),
+            (4096, 4, 32, [Some((256, None)), Some((512, None)), Some((512, None)), Some((512, None))]),
+            (4097, 4, 32, [None, Some((1024, None)), Some((1024, None)), Some((1024, None))]),
+            (4097, 4, 0, [None, None, Some((512, None)), Some((1024, None))]),
+            (8192, 4, 0, [None, None, Some((512, None)), Some((1024, None))]),
+            (8193, 24, 32, [None, Some((1024, None)), Some((1024, None)), Some((1024, None))]),
+            (8193, 25, 32, [None; 4]),
+            (10_112, 4, 32, [None, Some((1024, None)), Some((1024, None)), Some((1024, None))]),
+            (10_113, 4, 32, [None, None, Some((1024, None)), Some((1024, None))]),
+            (
+                4096,
+                96,
+                32,
+                [Some((256, None)), Some((1024, Some(0))), Some((1024, Some(4096))), Some((1024, Some(4096)))],
+            ),
+            (4096, 97, 32, [None, Some((1024, Some(0))), Some((1024, Some(4096))), Some((1024, Some(4096)))]),
+            (14_208, 4, 32, [None, None, Some((1024, None)), Some((1024, None))]),
+            (14_209, 4, 32, [None, None, None, Some((1024, None))]),
+            (16_384, 4, 32, [None, None, None, Some((1024, None))]),
+            (16_385, 4, 32, [None; 4]),
         ] {
             let (shape, policy) = geometry(len, Dtype::F16, Order::Fill);
             let got = kib.map(|kib| {

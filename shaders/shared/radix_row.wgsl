@@ -1,5 +1,6 @@
 // The threshold of a row whose keys the invocations of one workgroup hold, by histograms of their digits. The module gives
-// SLOT_WORDS: words to stage slots in, 0 where they share those of the bins.
+// SLOT_WORDS: words to stage slots in, 0 where they share those of the bins; and PAIR_WORDS: 0, or words to stage two slots
+// each, where an invocation holds eight keys of a row's first tile and eight of a second.
 
 const SMALL_BINS: u32 = 256u;
 // Of the counts of first digits beside slots in words of their own: two a word, since a workgroup has fewer than 2^16 keys.
@@ -12,7 +13,10 @@ const FEW: u32 = 128u;
 // Bins, keys of one bin, or the slots of a tile: two a word where they would not fit otherwise.
 var<workgroup> bins: array<
     atomic<u32>,
-    select(DIGIT_WORDS, select(8u * WG_SIZE, 4u * WG_SIZE, WG_SIZE > MOST_WHOLE), SLOT_WORDS == 0u)
+    max(
+        select(DIGIT_WORDS, select(8u * WG_SIZE, 4u * WG_SIZE, WG_SIZE > MOST_WHOLE), SLOT_WORDS == 0u),
+        PAIR_WORDS
+    )
 >;
 var<workgroup> slots: array<u32, max(SLOT_WORDS, 1u)>; // before them, of row.wgsl, its keys
 var<workgroup> wg_found: Found;
@@ -33,16 +37,31 @@ struct Known {
     shift: u32,
 }
 
+// What an invocation holds of a row.
+struct HeldKeys {
+    first: Keys,
+    second: Keys, // where there are two tiles
+}
+
+fn num_tiles() -> u32 {
+    return select(1u, 2u, PAIR_WORDS > 0u);
+}
+
+// Whether slots are staged two a word.
+fn is_packed() -> bool {
+    return WG_SIZE > MOST_WHOLE || PAIR_WORDS > 0u;
+}
+
 fn clear_staged(index: u32) {
-    if SLOT_WORDS == 0u && WG_SIZE > MOST_WHOLE {
-        clear_bins(index, 4u * WG_SIZE);
+    if SLOT_WORDS == 0u && is_packed() {
+        clear_bins(index, max(4u * WG_SIZE, PAIR_WORDS));
     }
 }
 
 fn stage(place: u32, value: u32) {
     if SLOT_WORDS > 0u {
         slots[place] = value;
-    } else if WG_SIZE > MOST_WHOLE {
+    } else if is_packed() {
         // Neighbours in a word may be of two invocations.
         atomicOr(&bins[place / 2u], value << (place % 2u * 16u));
     } else {
@@ -53,14 +72,14 @@ fn stage(place: u32, value: u32) {
 fn staged(place: u32) -> u32 {
     if SLOT_WORDS > 0u {
         return slots[place];
-    } else if WG_SIZE > MOST_WHOLE {
+    } else if is_packed() {
         return (atomicLoad(&bins[place / 2u]) >> (place % 2u * 16u)) & 0xffffu;
     }
     return atomicLoad(&bins[place]);
 }
 
 fn num_staged() -> u32 {
-    return select(8u * WG_SIZE, SLOT_WORDS, SLOT_WORDS > 0u);
+    return select(select(8u * WG_SIZE, 2u * PAIR_WORDS, PAIR_WORDS > 0u), SLOT_WORDS, SLOT_WORDS > 0u);
 }
 
 fn clear_bins(index: u32, num_bins: u32) {
@@ -204,6 +223,22 @@ fn bits_of_bin(k: Keys, b: BinKeys) -> u32 {
     return bits(k.low <= b.last, k.high <= b.last) & ~bits(k.low < b.first, k.high < b.first);
 }
 
+// Likewise of all that an invocation holds.
+fn held_of_bin(k: HeldKeys, b: BinKeys) -> u32 {
+    var of_bin = bits_of_bin(k.first, b);
+    if PAIR_WORDS > 0u {
+        of_bin |= bits_of_bin(k.second, b) << 8u;
+    }
+    return of_bin;
+}
+
+fn held_key(k: HeldKeys, i: u32) -> u32 {
+    if PAIR_WORDS > 0u && i >= 8u {
+        return key_of(k.second, i - 8u);
+    }
+    return key_of(k.first, i);
+}
+
 fn key_of(k: Keys, i: u32) -> u32 {
     let v = select(k.low, k.high, i >= 4u);
     return select(select(v.x, v.y, (i & 1u) != 0u), select(v.z, v.w, (i & 1u) != 0u), (i & 2u) != 0u);
@@ -237,7 +272,7 @@ const NUM_PARTS: u32 = 3u;
 
 // Budget, threshold and ties of a row whose keys the workgroup's invocations hold. After start_selection and a barrier.
 // Where slots have words of their own, first digits and protected keys were counted as the keys were scored.
-fn select_in_row(index: u32, k: Keys, row: SelectRow, left_out: u32) -> SelectRow {
+fn select_in_row(index: u32, k: HeldKeys, row: SelectRow, left_out: u32) -> SelectRow {
     var s = row;
     var found = Found(0u, 0u, 1u);
     if left_out < 1u {
@@ -252,12 +287,16 @@ fn select_in_row(index: u32, k: Keys, row: SelectRow, left_out: u32) -> SelectRo
 }
 
 // The bin of the threshold, and of the row its budget.
-fn bin_in_row(index: u32, k: Keys, s: ptr<function, SelectRow>) -> Found {
-    if SLOT_WORDS == 0u {
-        add_first_digits(k);
-        count_protected(k);
+fn bin_in_row(index: u32, k: HeldKeys, s: ptr<function, SelectRow>) -> Found {
+    var keys = k.first;
+    for (var t = 0u; t < num_tiles(); t++) {
+        if SLOT_WORDS == 0u {
+            add_first_digits(keys);
+            count_protected(keys);
+        }
+        count_limited(keys, (*s).rule);
+        keys = k.second;
     }
-    count_limited(k, (*s).rule);
     workgroupBarrier();
     (*s).num_protected = atomicLoad(&wg_count);
     (*s).num_within = atomicLoad(&wg_within);
@@ -266,9 +305,9 @@ fn bin_in_row(index: u32, k: Keys, s: ptr<function, SelectRow>) -> Found {
 }
 
 // Ends at a barrier.
-fn threshold_in_bin(index: u32, k: Keys, bin: Found) -> Found {
+fn threshold_in_bin(index: u32, k: HeldKeys, bin: Found) -> Found {
     var found = bin;
-    let of_bin = bits_of_bin(k, keys_of_bin(found.digit));
+    let of_bin = held_of_bin(k, keys_of_bin(found.digit));
     if found.count <= FEW {
         if index == 0u {
             atomicStore(&wg_count, 0u);
@@ -276,7 +315,7 @@ fn threshold_in_bin(index: u32, k: Keys, bin: Found) -> Found {
         workgroupBarrier();
         // Holds the keys of the bin in `bins`, whose counts are no longer needed. Their order does not matter.
         for (var left = of_bin; left != 0u; left &= left - 1u) {
-            atomicStore(&bins[atomicAdd(&wg_count, 1u)], key_of(k, firstTrailingBit(left)));
+            atomicStore(&bins[atomicAdd(&wg_count, 1u)], held_key(k, firstTrailingBit(left)));
         }
         workgroupBarrier();
         found = rank_few(index, found.count, found.rank);
@@ -287,7 +326,7 @@ fn threshold_in_bin(index: u32, k: Keys, bin: Found) -> Found {
 }
 
 // The threshold among the many keys of a bin that the row's invocations hold, eight bits at a time.
-fn narrow_row(index: u32, k: Keys, of_bin: u32, found: Found) -> Found {
+fn narrow_row(index: u32, k: HeldKeys, of_bin: u32, found: Found) -> Found {
     var known = known_by(found.digit);
     var rank = found.rank;
     for (var round = 0u; round < 4u && known.shift > 0u; round++) {
@@ -295,7 +334,7 @@ fn narrow_row(index: u32, k: Keys, of_bin: u32, found: Found) -> Found {
         clear_bins(index, SMALL_BINS);
         workgroupBarrier();
         for (var left = of_bin; left != 0u; left &= left - 1u) {
-            add_digit(key_of(k, firstTrailingBit(left)), known, shift);
+            add_digit(held_key(k, firstTrailingBit(left)), known, shift);
         }
         workgroupBarrier();
         let next = narrow(index, SMALL_BINS, rank, false);

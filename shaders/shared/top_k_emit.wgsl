@@ -1,6 +1,6 @@
 // Emission: from a row's threshold to its slots, in slot order, by prefix sums. An invocation holds eight keys. The
-// module gives IN_ORDER, and workgroup memory to stage as many slots of 16 bits as a tile has: clear_staged, stage, staged
-// and num_staged.
+// module gives IN_ORDER, BY_TILE, and workgroup memory to stage as many slots of 16 bits as a tile has: clear_staged, stage,
+// staged and num_staged; without BY_TILE as many as a row has, whose tiles come in order.
 
 struct Keys {
     low: vec4<u32>,
@@ -85,15 +85,19 @@ struct StagedTile {
     num_kept: u32,
 }
 
-// Stages in workgroup memory, counted from the tile's first slot, what a tile of eight keys an invocation keeps, given the
-// keys below and equal to the threshold before the tile, whose first slot is `tile_first`: with IN_ORDER the kept slots; else
-// holes upwards from the front, and downwards from the end, after as many places as the tile keeps below the budget,
-// movers. The whole workgroup calls it; ends at a barrier.
+// Stages in workgroup memory, counted from the tile's first slot, or the row's without BY_TILE, what a tile of eight keys an
+// invocation keeps, given the keys below and equal to the threshold before the tile, whose first slot is `tile_first`: with
+// IN_ORDER the kept slots; else holes upwards from the front, and downwards from the end, after as many places as the tile
+// keeps below the budget, movers. The whole workgroup calls it; ends at a barrier.
 fn stage_tile(index: u32, local_row: u32, s: SelectRow, k: Keys, tile_first: u32, below: u32, equal: u32) -> StagedTile {
-    clear_staged(index);
+    let origin = select(0u, tile_first, BY_TILE);
+    if tile_first == origin {
+        clear_staged(index);
+    }
     let scanned = exclusive_scan(index, count_keys(k, s.threshold));
     let equal_before = equal + (scanned.before >> 16u);
     let tile_rank = below + min(equal, s.num_ties);
+    let origin_rank = select(0u, tile_rank, BY_TILE);
     let rank = below + (scanned.before & 0xffffu) + min(equal_before, s.num_ties);
     let end_rank = below + (scanned.total & 0xffffu) + min(equal + (scanned.total >> 16u), s.num_ties);
     // Of an empty row the pads are no keys.
@@ -112,7 +116,7 @@ fn stage_tile(index: u32, local_row: u32, s: SelectRow, k: Keys, tile_first: u32
         if dropped != 0u && rank == first_slot {
             note_first_moved(local_row, first_slot + firstTrailingBit(dropped));
         }
-        stage_slots(kept, index * 8u, rank - tile_rank, 1u);
+        stage_slots(kept, first_slot - origin, rank - origin_rank, 1u);
         workgroupBarrier();
         return staged_tile;
     }
@@ -120,8 +124,8 @@ fn stage_tile(index: u32, local_row: u32, s: SelectRow, k: Keys, tile_first: u32
     // Together they are no more than the tile.
     let front = slots_below(first_slot, s.budget);
     let rank_of_movers = rank + countOneBits(kept & front);
-    stage_slots(dropped & front, index * 8u, index * 8u - (rank - tile_rank), 1u);
-    stage_slots(kept & ~front, index * 8u, num_staged() - 1u - (rank_of_movers - tile_rank), 0xffffffffu);
+    stage_slots(dropped & front, first_slot - origin, first_slot - origin - (rank - origin_rank), 1u);
+    stage_slots(kept & ~front, first_slot - origin, num_staged() - 1u - (rank_of_movers - origin_rank), 0xffffffffu);
     if s.budget >= first_slot && s.budget - first_slot < 8u && s.budget < s.row.len {
         note_num_moved(local_row, s.budget - min(rank_of_movers, s.budget));
         wg_kept_front = rank_of_movers - tile_rank;

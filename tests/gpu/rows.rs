@@ -3,7 +3,7 @@
 
 use keynorm::{Budget, BudgetOverride, CacheState, Direction, Dtype, KvShape, Options, Order, Policy, Status, Switch};
 
-use crate::support::{Built, Case, Data, Fixture, Layout, gpu, gpu_of_small_workgroups, run, shape, submit};
+use crate::support::{Built, Case, Data, Fixture, Gpu, Layout, gpu, gpu_of_small_workgroups, run, shape, submit};
 
 const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
 const SWITCHES: [Switch; 3] = [Switch::Auto, Switch::Off, Switch::On];
@@ -141,7 +141,9 @@ fn short(capacity: u32, longest: u32, sequences: u32, (order, subgroups): (Order
 #[test]
 fn rows_far_shorter_than_the_capacity() {
     let lengths = [(300, 1025), (2048, 2049), (2049, 9000), (4096, 9000), (4097, 9000), (8192, 9000), (8193, 9000)];
-    for (longest, capacity) in lengths {
+    // Two eights an invocation, as many as 32 KiB hold, and as 48 KiB.
+    let lengths_of_pairs = [(9000, 9000), (14_208, 17_000), (14_209, 17_000), (16_384, 17_000), (16_385, 17_000)];
+    for (longest, capacity) in lengths.into_iter().chain(lengths_of_pairs) {
         for how in ORDERS.into_iter().flat_map(|order| SWITCHES.map(|subgroups| (order, subgroups))) {
             run(&short(capacity, longest, 4, how));
         }
@@ -172,22 +174,27 @@ fn rows_that_grow() {
 /// compressed where it is taken whole.
 #[test]
 fn rows_longer_than_said() {
-    let gpu = gpu();
-    for (capacity, said, [held, longer]) in [(3000, 1500, [2048, 2049]), (9000, 4000, [4096, 4097])] {
+    let built = Built::default();
+    for (capacity, said, held_and_longer) in [(3000, 1500, [2048, 2049]), (9000, 4000, [4096, 4097])] {
         for (order, sequences) in ORDERS.into_iter().flat_map(|order| [(order, 32), (order, 4)]) {
             for subgroups in [Switch::Off, Switch::On] {
-                let mut case = short(capacity, said, sequences, (order, subgroups));
-                case.lengths[1] = if sequences == 32 { held } else { said };
-                case.lengths[2] = longer;
-                let mut fixture = Fixture::new(gpu, &case);
-                submit(gpu, |pass| fixture.bound.record(pass, said).expect("a record"));
-                let mut without = case.clone();
-                without.active = (0..sequences).map(|b| b != 2).collect();
-                fixture.compress_host(&without);
-                fixture.compare(gpu, &case, &format!("{sequences} of {said} in {capacity}"));
+                let case = short(capacity, said, sequences, (order, subgroups));
+                leaves_longer((gpu(), &built), case, said, held_and_longer);
             }
         }
     }
+}
+
+fn leaves_longer((gpu, built): (&Gpu, &Built), mut case: Case, said: u32, [held, longer]: [u32; 2]) {
+    let sequences = case.shape.batch_size;
+    case.lengths[1] = if sequences == 32 { held } else { said };
+    case.lengths[2] = longer;
+    let mut fixture = Fixture::built(gpu, &case, built);
+    submit(gpu, |pass| fixture.bound.record(pass, said).expect("a record"));
+    let mut without = case.clone();
+    without.active = (0..sequences).map(|b| b != 2).collect();
+    fixture.compress_host(&without);
+    fixture.compare(gpu, &case, &format!("{sequences} of {said} in {}", case.shape.capacity));
 }
 
 /// A row that claims more than its capacity stays as it is where the kernel is one for shorter rows, and is reported.
@@ -218,15 +225,49 @@ fn rows_over_the_capacity_and_longer_than_said() {
     }
 }
 
-/// Workgroups of 256 hold rows of 2048 tokens; longer ones of the same cache go stage by stage.
+/// Workgroups of 256 hold rows of 2048 tokens, or of 4096 where rows are few; longer ones of the same cache go stage by stage.
 #[test]
 fn a_device_of_small_workgroups() {
     let small = gpu_of_small_workgroups();
     let built = Built::default();
     for (order, sequences) in ORDERS.into_iter().flat_map(|order| [(order, 32), (order, 4)]) {
-        for longest in [2048, 2049] {
+        for longest in [2048, 2049, 4096, 4097] {
             let case = short(5000, longest, sequences, (order, Switch::On));
             Fixture::built(&small, &case, &built).compress_and_compare(&small, &case, "256 invocations");
+        }
+    }
+}
+
+/// Two eights an invocation, with ties and bins over both, budgets of every kind, more tokens later, inactive rows, and rows
+/// longer than said.
+#[test]
+fn rows_of_two_eights() {
+    let small = gpu_of_small_workgroups();
+    let built = Built::default();
+    let budgets = [Budget::keep_ratio(0.3), Budget::KeepTokens(1), Budget::MaxNorm(4.0), Budget::keep_ratio(1.0)];
+    for how in ORDERS.into_iter().flat_map(|order| [(order, Switch::Off), (order, Switch::On)]) {
+        for data in [Data::Special, Data::Ties, Data::AllEqual, Data::Near { spread: 0 }, Data::Near { spread: 2 }] {
+            let mut case = short(4096, 3900, 4, how);
+            (case.data, case.policy.sinks, case.policy.recent) = (data, 5, 30);
+            case.policy.budget = Budget::keep_ratio(0.52);
+            case.active = vec![true, true, true, data == Data::Ties];
+            case.appended = vec![1800, 2000, 90, 0];
+            Fixture::built(&small, &case, &built).compress_and_compare(&small, &case, "two rounds");
+        }
+        for budget in budgets {
+            let mut case = short(4000, 3999, 4, how);
+            case.policy.budget = budget;
+            Fixture::built(&small, &case, &built).compress_and_compare(&small, &case, "a budget");
+        }
+        // As many rows as are taken so, and one more.
+        for num_kv_heads in [6, 5] {
+            let mut case = short(2100, 2100, if num_kv_heads == 6 { 4 } else { 5 }, how);
+            case.shape.num_kv_heads = num_kv_heads;
+            Fixture::built(&small, &case, &built).compress_and_compare(&small, &case, "many");
+        }
+        leaves_longer((&small, &built), short(5000, 3000, 4, how), 3000, [3000, 4097]);
+        if how.1 == Switch::On {
+            leaves_longer((gpu(), &Built::default()), short(17_000, 9000, 4, how), 9000, [9000, 16_385]);
         }
     }
 }

@@ -163,6 +163,16 @@ fn full_rows(rows: u32, order: Order) -> Case {
     case
 }
 
+/// Few rows of more tokens than an invocation's eight, twice.
+fn two_eights(order: Order, data: Data) -> Case {
+    let mut case = Case::new(shape(2, 1, 9000, 16, Dtype::F16), policy(0.45, Selector::Auto, order));
+    case.options = Options::with_subgroups(Switch::On);
+    case.data = data;
+    (case.lengths, case.appended) = (vec![9000, 300], vec![4940, 8200]);
+    (case.policy.sinks, case.policy.recent) = (3, 9);
+    case
+}
+
 /// Rows of 512 invocations without words of their own for keys, where workgroup memory is 32 KiB.
 fn rows_of_shared_words() -> Case {
     let mut case = full_rows(132, Order::Fill);
@@ -605,6 +615,14 @@ pub fn quick() -> Vec<Quick> {
     // By workgroups that take several tiles.
     add("settled in turn", settled(Order::Positional, Data::Near { spread: 2 }, Switch::Auto), false);
     add("rows of shared words", rows_of_shared_words(), false);
+    for (order, data) in [
+        (Order::Fill, Data::Special),
+        (Order::Positional, Data::Ties),
+        (Order::Fill, Data::Near { spread: 0 }),
+        (Order::Positional, Data::Random),
+    ] {
+        add("rows of two eights", two_eights(order, data), false);
+    }
     add("spread", spread(Order::Fill), false);
     add("beyond all bins", beyond(Order::Fill), false);
     add("spread apart", spread(Order::Positional), true);
