@@ -14,9 +14,9 @@
 //!   8 rules read RowRule [compressed layer, head]
 //! Entry points: compress_row · dispatch (1, SCOUTS + num_rows, 1) · none | subgroups: rows up to SLOT_WORDS tokens, or if that is 0
 //!   up to 8 * WG_SIZE and 4096; longer ones stay as they are
-//!   move_row · dispatch (parts + 1, SCOUTS + num_rows, 1) · none | subgroups: rows up to 2 * PAIR_WORDS tokens, or if that is 0
-//!   up to 8 * WG_SIZE, after their score in key_norm.wgsl; parts: of Fill any even number, half for keys, half for values; of
-//!   Positional the column slices of both
+//!   move_row · dispatch (parts or parts + 1, SCOUTS + num_rows, 1) · none | subgroups: rows up to 2 * PAIR_WORDS tokens, or if
+//!   that is 0 up to 8 * WG_SIZE, after their score in key_norm.wgsl; parts: of Fill any even number, half for keys, half for
+//!   values; of Positional the column slices of both
 //! Overrides: WG_SIZE = 256, or 512 or 1024; LANES = 16, a power of two in 2..=32; KEY_LANES, VALUE_LANES = 16, in 1..=48;
 //!   CHUNKS, KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; KEY_SLICE, VALUE_SLICE = 16, chunks of a column slice, at most
 //!   WG_SIZE; IN_ORDER = false; SLOT_WORDS = 0, or in compress_row a power of two, at least 2048 and the most tokens of a row;
@@ -372,7 +372,8 @@ fn noted_row(local_row: u32) -> SelectRow {
     return s;
 }
 
-// Workgroups of a row: those of keys, those of values, and the last, which updates the state.
+// Workgroups of a row: those of keys, those of values, and the last, which updates the state; without room for it the last of
+// values does.
 fn move_part(grid: vec3<u32>, num_workgroups: u32, index: u32) {
     if is_idle_scout(grid, num_workgroups) {
         return;
@@ -405,12 +406,13 @@ fn move_part(grid: vec3<u32>, num_workgroups: u32, index: u32) {
     if is_scout(grid) {
         return;
     }
-    let last = num_workgroups - 1u;
-    if wg.x == last {
+    let parts = num_workgroups / 2u;
+    if wg.x == num_workgroups - 1u {
         finish(wg.y, index, row.row, s, moves, 0u);
-        return;
+        if wg.x == select(2u * parts, key_slices() + value_slices(), IN_ORDER) {
+            return;
+        }
     }
-    let parts = last / 2u;
     if IN_ORDER && wg.x < key_slices() {
         walk_keys(wg.y, wg.x, index, moves.budget, moves.first_moved);
     } else if IN_ORDER {

@@ -223,8 +223,8 @@ const MAX_SLICE: u32 = 16;
 /// Widest row that a workgroup walks whole, where others take more of them.
 const MAX_WHOLE: u32 = 48;
 
-/// Workgroups of 1024 that a card walks with at once. See `benches/record`.
-const CARD: u32 = 132;
+/// Workgroups of 1024 that find room on a card at once. See `benches/record`.
+pub(crate) const CARD: u32 = 132;
 
 /// Column slices of a row of so many chunks, none wider than `most`, which is even or the row: as wide as each other but for the
 /// last, and even, so that chunks of 16 bytes leave no 32-byte sector to two workgroups.

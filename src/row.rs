@@ -9,7 +9,7 @@ use crate::first_digit::digit_window;
 use crate::kernel::Checks;
 use crate::layout::LayoutKind;
 use crate::module::{Access, Module};
-use crate::moves::{MovedRow, moves_constants, num_slices, slice_chunks};
+use crate::moves::{CARD, MovedRow, moves_constants, num_slices, slice_chunks};
 use crate::pages::Views;
 use crate::params::{RowParams, TensorLayout};
 use crate::plan::{ROW_TOKENS, WORKGROUP};
@@ -32,6 +32,8 @@ struct RowKernel {
     most: u32,
     pipeline: wgpu::ComputePipeline,
     parts: Parts,
+    /// Workgroups of a row that find room at once.
+    at_once: u32,
 }
 
 impl LayerWindow {
@@ -81,26 +83,34 @@ impl Bound {
             }
             pass.set_pipeline(&kernel.pipeline);
             pass.set_bind_group(0, group, &[]);
-            let workgroups = self.row_workgroups(kernel.parts, max_len);
+            let workgroups = self.row_workgroups(kernel, max_len);
             let scouts = kernel.parts.scouts(&self.plan.kernels.capabilities);
             pass.dispatch_workgroups(workgroups, scouts + window.num_rows, 1);
         }
     }
 
-    /// Workgroups of a row; where they take parts, one more for its state.
-    fn row_workgroups(&self, parts: Parts, max_len: u32) -> u32 {
-        match parts {
-            Parts::Whole { .. } => 1,
-            Parts::Shares { unit, most } => 2 * self.plan.max_moved(max_len).div_ceil(unit).clamp(1, most) + 1,
-            Parts::Slices(slices) => slices + 1,
-        }
+    /// Workgroups of a row; where they take parts, one more for its state, unless it alone would have to wait for room.
+    fn row_workgroups(&self, kernel: &RowKernel, max_len: u32) -> u32 {
+        let parts = match kernel.parts {
+            Parts::Whole { .. } => return 1,
+            Parts::Shares { unit, most } => 2 * self.plan.max_moved(max_len).div_ceil(unit).clamp(1, most),
+            Parts::Slices(slices) => slices,
+        };
+        parts + u32::from(parts != kernel.at_once)
     }
 }
 
-/// Workgroups that move the keys of all rows, and as many their values: each selects for itself, and more than find room
-/// beside those of states and scouts would do so in turn; large ones find less. See `benches/record`.
-const fn fill_parts(workgroup: u32) -> u32 {
-    if workgroup > 2 * WORKGROUP { 48 } else { 64 }
+/// Most workgroups that move a row's keys, and as many its values: each selects for itself, and more than find room beside those
+/// of states and scouts would do so in turn; large ones find less. See `benches/record`.
+fn fill_parts(workgroup: u32, num_rows: u32) -> u32 {
+    let of_all_rows = if workgroup > 2 * WORKGROUP { 48 } else { 64 };
+    let least = if matches!(at_once(workgroup, num_rows), 2 | 3) { 1 } else { 2 };
+    (of_all_rows / num_rows).max(least)
+}
+
+/// Workgroups of a row that find room at once.
+const fn at_once(workgroup: u32, num_rows: u32) -> u32 {
+    CARD * (4 * WORKGROUP) / (workgroup * num_rows)
 }
 
 /// Widest part of a row that the workgroup of a whole row walks at a time, 16-byte chunks.
@@ -177,9 +187,10 @@ impl Builder<'_> {
         let kind = if draft.array.is_empty() { LayoutKind::Row } else { LayoutKind::RowArrays };
         let group = self.group(kind, &bindings, checks);
         let kernel = |taken: Taken| {
-            let (parts, slice) = self.row_parts(draft.rows.num_rows, taken);
-            let pipeline = self.row_pipeline(parts, (taken, slice), draft, checks);
-            RowKernel { most: taken.most, pipeline, parts }
+            let (parts, slice) = self.row_parts(draft.rows.num_rows, &taken);
+            let pipeline = self.row_pipeline(parts, (&taken, slice), draft, checks);
+            let at_once = at_once(taken.workgroup, draft.rows.num_rows);
+            RowKernel { most: taken.most, pipeline, parts, at_once }
         };
         Some(RowStage { group, kernels: self.taken(draft.rows.num_rows).map(kernel).collect() })
     }
@@ -191,17 +202,17 @@ impl Builder<'_> {
     }
 
     /// What of a row a workgroup takes, and its column slices, 16-byte chunks.
-    fn row_parts(&self, num_rows: u32, Taken { workgroup, slot_words, .. }: Taken) -> (Parts, u32) {
-        if let Some(slot_words) = slot_words {
+    fn row_parts(&self, num_rows: u32, taken: &Taken) -> (Parts, u32) {
+        if let Some(slot_words) = taken.slot_words {
             return (Parts::Whole { slot_words }, WHOLE_SLICE);
         }
         let [keys, values] = self.moved_in_rows();
         let chunks = [keys.chunks, values.chunks];
-        let slice = slice_chunks(chunks, num_rows, workgroup);
+        let slice = slice_chunks(chunks, num_rows, taken.workgroup);
         let parts = match self.plan.policy.order {
             Order::Fill => Parts::Shares {
-                unit: workgroup / keys.lanes.max(values.lanes) * 4,
-                most: (fill_parts(workgroup) / num_rows).max(2),
+                unit: taken.workgroup / keys.lanes.max(values.lanes) * 4,
+                most: fill_parts(taken.workgroup, num_rows),
             },
             Order::Positional => Parts::Slices(num_slices(chunks, 1, slice)),
         };
@@ -211,7 +222,7 @@ impl Builder<'_> {
     fn row_pipeline(
         &self,
         parts: Parts,
-        (taken, slice): (Taken, u32),
+        (taken, slice): (&Taken, u32),
         draft: &LayerDraft,
         checks: &mut Checks,
     ) -> wgpu::ComputePipeline {

@@ -4,6 +4,7 @@
 use crate::criterion::Score;
 use crate::device::Capabilities;
 use crate::module::Reduction;
+use crate::moves::CARD;
 use crate::plan::{ROW_TOKENS, WORKGROUP};
 use crate::policy::{Order, Policy, Selector};
 use crate::shape::{Dtype, KvShape};
@@ -105,8 +106,8 @@ fn most_of_pairs(workgroup: u32, capabilities: &Capabilities, reduction: Reducti
 }
 
 /// Rows times invocations of a workgroup up to which each workgroup of a row selects for itself with two eights an invocation:
-/// those of more rows would come in several waves. See `benches/record`.
-const MOST_OF_PAIRS: u64 = 24 * 1024;
+/// two of a row find room at once. See `benches/record`.
+const MOST_OF_PAIRS: u64 = CARD as u64 / 2 * 1024;
 
 /// Words of the bins that slots share: of eight tokens an invocation, two a word beyond this many invocations.
 const fn shared_words(workgroup: u32) -> u32 {
@@ -305,17 +306,16 @@ mod tests {
             (4097, 4, 32, [None, Some((1024, None)), Some((1024, None)), Some((1024, None))]),
             (4097, 4, 0, [None, None, Some((512, None)), Some((1024, None))]),
             (8192, 4, 0, [None, None, Some((512, None)), Some((1024, None))]),
-            (8193, 24, 32, [None, Some((1024, None)), Some((1024, None)), Some((1024, None))]),
-            (8193, 25, 32, [None; 4]),
+            (8193, 66, 32, [None, Some((1024, None)), Some((1024, None)), Some((1024, None))]),
+            (8193, 67, 32, [None; 4]),
             (10_112, 4, 32, [None, Some((1024, None)), Some((1024, None)), Some((1024, None))]),
             (10_113, 4, 32, [None, None, Some((1024, None)), Some((1024, None))]),
             (
                 4096,
-                96,
+                264,
                 32,
-                [Some((256, None)), Some((1024, Some(0))), Some((1024, Some(4096))), Some((1024, Some(4096)))],
+                [Some((256, None)), Some((512, Some(4096))), Some((512, Some(4096))), Some((512, Some(4096)))],
             ),
-            (4096, 97, 32, [None, Some((1024, Some(0))), Some((1024, Some(4096))), Some((1024, Some(4096)))]),
             (14_208, 4, 32, [None, None, Some((1024, None)), Some((1024, None))]),
             (14_209, 4, 32, [None, None, None, Some((1024, None))]),
             (16_384, 4, 32, [None, None, None, Some((1024, None))]),

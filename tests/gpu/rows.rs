@@ -238,6 +238,19 @@ fn a_device_of_small_workgroups() {
     }
 }
 
+/// Rows so many that a workgroup of their parts updates their state, in one tile and in two.
+#[test]
+fn parts_without_room_for_the_state() {
+    for how in ORDERS.into_iter().flat_map(|order| [(order, Switch::Off), (order, Switch::On)]) {
+        for (longest, sequences) in [(4100, 28), (4100, 50), (8193, 33), (8193, 44), (8193, 66), (8193, 67)] {
+            let mut case = short(longest, longest, sequences, how);
+            case.active = (0..sequences).map(|b| b % 7 != 3).collect();
+            case.appended = vec![2000; sequences as usize];
+            run(&case);
+        }
+    }
+}
+
 /// Two eights an invocation, with ties and bins over both, budgets of every kind, more tokens later, inactive rows, and rows
 /// longer than said.
 #[test]
@@ -259,10 +272,10 @@ fn rows_of_two_eights() {
             case.policy.budget = budget;
             Fixture::built(&small, &case, &built).compress_and_compare(&small, &case, "a budget");
         }
-        // As many rows as are taken so, and one more.
-        for num_kv_heads in [6, 5] {
-            let mut case = short(2100, 2100, if num_kv_heads == 6 { 4 } else { 5 }, how);
-            case.shape.num_kv_heads = num_kv_heads;
+        // Two parts each of keys and values beside a workgroup for the state, and without it; then one each; more rows go stage
+        // by stage.
+        for sequences in [105, 132, 176, 264, 265] {
+            let case = short(2100, 2100, sequences, how);
             Fixture::built(&small, &case, &built).compress_and_compare(&small, &case, "many");
         }
         leaves_longer((&small, &built), short(5000, 3000, 4, how), 3000, [3000, 4097]);

@@ -173,6 +173,13 @@ fn two_eights(order: Order, data: Data) -> Case {
     case
 }
 
+/// Rows so many that no workgroup is left for their state.
+fn crowded(order: Order) -> Case {
+    let mut case = full_rows(28, order);
+    (case.shape.capacity, case.lengths) = (4100, (0..28).map(|b| 4100 - 100 * b).collect());
+    case
+}
+
 /// Rows of 512 invocations without words of their own for keys, where workgroup memory is 32 KiB.
 fn rows_of_shared_words() -> Case {
     let mut case = full_rows(132, Order::Fill);
@@ -599,6 +606,7 @@ pub fn quick() -> Vec<Quick> {
         add("whole rows in narrow workgroups", many_rows(whole_rows(order, Switch::On), 260), false);
         add("full rows", full_rows(if order == Order::Fill { 260 } else { 8 }, order), false);
         add("few full rows", full_rows(4, order), false);
+        add("rows that leave no room for their state", crowded(order), false);
         add("whole rows, random", many_rows(random(Selector::Auto, order), 96), false);
         add("whole rows, least", many_rows(least(Selector::Auto, order, 0, Direction::Lowest), 96), false);
         add("whole rows, raised", many_rows(least(Selector::Auto, order, 5, Direction::Lowest), 96), false);
