@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use bytemuck::Pod;
-use keynorm::{Module, params};
+use keynorm::{Dtype, Module, Reduction, params};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, ArraySize, Expression, Handle, Literal, Override, StorageAccess, Type, TypeInner};
 
@@ -383,6 +383,32 @@ fn every_module_keeps_to_the_default_limits() {
     for_each_module(|_, resolved| check_limits(resolved));
 }
 
+/// Workgroup memory of an entry point, bytes.
+fn bytes_of(module: Module, constants: &[(&str, u32)], entry: &str) -> u32 {
+    let resolved = resolve_with(&module.source(), capabilities(module), constants);
+    let Resolved(resolved, info, _) = resolved.expect("a valid module");
+    let ix = resolved.entry_points.iter().position(|e| e.name == entry).expect("the entry point");
+    workgroup_bytes(&resolved, &info, ix)
+}
+
+/// Rows of two eights an invocation, as long as the host takes them by what workgroup memory a device has.
+#[test]
+fn the_longest_rows_of_two_eights_keep_to_workgroup_memory() {
+    for (kib, workgroup, pair_words, reduction) in [
+        (16, 256, 2048, Reduction::Workgroup),
+        (24, 1024, 5056, Reduction::Subgroup),
+        (32, 1024, 7104, Reduction::Subgroup),
+        (32, 512, 4096, Reduction::Workgroup),
+        (48, 1024, 8192, Reduction::Subgroup),
+    ] {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+            let module = Module::Row { dtype, reduction, arrays: false };
+            let bytes = bytes_of(module, &[("WG_SIZE", workgroup), ("PAIR_WORDS", pair_words)], "move_row");
+            assert!((4 * pair_words..=kib << 10).contains(&bytes), "{module:?}, {kib} KiB: {bytes} bytes");
+        }
+    }
+}
+
 /// The widest workgroups that the host asks for, where a device has no more workgroup memory than Metal and DX12: wgpu 30
 /// does not compare.
 #[test]
@@ -394,10 +420,7 @@ fn the_widest_workgroups_keep_to_32_kib() {
     let radixes = [radix(true), radix(false), settle(true), settle(false)];
     let bitonics = ["bitonic_row", "bitonic_tiles", "bitonic_merge"].map(bitonic);
     for (module, constants, entry) in radixes.into_iter().chain(bitonics) {
-        let resolved = resolve_with(&module.source(), capabilities(module), &constants);
-        let Resolved(resolved, info, _) = resolved.expect("a valid module");
-        let ix = resolved.entry_points.iter().position(|e| e.name == entry).expect("the entry point");
-        let bytes = workgroup_bytes(&resolved, &info, ix);
+        let bytes = bytes_of(module, &constants, entry);
         assert!((4096..=32768).contains(&bytes), "{module:?}, {entry}: {bytes} bytes");
     }
 }
