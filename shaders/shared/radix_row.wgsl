@@ -10,7 +10,7 @@ const MOST_WHOLE: u32 = 512u;
 // Keys of a bin that are ranked against each other rather than narrowed further.
 const FEW: u32 = 128u;
 
-// Bins, keys of one bin, or the slots of a tile: two a word where they would not fit otherwise.
+// Bins, keys of one bin, or the slots of a tile or a row: two a word where they would not fit otherwise.
 var<workgroup> bins: array<
     atomic<u32>,
     max(

@@ -175,8 +175,8 @@ fn two_eights(order: Order, data: Data) -> Case {
 
 /// Rows so many that no workgroup is left for their state.
 fn crowded(order: Order) -> Case {
-    let mut case = full_rows(28, order);
-    (case.shape.capacity, case.lengths) = (4100, (0..28).map(|b| 4100 - 100 * b).collect());
+    let mut case = full_rows(60, order);
+    (case.shape.capacity, case.lengths) = (4100, (0..60).map(|b| 4100 - 50 * b).collect());
     case
 }
 

@@ -157,7 +157,6 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
     ("row.wgsl", "    slots[place] = key;", "    slots[slot] = key;"),
     ("shared/radix_row.wgsl", "1u << (bin % 2u * 16u));", "1u);"),
     ("row.wgsl", "s.row.layer = params.layer + layer_row.quotient;", "s.row.layer = params.layer;"),
-    ("row.wgsl", "num_workgroups / 2u;", "(num_workgroups - 1u) / 2u;"),
     ("row.wgsl", "select(2u * parts, key_slices() + value_slices(), IN_ORDER)", "num_workgroups - 1u"),
     ("row.wgsl", "fill_keys_part(wg.y, wg.x, parts,", "fill_keys_part(wg.y, 0u, parts,"),
     ("row.wgsl", "fill_values_part(wg.y, wg.x - parts, parts,", "fill_values_part(wg.y, wg.x, parts,"),
