@@ -46,7 +46,7 @@ struct Params {
     first_sequence: u32,
     first_rule: u32,      // index of the layer's first rule
     order_stride: u32,    // words between rows of order_keys
-    keys_held: u32,       // 8: keys that an invocation holds
+    keys_held: u32,       // 8: keys of a tile that an invocation holds
     digit_shift: u32,     // of first digits
     digit_window: u32,    // first | len << 16
     direction: u32,       // 0 lowest, 1 highest, 2 random

@@ -101,10 +101,15 @@ impl Bound {
 }
 
 /// Most workgroups that move a row's keys, and as many its values: each selects for itself, and more than find room beside those
-/// of states and scouts would do so in turn; large ones find less. See `benches/record`.
-fn fill_parts(workgroup: u32, num_rows: u32) -> u32 {
-    let of_all_rows = if workgroup > 2 * WORKGROUP { 48 } else { 64 };
-    let least = if matches!(at_once(workgroup, num_rows), 2 | 3) { 1 } else { 2 };
+/// of states and scouts would do so in turn; large ones find less. Two at least, unless one each is what finds room: where a row
+/// has two workgroups, or three of two eights an invocation. See `benches/record`.
+fn fill_parts(taken: &Taken, num_rows: u32) -> u32 {
+    let of_all_rows = if taken.workgroup > 2 * WORKGROUP { 48 } else { 64 };
+    let least = match at_once(taken.workgroup, num_rows) {
+        2 => 1,
+        3 if taken.pair_words > 0 => 1,
+        _ => 2,
+    };
     (of_all_rows / num_rows).max(least)
 }
 
@@ -212,7 +217,7 @@ impl Builder<'_> {
         let parts = match self.plan.policy.order {
             Order::Fill => Parts::Shares {
                 unit: taken.workgroup / keys.lanes.max(values.lanes) * 4,
-                most: fill_parts(taken.workgroup, num_rows),
+                most: fill_parts(taken, num_rows),
             },
             Order::Positional => Parts::Slices(num_slices(chunks, 1, slice)),
         };

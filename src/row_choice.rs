@@ -29,9 +29,10 @@ pub(crate) fn choices(
 ) -> impl Iterator<Item = Taken> {
     let reduction = capabilities.reduction(shape.keys.norm_lanes());
     let eights = sizes(capabilities, reduction).map(|workgroup| ROW_TOKENS * workgroup);
-    let held =
-        eights.chain(sizes(capabilities, reduction).next_back().map(|w| most_of_pairs(w, capabilities, reduction)));
-    let lens = row_lens(shape.capacity, held, |len| fills_card((shape, len), policy, capabilities, rows));
+    let largest = sizes(capabilities, reduction).next_back().unwrap_or(0);
+    let held = eights.chain((largest > 0).then(|| most_of_pairs(largest, capabilities, reduction)));
+    let is_full = |len| len <= ROW_TOKENS * largest && fills_card((shape, len), policy, capabilities, rows);
+    let lens = row_lens(shape.capacity, held, is_full);
     lens.into_iter().filter_map(move |len| taken((shape, len), policy, capabilities, rows))
 }
 
@@ -91,7 +92,7 @@ fn taken(
     if len > ROW_TOKENS * largest {
         let is_held = len <= most_of_pairs(largest, capabilities, reduction);
         let pairs = Taken { most: len, workgroup: largest, slot_words: None, pair_words: len.div_ceil(2) };
-        return (is_held && is_alone && num_rows * u64::from(largest) <= MOST_OF_PAIRS).then_some(pairs);
+        return (is_held && is_alone && num_rows * u64::from(largest) <= MOST_INVOCATIONS_OF_PAIRS).then_some(pairs);
     }
     let wanted = if is_full { wanted_workgroup(len, num_rows) } else { len.div_ceil(ROW_TOKENS) };
     let workgroup = sizes.find(|&workgroup| workgroup >= wanted).unwrap_or(largest);
@@ -107,7 +108,7 @@ fn most_of_pairs(workgroup: u32, capabilities: &Capabilities, reduction: Reducti
 
 /// Rows times invocations of a workgroup up to which each workgroup of a row selects for itself with two eights an invocation:
 /// two of a row find room at once. See `benches/record`.
-const MOST_OF_PAIRS: u64 = CARD as u64 / 2 * 1024;
+const MOST_INVOCATIONS_OF_PAIRS: u64 = CARD as u64 / 2 * 1024;
 
 /// Words of the bins that slots share: of eight tokens an invocation, two a word beyond this many invocations.
 const fn shared_words(workgroup: u32) -> u32 {

@@ -12,7 +12,7 @@ impl Capabilities {
         if self.serial { 0 } else { MOST_SCOUT_ROWS }
     }
 
-    /// Likewise where several workgroups take a row, so that one row holds all scouts.
+    /// Likewise where several workgroups take a row, so that one row holds scouts for most parts.
     pub const fn scouts_of_parts(&self) -> u32 {
         if self.serial { 0 } else { 1 }
     }

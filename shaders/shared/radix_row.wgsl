@@ -48,12 +48,12 @@ fn num_tiles() -> u32 {
 }
 
 // Whether slots are staged two a word.
-fn is_packed() -> bool {
+fn slots_are_packed() -> bool {
     return WG_SIZE > MOST_WHOLE || PAIR_WORDS > 0u;
 }
 
 fn clear_staged(index: u32) {
-    if SLOT_WORDS == 0u && is_packed() {
+    if SLOT_WORDS == 0u && slots_are_packed() {
         clear_bins(index, max(4u * WG_SIZE, PAIR_WORDS));
     }
 }
@@ -61,7 +61,7 @@ fn clear_staged(index: u32) {
 fn stage(place: u32, value: u32) {
     if SLOT_WORDS > 0u {
         slots[place] = value;
-    } else if is_packed() {
+    } else if slots_are_packed() {
         // Neighbours in a word may be of two invocations.
         atomicOr(&bins[place / 2u], value << (place % 2u * 16u));
     } else {
@@ -72,7 +72,7 @@ fn stage(place: u32, value: u32) {
 fn staged(place: u32) -> u32 {
     if SLOT_WORDS > 0u {
         return slots[place];
-    } else if is_packed() {
+    } else if slots_are_packed() {
         return (atomicLoad(&bins[place / 2u]) >> (place % 2u * 16u)) & 0xffffu;
     }
     return atomicLoad(&bins[place]);

@@ -121,7 +121,7 @@ fn stage_tile(index: u32, local_row: u32, s: SelectRow, k: Keys, tile_first: u32
         return staged_tile;
     }
     note_kept(local_row, s, first_slot, kept);
-    // Together they are no more than the tile.
+    // Together they are no more than the tile, or the row.
     let front = slots_below(first_slot, s.budget);
     let rank_of_movers = rank + countOneBits(kept & front);
     stage_slots(dropped & front, first_slot - origin, first_slot - origin - (rank - origin_rank), 1u);

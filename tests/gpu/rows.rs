@@ -238,12 +238,24 @@ fn a_device_of_small_workgroups() {
     }
 }
 
-/// Rows so many that a workgroup of their parts updates their state, in one tile and in two.
+/// Rows so many that a workgroup of their parts updates their state, in one eight an invocation and in two, of workgroups of 512
+/// and of 1024; of 80 bytes a token, so that up to 63 are not taken whole.
 #[test]
 fn parts_without_room_for_the_state() {
     for how in ORDERS.into_iter().flat_map(|order| [(order, Switch::Off), (order, Switch::On)]) {
-        for (longest, sequences) in [(4100, 28), (4100, 50), (8193, 33), (8193, 44), (8193, 66), (8193, 67)] {
+        for (longest, sequences, head_dim) in [
+            (4000, 60, 40),
+            (4100, 28, 40),
+            (4100, 50, 40),
+            (4100, 88, 16),
+            (4100, 132, 16),
+            (8193, 33, 16),
+            (8193, 44, 16),
+            (8193, 66, 16),
+            (8193, 67, 16),
+        ] {
             let mut case = short(longest, longest, sequences, how);
+            (case.shape.keys.head_dim, case.shape.values.head_dim) = (head_dim, head_dim);
             case.active = (0..sequences).map(|b| b % 7 != 3).collect();
             case.appended = vec![2000; sequences as usize];
             run(&case);

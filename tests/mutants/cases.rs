@@ -163,12 +163,14 @@ fn full_rows(rows: u32, order: Order) -> Case {
     case
 }
 
-/// Few rows of more tokens than an invocation's eight, twice.
-fn two_eights(order: Order, data: Data) -> Case {
-    let mut case = Case::new(shape(2, 1, 9000, 16, Dtype::F16), policy(0.45, Selector::Auto, order));
-    case.options = Options::with_subgroups(Switch::On);
+/// Few rows of more tokens than an invocation's eight, of workgroups of 1024 or, with 32 KiB of workgroup memory, 512; twice.
+fn two_eights(order: Order, data: Data, subgroups: Switch) -> Case {
+    let capacity = if subgroups == Switch::On { 9000 } else { 6000 };
+    let mut case = Case::new(shape(3, 1, capacity, 16, Dtype::F16), policy(0.45, Selector::Auto, order));
+    case.options = Options::with_subgroups(subgroups);
     case.data = data;
-    (case.lengths, case.appended) = (vec![9000, 300], vec![4940, 8200]);
+    // Short rows use what long ones leave.
+    (case.lengths, case.appended) = (vec![capacity, 300, 290], vec![capacity / 2, capacity - 800, 70]);
     (case.policy.sinks, case.policy.recent) = (3, 9);
     case
 }
@@ -176,6 +178,8 @@ fn two_eights(order: Order, data: Data) -> Case {
 /// Rows so many that no workgroup is left for their state.
 fn crowded(order: Order) -> Case {
     let mut case = full_rows(60, order);
+    // Of more bytes than short rows have, so that parts take them wherever.
+    (case.shape.keys.head_dim, case.shape.values.head_dim) = (40, 40);
     (case.shape.capacity, case.lengths) = (4100, (0..60).map(|b| 4100 - 50 * b).collect());
     case
 }
@@ -623,13 +627,14 @@ pub fn quick() -> Vec<Quick> {
     // By workgroups that take several tiles.
     add("settled in turn", settled(Order::Positional, Data::Near { spread: 2 }, Switch::Auto), false);
     add("rows of shared words", rows_of_shared_words(), false);
-    for (order, data) in [
-        (Order::Fill, Data::Special),
-        (Order::Positional, Data::Ties),
-        (Order::Fill, Data::Near { spread: 0 }),
-        (Order::Positional, Data::Random),
+    for (order, data, subgroups) in [
+        (Order::Fill, Data::Special, Switch::On),
+        (Order::Positional, Data::Ties, Switch::On),
+        (Order::Fill, Data::Near { spread: 0 }, Switch::On),
+        (Order::Positional, Data::Random, Switch::On),
+        (Order::Fill, Data::Random, Switch::Off),
     ] {
-        add("rows of two eights", two_eights(order, data), false);
+        add("rows of two eights", two_eights(order, data, subgroups), false);
     }
     add("spread", spread(Order::Fill), false);
     add("beyond all bins", beyond(Order::Fill), false);
