@@ -222,7 +222,7 @@ fn select_slots(index: u32, local_row: u32, k: HeldKeys, row: SelectRow, left_ou
     }
     var keys = k.first;
     var before = vec2<u32>(0u);
-    for (var t = 0u; t < num_tiles(); t++) {
+    for (var t = 0u; t < tiles_held(); t++) {
         let counts = stage_tile(index, local_row, s, keys, t * 8u * WG_SIZE, before.x, before.y).scanned.total;
         before += vec2<u32>(counts & 0xffffu, counts >> 16u);
         keys = k.second;

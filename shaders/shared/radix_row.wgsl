@@ -43,7 +43,8 @@ struct HeldKeys {
     second: Keys, // where there are two tiles
 }
 
-fn num_tiles() -> u32 {
+// Tiles of which it holds eight keys each.
+fn tiles_held() -> u32 {
     return select(1u, 2u, PAIR_WORDS > 0u);
 }
 
@@ -289,7 +290,7 @@ fn select_in_row(index: u32, k: HeldKeys, row: SelectRow, left_out: u32) -> Sele
 // The bin of the threshold, and of the row its budget.
 fn bin_in_row(index: u32, k: HeldKeys, s: ptr<function, SelectRow>) -> Found {
     var keys = k.first;
-    for (var t = 0u; t < num_tiles(); t++) {
+    for (var t = 0u; t < tiles_held(); t++) {
         if SLOT_WORDS == 0u {
             add_first_digits(keys);
             count_protected(keys);
