@@ -9,7 +9,7 @@ use crate::first_digit::digit_window;
 use crate::kernel::Checks;
 use crate::layout::LayoutKind;
 use crate::module::{Access, Module};
-use crate::moves::{CARD, MovedRow, moves_constants, num_slices, slice_chunks};
+use crate::moves::{MovedRow, moves_constants, num_slices, slice_chunks};
 use crate::pages::Views;
 use crate::params::{RowParams, TensorLayout};
 use crate::plan::{ROW_TOKENS, WORKGROUP};
@@ -32,7 +32,7 @@ struct RowKernel {
     most: u32,
     pipeline: wgpu::ComputePipeline,
     parts: Parts,
-    /// Workgroups of a row that find room at once.
+    /// As [`Taken`] has it.
     at_once: u32,
 }
 
@@ -105,17 +105,12 @@ impl Bound {
 /// has two workgroups, or three of two eights an invocation. See `benches/record`.
 fn fill_parts(taken: &Taken, num_rows: u32) -> u32 {
     let of_all_rows = if taken.workgroup > 2 * WORKGROUP { 48 } else { 64 };
-    let least = match at_once(taken.workgroup, num_rows) {
+    let least = match taken.at_once {
         2 => 1,
         3 if taken.pair_words > 0 => 1,
         _ => 2,
     };
     (of_all_rows / num_rows).max(least)
-}
-
-/// Workgroups of a row that find room at once.
-const fn at_once(workgroup: u32, num_rows: u32) -> u32 {
-    CARD * (4 * WORKGROUP) / (workgroup * num_rows)
 }
 
 /// Widest part of a row that the workgroup of a whole row walks at a time, 16-byte chunks.
@@ -194,8 +189,7 @@ impl Builder<'_> {
         let kernel = |taken: Taken| {
             let (parts, slice) = self.row_parts(draft.rows.num_rows, &taken);
             let pipeline = self.row_pipeline(parts, (&taken, slice), draft, checks);
-            let at_once = at_once(taken.workgroup, draft.rows.num_rows);
-            RowKernel { most: taken.most, pipeline, parts, at_once }
+            RowKernel { most: taken.most, pipeline, parts, at_once: taken.at_once }
         };
         Some(RowStage { group, kernels: self.taken(draft.rows.num_rows).map(kernel).collect() })
     }

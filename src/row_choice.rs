@@ -3,6 +3,7 @@
 
 use crate::criterion::Score;
 use crate::device::Capabilities;
+use crate::draft::word;
 use crate::module::Reduction;
 use crate::moves::CARD;
 use crate::plan::{ROW_TOKENS, WORKGROUP};
@@ -14,6 +15,8 @@ use crate::shape::{Dtype, KvShape};
 pub(crate) struct Taken {
     pub most: u32,
     pub workgroup: u32,
+    /// Workgroups of a row that find room on a card at once.
+    pub at_once: u32,
     /// Words of workgroup memory for the keys and slots of whole rows, 0 where they share those of the bins; `None`: in parts.
     pub slot_words: Option<u32>,
     /// Words of workgroup memory for two slots each where invocations hold two eights of tokens; 0: they hold one.
@@ -91,13 +94,15 @@ fn taken(
     let largest = sizes.clone().next_back()?;
     if len > ROW_TOKENS * largest {
         let is_held = len <= most_of_pairs(largest, capabilities, reduction);
-        let pairs = Taken { most: len, workgroup: largest, slot_words: None, pair_words: len.div_ceil(2) };
-        return (is_held && is_alone && num_rows * u64::from(largest) <= MOST_INVOCATIONS_OF_PAIRS).then_some(pairs);
+        let at_once = at_once(largest, num_rows);
+        let pairs = Taken { most: len, workgroup: largest, at_once, slot_words: None, pair_words: len.div_ceil(2) };
+        return (is_held && is_alone && at_once >= LEAST_OF_PAIRS).then_some(pairs);
     }
     let wanted = if is_full { wanted_workgroup(len, num_rows) } else { len.div_ceil(ROW_TOKENS) };
     let workgroup = sizes.find(|&workgroup| workgroup >= wanted).unwrap_or(largest);
     let slot_words = slot_words(len, workgroup, capabilities, reduction).filter(|_| is_full);
-    (slot_words.is_some() || is_alone).then_some(Taken { most: len, workgroup, slot_words, pair_words: 0 })
+    let at_once = at_once(workgroup, num_rows);
+    (slot_words.is_some() || is_alone).then_some(Taken { most: len, workgroup, at_once, slot_words, pair_words: 0 })
 }
 
 /// Most tokens of a row of which so many invocations hold two eights each: no fewer than one eight.
@@ -106,9 +111,14 @@ fn most_of_pairs(workgroup: u32, capabilities: &Capabilities, reduction: Reducti
     (room / 4 * 2).clamp(ROW_TOKENS * workgroup, 2 * ROW_TOKENS * workgroup)
 }
 
-/// Rows times invocations of a workgroup up to which each workgroup of a row selects for itself with two eights an invocation:
-/// two of a row find room at once. See `benches/record`.
-const MOST_INVOCATIONS_OF_PAIRS: u64 = CARD as u64 / 2 * 1024;
+/// Workgroups of a row that find room at once from which on each selects for itself with two eights an invocation: one for keys
+/// and one for values. See `benches/record`.
+const LEAST_OF_PAIRS: u32 = 2;
+
+/// Workgroups of each of so many rows that find room on a card at once.
+fn at_once(workgroup: u32, num_rows: u64) -> u32 {
+    word(u64::from(CARD * 4 * WORKGROUP) / (u64::from(workgroup) * num_rows))
+}
 
 /// Words of the bins that slots share: of eight tokens an invocation, two a word beyond this many invocations.
 const fn shared_words(workgroup: u32) -> u32 {
