@@ -8,6 +8,11 @@ use crate::support::{Built, Case, Data, Fixture, Gpu, Layout, gpu, gpu_of_small_
 const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
 const SWITCHES: [Switch; 3] = [Switch::Auto, Switch::Off, Switch::On];
 
+/// Every order without subgroups and with them: as GPUs take rows, wherever this runs.
+fn by_hand() -> impl Iterator<Item = (Order, Switch)> {
+    ORDERS.into_iter().flat_map(|order| [(order, Switch::Off), (order, Switch::On)])
+}
+
 /// 96 rows of 32 sequences, whose lengths are all different, with a second round.
 fn many(dtype: Dtype, order: Order, subgroups: Switch) -> Case {
     let policy = Policy { order, ..Policy::new(Budget::keep_ratio(0.45)) };
@@ -158,10 +163,8 @@ fn rows_far_shorter_than_the_capacity() {
 /// One binding whose rows go whole, then in parts, and stage by stage, each after what the one before has left as scratch.
 #[test]
 fn rows_that_grow() {
-    for (how, (first, appended)) in ORDERS
-        .into_iter()
-        .flat_map(|order| [(order, Switch::Off), (order, Switch::On)])
-        .flat_map(|how| [(how, (400, 2900)), (how, (3000, 7000)), (how, (8300, 0)), (how, (500, 8500))])
+    for (how, (first, appended)) in
+        by_hand().flat_map(|how| [(how, (400, 2900)), (how, (3000, 7000)), (how, (8300, 0)), (how, (500, 8500))])
     {
         let mut case = short(9000, first, 4, how);
         case.shape.num_kv_heads = 3;
@@ -242,7 +245,7 @@ fn a_device_of_small_workgroups() {
 /// and of 1024; of 80 bytes a token, so that up to 63 are not taken whole.
 #[test]
 fn parts_without_room_for_the_state() {
-    for how in ORDERS.into_iter().flat_map(|order| [(order, Switch::Off), (order, Switch::On)]) {
+    for how in by_hand() {
         for (longest, sequences, head_dim) in [
             (4000, 60, 40),
             (4100, 28, 40),
@@ -270,7 +273,7 @@ fn rows_of_two_eights() {
     let small = gpu_of_small_workgroups();
     let built = Built::default();
     let budgets = [Budget::keep_ratio(0.3), Budget::KeepTokens(1), Budget::MaxNorm(4.0), Budget::keep_ratio(1.0)];
-    for how in ORDERS.into_iter().flat_map(|order| [(order, Switch::Off), (order, Switch::On)]) {
+    for how in by_hand() {
         for data in [Data::Special, Data::Ties, Data::AllEqual, Data::Near { spread: 0 }, Data::Near { spread: 2 }] {
             let mut case = short(4096, 3900, 4, how);
             (case.data, case.policy.sinks, case.policy.recent) = (data, 5, 30);
