@@ -180,7 +180,6 @@ fn walk_band(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_ind
         }
         // Every load of this tile comes before any of its stores, which may land on its own sources.
         storageBarrier();
-        workgroupBarrier();
         if valid && r0 < moves.end {
             store_key_chunk(row_base + r0 * stride, c, c0);
         }

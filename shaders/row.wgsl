@@ -195,12 +195,6 @@ fn note_num_moved(local_row: u32, count: u32) {
 fn note_kept(local_row: u32, s: SelectRow, first_slot: u32, kept: u32) {
 }
 
-// Every load or store of the workgroup so far comes before what follows.
-fn all_done() {
-    storageBarrier();
-    workgroupBarrier();
-}
-
 fn hole_at(local_row: u32, j: u32) -> u32 {
     return staged(j);
 }
@@ -258,7 +252,7 @@ fn walk_positions(index: u32, r: Row, budget: u32) {
     for (var first = 0u; first < budget; first += WG_SIZE) {
         let j = min(first + index, budget - 1u);
         let position = position_of(r, staged(j));
-        all_done();
+        storageBarrier();
         if first + index < budget {
             positions[r.positions_base + j] = position;
         }
@@ -270,7 +264,7 @@ fn fill_positions(local_row: u32, index: u32, r: Row, moves: Moves) {
     for (var slot = r.compacted + index; slot < moves.budget; slot += WG_SIZE) {
         positions[r.positions_base + slot] = position_of(r, slot);
     }
-    all_done();
+    storageBarrier();
     for (var j = index; j < moves.num_moved; j += WG_SIZE) {
         let mover = mover_at(local_row, r.len, moves.num_moved, j);
         positions[r.positions_base + hole_at(local_row, j)] = position_of(r, mover);
@@ -326,7 +320,9 @@ fn compress(grid: vec3<u32>, index: u32) {
     if SCOUTS_SCORE || !is_scout(grid) {
         let span = select(len, 1u, SCOUTS_SCORE && is_scout(grid));
         score_tokens(wg, index, r, place_of_row(params.keys, wg.y), 0u, span, len);
-        all_done();
+        // Keys are loaded before any moves, and scores are there.
+        storageBarrier();
+        workgroupBarrier();
     }
     let raw = load_scored(index);
     if SLOT_WORDS == 0u {

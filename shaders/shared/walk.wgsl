@@ -35,7 +35,6 @@ fn walk_keys(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
         }
         // Every load of this tile comes before any of its stores, which may land on its own sources.
         storageBarrier();
-        workgroupBarrier();
         if valid && r0 < budget {
             store_key_chunk(token_base(params.keys, place, r0), c, c0);
         }
@@ -98,7 +97,6 @@ fn walk_values(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
         }
         // Every load of this tile comes before any of its stores, which may land on its own sources.
         storageBarrier();
-        workgroupBarrier();
         if valid && r0 < budget {
             store_value_chunk(token_base(params.values, place, r0), c, c0);
         }

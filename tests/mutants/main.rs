@@ -126,7 +126,7 @@ fn loaded(code: &str) -> (&str, &str) {
 
 /// Every barrier, comparison and stride of a file.
 fn generate(file: &str) -> Vec<Place> {
-    const BARRIER: &str = "workgroupBarrier();";
+    const BARRIERS: [&str; 2] = ["storageBarrier();", "workgroupBarrier();"];
     const UNIFORM_LOAD: &str = "workgroupUniformLoad(&";
     const COMPARISONS: [&str; 6] = [" < ", " <= ", " > ", " >= ", " == ", " != "];
     const STRIDE: &str = "_stride";
@@ -140,7 +140,9 @@ fn generate(file: &str) -> Vec<Place> {
             let last = Mutant { mutated: last_writes(&dropped.mutated), ..dropped.clone() };
             places.push(if text.contains(FIRST_WRITES) { vec![dropped, last] } else { vec![dropped] });
         };
-        code.match_indices(BARRIER).for_each(|(at, _)| barrier(at, BARRIER, ";"));
+        for find in BARRIERS {
+            code.match_indices(find).for_each(|(at, _)| barrier(at, find, ";"));
+        }
         for (at, _) in code.match_indices(UNIFORM_LOAD) {
             let (whole, name) = loaded(&code[at..]);
             barrier(at, whole, name);
