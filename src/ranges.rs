@@ -37,7 +37,7 @@ impl RangeRule {
         if self.serial {
             return f64::from(walk.tile) / 128.0;
         }
-        ((f64::from(Self::FULL) - f64::from(walk.workgroups)) / 30.0 * f64::from(walk.tile) / 8192.0).clamp(0.0, 1.0)
+        ((f64::from(Self::FULL) - f64::from(walk.workgroups)) / 18.0 * f64::from(walk.tile) / 8192.0).clamp(0.0, 1.0)
     }
 
     /// `walk_len` and `range_ix` of each block of parameters, in order: after that of a walk alone come, for each length, those
@@ -134,11 +134,10 @@ mod tests {
     #[test]
     fn walks_are_as_long_as_pays() {
         let walk = |max_len, max_budget| Walk { max_len, max_budget, workgroups: 64, tile: 2048 };
-        assert_eq!(of(walk(131_072, 65_536)), Some((2, 16_384)));
+        assert_eq!(of(walk(131_072, 65_536)), Some((3, 8192)));
         assert_eq!(of(walk(131_072, 39_322)), Some((2, 4096)));
         assert_eq!(of(walk(131_072, 13_108)), Some((1, 2048)));
-        assert_eq!(of(walk(131_072, 104_858)), Some((5, 32_768)));
-        assert_eq!(of(walk(131_072, 117_965)), None, "as many ranges cost more than they save");
+        assert_eq!(of(walk(131_072, 117_965)), Some((12, 32_768)));
         assert_eq!(of(walk(16_384, 8192)), None, "a walk alone");
         assert_eq!(of(walk(20_000, 20_000)), None, "nothing moves");
         assert_eq!(of(Walk { workgroups: 128, ..walk(131_072, 65_536) }), None, "a walk that fills the card");

@@ -176,6 +176,10 @@ pub const EXCUSED: &[(&str, &str, usize, &str)] = &[
     ("bitonic.wgsl", ";", 6, "equivalent: the first exchange is between values that one invocation has loaded itself"),
     ("compact.wgsl", "if wg.y != 0u {", 0, "equivalent: the two planes of the grid change places"),
     ("compact.wgsl", "if wg.y != 0u {", 1, "as the one before"),
+    ("shared/walk.wgsl", ";", 1, "for the pace alone"),
+    ("shared/walk.wgsl", ";", 3, "for the pace alone"),
+    ("shared/walk.wgsl", "if KEY_SLICE != PACED_SLICE {", 0, "for the pace alone"),
+    ("shared/walk.wgsl", "if VALUE_SLICE != PACED_SLICE {", 0, "for the pace alone"),
     ("key_diff.wgsl", ";", 1, "lavapipe runs the invocations that add before those that write the next vector"),
     (
         "key_diff.wgsl",

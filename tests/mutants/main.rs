@@ -3,8 +3,8 @@
 //! faults of other kinds. A place none of whose faults can be seen is listed with the reason; a list that no longer fits
 //! the shaders fails.
 //!
-//! By default a part of the places is tried: every barrier and every fault by hand, and of each kind of comparison and
-//! each stride the first in its file. `KEYNORM_MUTANTS=all` tries all, for minutes; any other text only the places whose
+//! By default a part of the places is tried: every barrier and every fault by hand, and the first comparison and the first
+//! stride of each file. `KEYNORM_MUTANTS=all` tries all, for minutes; any other text only the places whose
 //! description holds it. It prints what catches each fault, and the time that took.
 
 #[path = "../gpu/support.rs"]
@@ -109,6 +109,9 @@ fn comparisons(code: &str, at: usize, find: &str) -> Vec<&'static str> {
     }
 }
 
+/// What the names of strides end with.
+const STRIDE: &str = "_stride";
+
 /// Where one invocation writes for its workgroup.
 const FIRST_WRITES: &str = "if index == 0u";
 
@@ -129,7 +132,6 @@ fn generate(file: &str) -> Vec<Place> {
     const BARRIERS: [&str; 2] = ["storageBarrier();", "workgroupBarrier();"];
     const UNIFORM_LOAD: &str = "workgroupUniformLoad(&";
     const COMPARISONS: [&str; 6] = [" < ", " <= ", " > ", " >= ", " == ", " != "];
-    const STRIDE: &str = "_stride";
     let text = read(file);
     let mut places = Vec::new();
     let mut line_start = 0;
@@ -197,11 +199,11 @@ fn places() -> Vec<Place> {
 }
 
 /// The places that are chosen: those with a fault whose description holds the filter; without one every barrier and
-/// every fault by hand, and of each comparison and stride of a file the first.
+/// every fault by hand, and of the comparisons and of the strides of a file the first.
 fn choose<'a>(places: &'a [Place], filter: &str) -> Vec<&'a Place> {
     let mut seen = std::collections::BTreeSet::new();
     let is_chosen = |p: &&'a Place| match filter {
-        "" => p[0].kind.is_empty() || seen.insert((&p[0].file, &p[0].kind)),
+        "" => p[0].kind.is_empty() || seen.insert((&p[0].file, p[0].kind.ends_with(STRIDE))),
         "all" => true,
         text => p.iter().any(|m| m.to_string().contains(text)),
     };
