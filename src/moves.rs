@@ -135,8 +135,11 @@ impl Builder<'_> {
             values_vec4: (!is_joined).then_some(values.words.is_none()),
             tokens: draft.tokens,
         };
+        let slices = num_slices(chunks, 1, slice);
+        let walkers = walkers(slices, draft.window.num_rows, wide);
         let mut pipeline = |entry, workgroup: u32| {
             let mut constants = vec![("WG_SIZE", f64::from(workgroup))];
+            constants.push(("PACED", f64::from(u32::from(is_paced(slice, walkers)))));
             constants.extend(moves_constants([keys, values], slice).map(|(name, value)| (name, f64::from(value))));
             constants.extend(self.page_size());
             let words = [("KEY_WORDS", keys.words), ("VALUE_WORDS", values.words)].into_iter();
@@ -147,13 +150,12 @@ impl Builder<'_> {
         match self.plan.policy.order {
             Order::Fill => Moves::Fill { fill: pipeline("fill", WORKGROUP), unit },
             Order::Positional => {
-                let slices = num_slices(chunks, 1, slice);
                 let widest = even_slice(keys.chunks, slice).max(even_slice(values.chunks, slice));
                 Moves::Positional {
                     walk: pipeline("walk", wide),
                     range: pipeline("range", WORKGROUP),
                     slices,
-                    walkers: slices.saturating_mul(draft.window.num_rows).saturating_mul(wide) / 1024,
+                    walkers,
                     tile: 8 * (wide / widest),
                     unit,
                 }
@@ -271,6 +273,17 @@ fn walk_slice(chunks: [u32; 2], rows: u32, workgroup: u32) -> u32 {
     slice_chunks(chunks, rows, workgroup).min(MAX_SLICE / 2)
 }
 
+/// Workgroups that walk rows of so many slices, as many of 1024 invocations.
+pub(crate) fn walkers(slices: u32, rows: u32, workgroup: u32) -> u32 {
+    slices.saturating_mul(rows).saturating_mul(workgroup) / 1024
+}
+
+/// Whether the stores of a walk's tile begin together, by a second barrier, which elsewhere takes up to a tenth of the time: by
+/// slices of half a cache line, and where so many workgroups of 1024 take most of the card, but not all. See `benches/record`.
+pub(crate) const fn is_paced(slice: u32, walkers: u32) -> bool {
+    slice == 4 || (walkers > 64 && walkers < 128)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -306,6 +319,29 @@ mod tests {
             assert_eq!(of(rows, head_dim).1, slice, "{rows} rows of {head_dim}");
         }
         assert_eq!(of(32, 128).0, 16, "where rows are selected by the workgroups that walk");
+    }
+
+    #[test]
+    fn walks_are_paced_where_that_was_faster() {
+        let expected = [
+            (1, 128, false),
+            (4, 128, false),
+            (8, 128, true),
+            (12, 128, true),
+            (16, 128, false),
+            (24, 128, true),
+            (32, 128, false),
+            (48, 128, true),
+            (64, 128, false),
+            (8, 64, false),
+            (8, 256, false),
+        ];
+        for (rows, head_dim, paced) in expected {
+            let chunks = [TensorSpec { dtype: Dtype::F16, head_dim }.chunks(); 2];
+            let slice = walk_slice(chunks, rows, 1024);
+            let walkers = walkers(num_slices(chunks, 1, slice), rows, 1024);
+            assert_eq!(is_paced(slice, walkers), paced, "{rows} rows of {head_dim}: slices of {slice}, {walkers} walk");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::first_digit::digit_window;
 use crate::kernel::Checks;
 use crate::layout::LayoutKind;
 use crate::module::{Access, Module};
-use crate::moves::{MovedRow, moves_constants, num_slices, slice_chunks};
+use crate::moves::{MovedRow, is_paced, moves_constants, num_slices, slice_chunks, walkers};
 use crate::pages::Views;
 use crate::params::{RowParams, TensorLayout};
 use crate::plan::{ROW_TOKENS, WORKGROUP};
@@ -230,6 +230,10 @@ impl Builder<'_> {
             Parts::Whole { slot_words } => ("compress_row", slot_words),
             Parts::Shares { .. } | Parts::Slices(_) => ("move_row", 0),
         };
+        let paced = match parts {
+            Parts::Slices(slices) => is_paced(slice, walkers(slices, draft.rows.num_rows, taken.workgroup)),
+            _ => false,
+        };
         let mut constants = vec![
             ("WG_SIZE", taken.workgroup),
             ("PAIR_WORDS", taken.pair_words),
@@ -238,6 +242,7 @@ impl Builder<'_> {
             ("SLOT_WORDS", slot_words),
             ("SCOUTS", parts.scouts(&self.kernels().capabilities)),
             ("SCOUTS_SCORE", u32::from(shape.keys.dtype != Dtype::Bf16)),
+            ("PACED", u32::from(paced)),
             ("IN_ORDER", u32::from(self.plan.policy.order == Order::Positional)),
         ];
         constants.extend(moves_constants(self.moved_in_rows(), slice));

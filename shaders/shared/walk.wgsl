@@ -1,8 +1,5 @@
 // Positional: a workgroup walks up the kept slots of a row in one column slice. The module gives the slots: kept_at.
 
-// Slices of half a cache line are faster where the stores of a tile begin together. See `benches/record`.
-const PACED_SLICE: u32 = 4u;
-
 fn walk_keys(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
     let c = slice * KEY_SLICE + index % KEY_SLICE;
     let pieces = WG_SIZE / KEY_SLICE;
@@ -38,7 +35,7 @@ fn walk_keys(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
         }
         // Every load of this tile comes before any of its stores, which may land on its own sources.
         storageBarrier();
-        if KEY_SLICE == PACED_SLICE {
+        if PACED {
             workgroupBarrier();
         }
         if valid && r0 < budget {
@@ -103,7 +100,7 @@ fn walk_values(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
         }
         // Every load of this tile comes before any of its stores, which may land on its own sources.
         storageBarrier();
-        if VALUE_SLICE == PACED_SLICE {
+        if PACED {
             workgroupBarrier();
         }
         if valid && r0 < budget {

@@ -178,8 +178,6 @@ pub const EXCUSED: &[(&str, &str, usize, &str)] = &[
     ("compact.wgsl", "if wg.y != 0u {", 1, "as the one before"),
     ("shared/walk.wgsl", ";", 1, "for the pace alone"),
     ("shared/walk.wgsl", ";", 3, "for the pace alone"),
-    ("shared/walk.wgsl", "if KEY_SLICE != PACED_SLICE {", 0, "for the pace alone"),
-    ("shared/walk.wgsl", "if VALUE_SLICE != PACED_SLICE {", 0, "for the pace alone"),
     ("key_diff.wgsl", ";", 1, "lavapipe runs the invocations that add before those that write the next vector"),
     (
         "key_diff.wgsl",
