@@ -9,7 +9,7 @@
 //!   4 row_infos read RowInfo [row]
 //!   5 starts read_write u32 [row, STARTS] the rank at which a range begins, as the one before has left it
 //!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
-//! Entry points: fill · dispatch (ceil(max_moved / (WG_SIZE / LANES * 4)), 2, num_rows) · none
+//! Entry points: fill · dispatch (any, 2, num_rows) · none: goes round by its grid, since keys alone may tell how much is kept
 //!   walk · dispatch (key slices + value slices, num_rows, 1) · none
 //!   range · dispatch (any, 2, num_rows) · none: walks on by its grid
 //! Overrides: WG_SIZE = 256; KEY_CHUNKS, VALUE_CHUNKS = 16, in 2..=128; KEY_LANES, VALUE_LANES = 16, in 1..=48;
@@ -76,15 +76,19 @@ fn kept_at(local_row: u32, rank: u32) -> u32 {
 }
 
 @compute @workgroup_size(WG_SIZE)
-fn fill(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn fill(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) num_workgroups: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
     // A row's keys and values one after the other: buffers of a layer are likely to lie side by side.
     let info = row_infos[params.first_info + wg.z];
     // Of a row that exceeds the recorded max_len the number may be that of an earlier record.
     let num_moved = min(info.num_moved, len_of(info));
     if wg.y == 0u {
-        fill_keys(wg.z, wg.x * (WG_SIZE / KEY_LANES * 4u), index, len_of(info), num_moved);
+        fill_keys_part(wg.z, wg.x, num_workgroups.x, index, len_of(info), num_moved);
     } else {
-        fill_values(wg.z, wg.x * (WG_SIZE / VALUE_LANES * 4u), index, len_of(info), num_moved);
+        fill_values_part(wg.z, wg.x, num_workgroups.x, index, len_of(info), num_moved);
     }
 }
 

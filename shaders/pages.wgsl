@@ -11,6 +11,7 @@
 //! Entry points: mark · dispatch (batch_size, ceil(pages of the capacity / WG_SIZE), 1) · none
 //!   verify · dispatch (batch_size, 1, 1) · none
 //!   free · dispatch (batch_size, num_layers, 1) · none
+//!   clear · dispatch (any, any, 1) · none
 //! Overrides: WG_SIZE = 256
 //! Workgroup bytes: 8208
 //! Algorithm: mark counts, for each page in use, the sequences that may write it and notes those that only read it.
@@ -18,7 +19,8 @@
 //!   that an id that comes twice is found, and looks whether another sequence has a page that it may write. free takes
 //!   the longest head of each layer: the pages after it are free.
 //! Invariants: what is found does not depend on the order of workgroups: counts commute. A sequence that is inactive is not
-//!   looked at. Ids are compared with num_pages before they index anything. free leaves marks zero for the next call.
+//!   looked at. Ids are compared with num_pages before they index anything. free leaves marks zero for the next call; where nothing is freed,
+//!   clear does, so that what was freed last can still be read.
 
 struct Params {
     state: StateLayout,
@@ -177,6 +179,14 @@ fn verify(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index)
     }
 }
 
+fn clear_marks(wg: vec3<u32>, num_workgroups: vec3<u32>, index: u32) {
+    let workgroup_ix = wg.y * num_workgroups.x + wg.x;
+    let stride = num_workgroups.x * num_workgroups.y * WG_SIZE;
+    for (var m = workgroup_ix * WG_SIZE + index; m < params.num_pages; m += stride) {
+        atomicStore(&marks[m], 0u);
+    }
+}
+
 @compute @workgroup_size(WG_SIZE)
 fn free(
     @builtin(workgroup_id) wg: vec3<u32>,
@@ -198,9 +208,14 @@ fn free(
     for (var i = kept + index; i < before; i += WG_SIZE) {
         freed[header + HEADER_WORDS + i - kept] = page_table[params.table_base + sequence * params.table_stride + i];
     }
-    let workgroup_ix = wg.y * num_workgroups.x + wg.x;
-    let stride = num_workgroups.x * num_workgroups.y * WG_SIZE;
-    for (var m = workgroup_ix * WG_SIZE + index; m < params.num_pages; m += stride) {
-        atomicStore(&marks[m], 0u);
-    }
+    clear_marks(wg, num_workgroups, index);
+}
+
+@compute @workgroup_size(WG_SIZE)
+fn clear(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) num_workgroups: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
+    clear_marks(wg, num_workgroups, index);
 }

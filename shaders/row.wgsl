@@ -225,21 +225,6 @@ fn select_slots(index: u32, local_row: u32, k: HeldKeys, row: SelectRow, left_ou
     return s;
 }
 
-// Part `part` of `num_parts`.
-fn fill_keys_part(local_row: u32, part: u32, num_parts: u32, index: u32, len: u32, num_moved: u32) {
-    let unit = WG_SIZE / KEY_LANES * 4u;
-    for (var first = part * unit; first < num_moved; first += num_parts * unit) {
-        fill_keys(local_row, first, index, len, num_moved);
-    }
-}
-
-fn fill_values_part(local_row: u32, part: u32, num_parts: u32, index: u32, len: u32, num_moved: u32) {
-    let unit = WG_SIZE / VALUE_LANES * 4u;
-    for (var first = part * unit; first < num_moved; first += num_parts * unit) {
-        fill_values(local_row, first, index, len, num_moved);
-    }
-}
-
 fn key_slices() -> u32 {
     return (KEY_CHUNKS + KEY_SLICE - 1u) / KEY_SLICE;
 }

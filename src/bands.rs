@@ -40,7 +40,6 @@ struct ScoreBand {
 struct PairMoves {
     num_rows: u32,
     first_source: u32,
-    first_slot: u32,
     pipeline: wgpu::ComputePipeline,
     group: wgpu::BindGroup,
     params: u32,
@@ -90,8 +89,9 @@ impl BandedLayer {
         }
     }
 
-    pub(crate) fn record_moves(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32, max_budget: u32) {
-        for moves in self.moves.iter().filter(|m| m.first_source < max_len && m.first_slot < max_budget) {
+    /// Every pair, however low the budget: a prefix that stays, or keys, may raise it beyond what was asked for.
+    pub(crate) fn record_moves(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
+        for moves in self.moves.iter().filter(|m| m.first_source < max_len) {
             pass.set_pipeline(&moves.pipeline);
             pass.set_bind_group(0, &moves.group, &[moves.params]);
             pass.dispatch_workgroups(moves.workgroups, moves.num_rows, 1);
@@ -212,7 +212,6 @@ impl Builder<'_> {
         PairMoves {
             num_rows: draft.rows.num_rows,
             first_source: draft.source.first_slot,
-            first_slot: draft.target.first_slot,
             pipeline,
             group,
             params: draft.params,

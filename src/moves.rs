@@ -50,7 +50,7 @@ impl MoveDispatch<'_> {
 impl Bound {
     pub(crate) fn record_moves(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
         for layer in &self.banded {
-            layer.record_moves(pass, max_len, self.plan.max_budget(max_len));
+            layer.record_moves(pass, max_len);
         }
         for window in &self.layers {
             for dispatch in self.move_dispatches(window, max_len) {

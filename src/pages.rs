@@ -137,8 +137,8 @@ pub struct SequencePages {
 }
 
 impl FreedPages {
-    /// u32 `[layer, sequence, stride]`: number of pages freed, number kept, tokens of the longest head, pages before; then
-    /// the ids of the freed pages. Written by [`Stages::COMPACT`] for compressed layers. Usage
+    /// u32 `[layer, sequence, stride]`: number of pages freed, number kept, tokens of the longest head, pages when the table was
+    /// last checked; then the ids of the freed pages. Written by [`Stages::COMPACT`] for compressed layers. Usage
     /// `STORAGE | COPY_SRC | COPY_DST`.
     #[must_use]
     pub const fn buffer(&self) -> &wgpu::Buffer {

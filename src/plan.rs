@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use crate::bound::Bound;
-use crate::criterion::Score;
+use crate::criterion::{ExternalScore, Score};
 use crate::device::Capabilities;
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Checks, Kernels};
 use crate::moves::MovedRow;
 use crate::pages::{PageShape, PagedKvView, Views};
-use crate::policy::{Budget, BudgetRule, Order, Policy, Selector};
+use crate::policy::{Budget, BudgetRule, Order, Policy, Rounding, Selector};
 use crate::score::sums_layout;
 use crate::score_tiles::ScoreTiles;
 use crate::select::SelectPipelines;
@@ -72,6 +72,9 @@ impl Plan {
         let rules = rows.map(|(layer, head)| policy.rule_of(layer, head)).collect::<Result<_, _>>()?;
         let num_rows = layers.len() as u64 * u64::from(shape.rows_per_layer());
         let scratch = scratch_layout(shape, policy, num_rows, &kernels.capabilities);
+        if policy.pool.is_some() {
+            check_pools(shape, &scratch, &kernels.capabilities)?;
+        }
         let tiles = ScoreTiles::new(shape, policy, kernels.capabilities.serial);
         check_grid(shape, &tiles, &kernels.capabilities)?;
         let inner = PlanInner {
@@ -267,16 +270,37 @@ impl PlanInner {
         asked.max(self.max_protected(max_len)).max(1).min(max_len)
     }
 
-    /// Most tokens that a row of exactly `len` keeps.
-    pub fn max_budget_of(&self, len: u32) -> u32 {
-        if self.depends_on_keys() {
-            return len;
+    /// The rules of compressed rows, each once; where there are none, one that keeps all.
+    pub fn distinct_rules(&self) -> Vec<BudgetRule> {
+        let mut rules: Vec<BudgetRule> = Vec::new();
+        for rule in &self.rules {
+            if !rules.contains(rule) {
+                rules.push(*rule);
+            }
         }
-        let protected = self.max_protected(len);
-        self.rules.iter().map(|rule| rule.tokens(len, protected, len)).max().unwrap_or(len)
+        if rules.is_empty() {
+            rules.push(BudgetRule::ratio(1.0, Rounding::Ceil));
+        }
+        rules
     }
 
-    /// Most rows that `Fill` moves in a row of at most `max_len`: min(budget, len - budget) does not fall with the
+    /// Most tokens that a row of exactly `len` keeps by a rule, where its first `prefix` stay.
+    pub fn max_budget_of(&self, rule: &BudgetRule, len: u32, prefix: u32) -> u32 {
+        if self.kept_is_unknown() {
+            return len;
+        }
+        let head = self.policy.sinks.max(prefix);
+        let protected = self.max_protected(len).max(head.saturating_add(self.policy.recent).min(len));
+        rule.tokens(len, protected, len)
+    }
+
+    /// Whether what a row keeps is known on the GPU alone.
+    pub fn kept_is_unknown(&self) -> bool {
+        self.depends_on_keys() || self.policy.score_in_use() == Score::External(ExternalScore::OrderKeys)
+    }
+
+    /// Most rows that `Fill` moves in a row of at most `max_len`, unless order keys of 0 raise its budget, which the caller's and
+    /// those of tokens without a norm may be: a dispatch goes round for more. min(budget, len - budget) does not fall with the
     /// length but for rounding, and a raised budget moves no more than it keeps.
     pub fn max_moved(&self, max_len: u32) -> u32 {
         let half = max_len / 2 + 1;
@@ -353,6 +377,16 @@ fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities:
         pool_counts_stride: if policy.pool.is_some() { POOL_COUNTS_STRIDE } else { 0 },
         pool_row_words: if policy.pool.is_some() { POOL_ROW_WORDS } else { 0 },
     }
+}
+
+/// The heads of a pool are selected from together.
+fn check_pools(shape: &KvShape, scratch: &ScratchLayout, capabilities: &Capabilities) -> Result<(), BuildError> {
+    let available = capabilities.max_binding_bytes;
+    if scratch.max_rows(available) >= shape.num_kv_heads {
+        return Ok(());
+    }
+    let needed = u64::from(shape.num_kv_heads) * scratch.widest_row();
+    Err(BuildError::Limit { limit: "max_storage_buffer_binding_size", needed, available })
 }
 
 /// The grids of the longest rows must fit the device.

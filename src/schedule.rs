@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::error::ArgumentError;
 use crate::plan::{Plan, PlanInner};
+use crate::policy::BudgetRule;
 
 /// What makes a compression due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,6 +29,10 @@ pub struct Due {
 
 /// Says after each step of a decode loop whether to record a compression. It follows the same integers as the GPU: an
 /// upper bound of each sequence's rows in the compressed layers.
+///
+/// It counts on what it is told: that all sequences are active where it says that a compression is due, and that it is recorded;
+/// that prefixes are those of [`Schedule::set_prefixes`]; that order keys, if the caller writes them, hold no more zeros than
+/// the budget.
 ///
 /// # Example
 /// The paper's streaming rule with the recommended protection: at the cap, 98 % are kept.
@@ -63,17 +68,28 @@ pub struct Due {
 pub struct Schedule {
     plan: Arc<PlanInner>,
     trigger: Trigger,
+    /// Of the compressed rows, each once; one at least.
+    rules: Vec<BudgetRule>,
     sequences: Vec<Sequence>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Sequence {
-    /// At least the length of each of its compressed rows.
-    len: u32,
+    /// By rule, at least the length of each of its rows.
+    lens: Vec<u32>,
+    /// Its first tokens that stay.
+    prefix: u32,
     /// Tokens of every row of a layer that is left whole.
     num_seen: u32,
     /// Tokens since the last compression.
     num_new: u32,
+}
+
+impl Sequence {
+    /// At least the length of each of its compressed rows.
+    fn len(&self) -> u32 {
+        self.lens.iter().copied().max().unwrap_or(0)
+    }
 }
 
 impl Schedule {
@@ -82,8 +98,8 @@ impl Schedule {
     ///
     /// # Errors
     /// A count other than `batch_size`; a length above the capacity; a trigger of 0 tokens; a cap above the capacity; a
-    /// cap for a policy whose budgets depend on keys ([`Budget::MaxNorm`](crate::Budget::MaxNorm), a pool): how long rows
-    /// are is then known on the GPU alone.
+    /// cap for a policy whose budgets depend on keys ([`Budget::MaxNorm`](crate::Budget::MaxNorm), a pool) or on the caller's
+    /// order keys ([`ExternalScore::OrderKeys`](crate::ExternalScore::OrderKeys)): how long rows are is then known on the GPU alone.
     pub fn new(plan: &Plan, trigger: Trigger, lengths: &[u32]) -> Result<Self, ArgumentError> {
         let inner = &plan.inner;
         let capacity = inner.shape.capacity;
@@ -94,7 +110,7 @@ impl Schedule {
             Trigger::AtCap(cap) if cap > capacity => {
                 return Err(ArgumentError::TooLarge { argument: "cap", got: cap.into(), limit: capacity.into() });
             }
-            Trigger::AtCap(_) if inner.depends_on_keys() => {
+            Trigger::AtCap(_) if inner.kept_is_unknown() => {
                 return Err(ArgumentError::Unsupported {
                     what: "a cap for budgets that depend on keys (take Trigger::Every)",
                 });
@@ -102,13 +118,25 @@ impl Schedule {
             _ => (),
         }
         crate::state::check_count("lengths", lengths.len(), inner.shape.batch_size as usize)?;
-        let mut schedule = Self {
-            plan: Arc::clone(inner),
-            trigger,
-            sequences: vec![Sequence { len: 0, num_seen: 0, num_new: 0 }; lengths.len()],
-        };
+        let rules = inner.distinct_rules();
+        let sequence = Sequence { lens: vec![0; rules.len()], prefix: 0, num_seen: 0, num_new: 0 };
+        let sequences = vec![sequence; lengths.len()];
+        let mut schedule = Self { plan: Arc::clone(inner), trigger, rules, sequences };
         schedule.grow("lengths", lengths)?;
         Ok(schedule)
+    }
+
+    /// Counts on the first so many tokens of each sequence to stay: what
+    /// [`CacheState::set_first_writable`](crate::CacheState::set_first_writable) was told, of a paged cache times the page size.
+    ///
+    /// # Errors
+    /// A count other than `batch_size`.
+    pub fn set_prefixes(&mut self, tokens: &[u32]) -> Result<(), ArgumentError> {
+        crate::state::check_count("tokens", tokens.len(), self.sequences.len())?;
+        for (sequence, &tokens) in self.sequences.iter_mut().zip(tokens) {
+            sequence.prefix = tokens;
+        }
+        Ok(())
     }
 
     /// Counts the tokens that a step appends to each sequence; where a compression is due after them, says how to record
@@ -120,16 +148,19 @@ impl Schedule {
         crate::state::check_count("counts", counts.len(), self.sequences.len())?;
         self.grow("counts", counts)?;
         let is_due = |s: &Sequence| match self.trigger {
-            Trigger::AtCap(cap) => s.num_new > 0 && s.len >= cap,
+            Trigger::AtCap(cap) => s.num_new > 0 && s.len() >= cap,
             Trigger::Every(tokens) => s.num_new >= tokens,
         };
         if !self.sequences.iter().any(is_due) {
             return Ok(None);
         }
         let most = |of: fn(&Sequence) -> u32| self.sequences.iter().map(of).max().unwrap_or(0);
-        let due = Due { max_len: most(|s| s.len), max_new: most(|s| s.num_new) };
+        let due = Due { max_len: most(Sequence::len), max_new: most(|s| s.num_new) };
         for sequence in &mut self.sequences {
-            sequence.len = self.plan.max_budget_of(sequence.len);
+            let prefix = sequence.prefix;
+            for (len, rule) in sequence.lens.iter_mut().zip(&self.rules) {
+                *len = self.plan.max_budget_of(rule, *len, prefix);
+            }
             sequence.num_new = 0;
         }
         Ok(Some(due))
@@ -140,7 +171,7 @@ impl Schedule {
     /// # Errors
     /// A sequence that the shape does not have.
     pub fn max_len(&self, sequence: u32) -> Result<u32, ArgumentError> {
-        self.sequences.get(sequence as usize).map(|s| s.len).ok_or(ArgumentError::IndexOutOfRange {
+        self.sequences.get(sequence as usize).map(Sequence::len).ok_or(ArgumentError::IndexOutOfRange {
             argument: "sequence",
             got: sequence.into(),
             limit: self.sequences.len() as u64,
@@ -152,12 +183,12 @@ impl Schedule {
         let some_whole = self.plan.layers.len() < self.plan.shape.num_layers as usize;
         let mut grown = self.sequences.clone();
         for (index, (sequence, &count)) in grown.iter_mut().zip(counts).enumerate() {
-            let longest = if some_whole { sequence.num_seen } else { sequence.len };
+            let longest = if some_whole { sequence.num_seen } else { sequence.len() };
             let got = longest.saturating_add(count);
             if got > capacity {
                 return Err(ArgumentError::LengthOverCapacity { argument, index, got, capacity });
             }
-            sequence.len += count;
+            sequence.lens.iter_mut().for_each(|len| *len += count);
             sequence.num_seen = sequence.num_seen.saturating_add(count);
             sequence.num_new += count;
         }

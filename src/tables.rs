@@ -25,8 +25,8 @@ struct TableGroup {
 #[derive(Debug)]
 pub(crate) struct BoundPages {
     groups: Vec<TableGroup>,
-    /// mark, verify, free.
-    pipelines: [wgpu::ComputePipeline; 3],
+    /// mark, verify, free, clear.
+    pipelines: [wgpu::ComputePipeline; 4],
     batch_size: u32,
     mark_workgroups: u32,
     pub freed: FreedPages,
@@ -45,12 +45,16 @@ impl BoundPages {
             }
         }
         if clear {
-            self.record_free(pass);
+            self.record_last(pass, &self.pipelines[3]);
         }
     }
 
     pub(crate) fn record_free(&self, pass: &mut wgpu::ComputePass<'_>) {
-        pass.set_pipeline(&self.pipelines[2]);
+        self.record_last(pass, &self.pipelines[2]);
+    }
+
+    fn record_last(&self, pass: &mut wgpu::ComputePass<'_>, pipeline: &wgpu::ComputePipeline) {
+        pass.set_pipeline(pipeline);
         for group in &self.groups {
             pass.set_bind_group(0, &group.group, &[group.params]);
             pass.dispatch_workgroups(self.batch_size, group.num_layers, 1);
@@ -164,7 +168,7 @@ impl Builder<'_> {
             return Err(BuildError::Limit { limit: "max_compute_workgroups_per_dimension", needed, available });
         }
         let wide = capabilities.row_workgroup;
-        let pipelines = ["mark", "verify", "free"]
+        let pipelines = ["mark", "verify", "free", "clear"]
             .map(|entry| self.kernels().pipeline(Module::Pages, entry, &[("WG_SIZE", f64::from(wide))], checks));
         let groups = drafts.iter().map(|draft| TableGroup {
             group: self.group(

@@ -68,11 +68,16 @@ impl ScratchLayout {
         ]
     }
 
+    /// Bytes of a row in the array that has most of it.
+    pub fn widest_row(&self) -> u64 {
+        let strides =
+            [self.lists_stride, self.histogram_stride, self.sorted_stride, self.sums_stride, self.pool_counts_stride];
+        4 * u64::from(strides.into_iter().fold(self.order_stride, u32::max))
+    }
+
     /// Rows of which every array fits a binding.
     pub fn max_rows(&self, max_binding_bytes: u64) -> u32 {
-        let strides = [self.lists_stride, self.histogram_stride, self.sorted_stride, self.sums_stride];
-        let widest = strides.into_iter().fold(self.order_stride, u32::max);
-        u32::try_from(max_binding_bytes / (u64::from(widest) * 4)).unwrap_or(u32::MAX).max(1)
+        u32::try_from(max_binding_bytes / self.widest_row()).unwrap_or(u32::MAX).max(1)
     }
 
     pub fn total_bytes(&self) -> u64 {

@@ -76,3 +76,18 @@ fn fill_values(row: u32, first: u32, index: u32, len: u32, num_moved: u32) {
         }
     }
 }
+
+// Part `part` of `num_parts`.
+fn fill_keys_part(local_row: u32, part: u32, num_parts: u32, index: u32, len: u32, num_moved: u32) {
+    let unit = WG_SIZE / KEY_LANES * 4u;
+    for (var first = part * unit; first < num_moved; first += num_parts * unit) {
+        fill_keys(local_row, first, index, len, num_moved);
+    }
+}
+
+fn fill_values_part(local_row: u32, part: u32, num_parts: u32, index: u32, len: u32, num_moved: u32) {
+    let unit = WG_SIZE / VALUE_LANES * 4u;
+    for (var first = part * unit; first < num_moved; first += num_parts * unit) {
+        fill_values(local_row, first, index, len, num_moved);
+    }
+}

@@ -1,6 +1,8 @@
 //! Budgets by layer, by head, by norm, pooled, and segments: against the reference, in every selector and order.
 
-use keynorm::{Budget, BudgetOverride, Direction, Dtype, Order, Policy, Pool, Segment, Selector};
+use keynorm::{
+    Budget, BudgetOverride, BuildError, Compressor, Direction, Dtype, Options, Order, Policy, Pool, Segment, Selector,
+};
 
 use crate::support::{Case, Data, Fixture, gpu, run, shape};
 
@@ -107,6 +109,18 @@ fn pools_in_windows() {
     case.policy.skip_layers = vec![1];
     case.options.max_binding_bytes = Some(1 << 17);
     run(&case);
+}
+
+/// A pool is selected from at once, so that its heads' scratch has to fit a binding.
+#[test]
+fn pools_beyond_a_binding_are_refused() {
+    let mut options = Options::default();
+    options.max_binding_bytes = Some(1 << 16);
+    let compressor = Compressor::new(&gpu().device, options).expect("a compressor");
+    let policy = Policy { pool: Some(Pool { min_tokens: 1 }), ..Policy::new(Budget::keep_ratio(0.5)) };
+    compressor.plan(&shape(1, 4, 2000, 16, Dtype::F16), &policy).expect("four heads fit");
+    let refused = compressor.plan(&shape(1, 32, 2000, 16, Dtype::F16), &policy);
+    assert!(matches!(refused, Err(BuildError::Limit { available: 65_536, .. })), "{refused:?}");
 }
 
 #[test]

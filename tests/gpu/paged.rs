@@ -1,6 +1,8 @@
 //! Paged caches: every layout and page size against the reference, pages of others and the sentinel untouched, tables
 //! that must not be followed, and the same sets and rows as a contiguous cache.
 
+use std::collections::BTreeSet;
+
 use keynorm::{Budget, BudgetOverride, Dtype, Options, Order, Policy, Pool, Score, Segment, Selector, Status, Switch};
 
 use crate::support::{Case, Data, Fixture, HostLayer, PageLayout, Paged, gpu, run, shape, submit};
@@ -145,6 +147,57 @@ fn prefixes_of_contiguous_caches_stay() {
             assert!(positions[..prefix].iter().copied().eq(0..prefix as u32), "row {row} moved its prefix");
         }
     }
+}
+
+/// So can one whose rows exceed a binding: what must stay may lie beyond the bands that the budget would reach.
+#[test]
+fn prefixes_of_caches_in_bands_stay() {
+    for order in ORDERS {
+        let gpu = gpu();
+        let mut case = Case::new(shape(1, 2, 3000, 64, Dtype::F16), policy(0.1, Selector::Auto, order));
+        case.policy.recent = 64;
+        case.options.max_binding_bytes = Some(1 << 16);
+        let mut fixture = Fixture::new(gpu, &case);
+        fixture.state.set_first_writable(&gpu.queue, &[2000]).expect("a prefix");
+        let kept = pollster::block_on(fixture.bound.compress(&gpu.device, &gpu.queue, 3000)).expect("a compression");
+        let tensors = [(case.shape.keys, fixture.host[0].keys), (case.shape.values, fixture.host[0].values)];
+        let rows = |layer: &HostLayer, row| tensors.map(|(spec, place)| layer.gather(&place, &spec, &case.shape, row));
+        let before = [0, 1].map(|row| rows(&fixture.host[0], row));
+        fixture.download_all(gpu);
+        for (row, positions) in kept.layers[0].positions.iter().enumerate() {
+            let expected: BTreeSet<u32> = (0..2000).chain(2936..3000).collect();
+            assert_eq!(positions.iter().copied().collect::<BTreeSet<_>>(), expected, "row {row}");
+            let after = rows(&fixture.host[0], row as u32);
+            for (t, (spec, _)) in tensors.iter().enumerate() {
+                let token = |bytes: &[u8], slot: usize| {
+                    bytes[slot * spec.row_bytes() as usize..][..spec.row_bytes() as usize].to_vec()
+                };
+                for (slot, &position) in positions.iter().enumerate() {
+                    let (from, to) = (token(&before[row][t], position as usize), token(&after[t], slot));
+                    assert!(from == to, "slot {slot} of row {row} by {order:?}");
+                }
+            }
+        }
+    }
+}
+
+/// What a compression has freed can be read after the norms of later tokens were taken.
+#[test]
+fn norms_leave_what_was_freed() {
+    let gpu = gpu();
+    let mut case = case(16, PageLayout::Hnd, Order::Fill);
+    case.policy.cached_norms = true;
+    let mut fixture = Fixture::new(gpu, &case);
+    fixture.compress_and_compare(gpu, &case, "first");
+    fixture.append(gpu, &case);
+    let read = || {
+        let freed = fixture.bound.freed_pages().expect("a paged cache");
+        pollster::block_on(freed.read(&gpu.device, &gpu.queue)).expect("a read-back")
+    };
+    let before = read();
+    assert!(before[0].iter().any(|sequence| !sequence.freed.is_empty()), "nothing was freed");
+    submit(gpu, |pass| fixture.bound.record_norms(pass, 64).expect("norms"));
+    assert_eq!(read(), before, "after the norms");
 }
 
 /// A fault makes its sequence, and a writer of the same page, be left as it is; the others are compressed.

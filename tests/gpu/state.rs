@@ -169,20 +169,26 @@ fn passes_of_its_own_do_the_same() {
     }
 }
 
-/// A caller's own scores: 0 for what must stay, up to the last key that is not a pad, with ties.
+/// A caller's own scores: 0 for what must stay, up to the last key that is not a pad, with ties; few zeros, and far more than the
+/// budget has room for.
 #[test]
 fn order_keys_may_be_the_callers() {
+    let capacities = [1, 70, 3000, 20_000].into_iter().flat_map(|capacity| [(capacity, false), (capacity, true)]);
     for (policy, subgroups) in variants() {
-        for capacity in [1, 70, 3000, 20_000] {
+        for (capacity, many_stay) in capacities.clone() {
             let gpu = gpu();
             let mut case = case_of(shape(2, 2, capacity, 16, Dtype::F16), &policy, subgroups);
             case.shape.num_layers = 2;
             case.policy.skip_layers = vec![0];
             case.lengths = vec![capacity, capacity / 2];
+            if many_stay {
+                case.policy.budget = Budget::KeepTokens(5);
+            }
             let mut fixture = Fixture::new(gpu, &case);
             let stride = fixture.workspace.order_stride();
             let keys: Vec<u32> = (0..4 * stride)
                 .map(|_| match fixture.rng.below(8) {
+                    0..=2 if many_stay => 0,
                     0 if fixture.rng.below(4) == 0 => 0,
                     0 => 0xffff_fffe,
                     1..=3 => 1 + fixture.rng.below(5) as u32,

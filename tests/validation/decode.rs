@@ -1,6 +1,8 @@
 //! What decode-time calls refuse: budgets, pools, segments, norms and schedules.
 
-use keynorm::{Budget, BudgetOverride, Direction, Plan, Policy, Pool, Schedule, Segment, Trigger};
+use keynorm::{
+    Budget, BudgetOverride, Direction, ExternalScore, Plan, Policy, Pool, Schedule, Score, Segment, Trigger,
+};
 
 use crate::support::{Draft, assert_error, assert_usable, noop, policy, shape};
 
@@ -130,7 +132,12 @@ fn schedules() {
         new(&halves, cap(8), &[1, 11]),
         r#"LengthOverCapacity { argument: "lengths", index: 1, got: 11, capacity: 10 }"#,
     );
-    for edit in [(|p| p.pool = Some(Pool { min_tokens: 1 })) as fn(&mut Policy), |p| p.budget = Budget::MaxNorm(1.0)] {
+    let unknown: [fn(&mut Policy); 3] = [
+        |p| p.pool = Some(Pool { min_tokens: 1 }),
+        |p| p.budget = Budget::MaxNorm(1.0),
+        |p| p.score = Score::External(ExternalScore::OrderKeys),
+    ];
+    for edit in unknown {
         let error = new(&plan_of(edit), cap(8), &[1, 1]).expect_err("lengths that only the GPU knows");
         assert!(error.to_string().contains("take Trigger::Every"), "{error}");
         Schedule::new(&plan_of(edit), Trigger::Every(2), &[1, 1]).expect("every so many tokens is sound");
@@ -164,6 +171,24 @@ fn schedules_of_single_rows_and_whole_layers() {
     let mut every = Schedule::new(&plan_of(|_| ()), Trigger::Every(3), &[0, 0]).expect("a schedule");
     let dues = [1, 1, 1, 2, 1].map(|n| every.append(&[n, 0]).expect("room").map(|d| (d.max_len, d.max_new)));
     assert_eq!(dues, [None, None, Some((3, 3)), None, Some((5, 3))], "every third token");
+
+    // Heads of two budgets: one that is below the least length grows on while the others are compressed.
+    let two = plan_of(|p| {
+        (p.budget, p.min_len) = (Budget::KeepTokens(1), 8);
+        p.budgets = overridden(0..1, 0..1, Budget::KeepTokens(3));
+    });
+    let mut schedule = Schedule::new(&two, Trigger::AtCap(8), &[7, 0]).expect("a schedule");
+    let mut step = |n| (schedule.append(&[n, 0]).expect("room").map(|due| due.max_len), schedule.max_len(0));
+    assert_eq!(step(1), (Some(8), Ok(3)), "3 and 1");
+    assert_eq!(step(5), (Some(8), Ok(6)), "3 of 8, and 6 that are left whole");
+    assert_eq!(step(1), (None, Ok(7)), "4 and 7");
+    assert_eq!(step(1), (Some(8), Ok(5)), "5 that are left whole, and 1 of 8");
+
+    let mut schedule = Schedule::new(&plan_of(|p| p.recent = 1), Trigger::AtCap(8), &[7, 7]).expect("a schedule");
+    schedule.set_prefixes(&[6]).expect_err("a sequence left out");
+    schedule.set_prefixes(&[6, 0]).expect("a prefix");
+    schedule.append(&[1, 1]).expect("room").expect("a compression");
+    assert_eq!([schedule.max_len(0), schedule.max_len(1)], [Ok(7), Ok(4)], "the prefix and the last; a half");
 
     let whole = plan_of(|p| p.skip_layers = vec![0]);
     let mut schedule = Schedule::new(&whole, Trigger::AtCap(4), &[4, 4]).expect("a schedule");
