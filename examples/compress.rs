@@ -78,6 +78,9 @@ fn run(args: &Args) -> Result<(), Failure> {
     let task = args.task()?;
     let mut input = Input::open(&args.input)?;
     let layers = std::mem::take(&mut input.layers);
+    if let Some(unknown) = args.named_layers().iter().find(|&&named| layers.iter().all(|layer| layer.index != named)) {
+        return Err(format!("--skip-layers: the file has no layer {unknown}"));
+    }
     let jobs = layers.iter().map(|layer| Job::new(&task, &mut input, layer)).collect::<Result<Vec<_>, _>>()?;
     let mut output = match &args.output {
         Some(path) => Some(Output::create(path, input.metadata.clone(), output_tensors(&jobs, &input))?),

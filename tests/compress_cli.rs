@@ -359,6 +359,7 @@ fn bad_arguments_are_refused() {
         (&["--seed", "-1"], "--seed"),
         (&["--sinks", "-1"], "--sinks"),
         (&["--skip-layers", "0,one"], "--skip-layers"),
+        (&["--skip-layers", "92"], "--skip-layers: the file has no layer 92"),
         (&["--adapter", "no such adapter"], "--adapter no such adapter: no adapter has this in its name; there are: "),
         (&["--input", "no/such/file"], "--input no/such/file: "),
         (&["--input", env!("CARGO_MANIFEST_DIR")], "not a regular file"),

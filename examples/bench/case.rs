@@ -144,7 +144,11 @@ impl<'a> Prepared<'a> {
         self.gpu.finish(encoder)?;
         let start = Instant::now();
         let mut encoder = self.gpu.encoder();
-        self.record(&mut encoder.begin_compute_pass(&Default::default()), *timed)?;
+        if *timed == Stages::ALL && self.passes {
+            self.bound.encode(&mut encoder, self.data.seq_len).map_err(|e| e.to_string())?;
+        } else {
+            self.record(&mut encoder.begin_compute_pass(&Default::default()), *timed)?;
+        }
         self.gpu.finish(encoder)?;
         let wall = micros(start);
         let mut encoder = self.gpu.encoder();

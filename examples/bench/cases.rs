@@ -42,6 +42,12 @@ pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
     let of_norms = |(layout, wanted): (Layout, Wanted)| args.norms.iter().map(move |&n| (n, layout, wanted.clone()));
     for (norms, layout, wanted) in given.chain(decode).flat_map(in_layout).flat_map(of_norms) {
         let ((rows, seq_len, spec), keeps, num_layers, cached) = wanted;
+        if cached && layout == Layout::Paged {
+            if args.cached {
+                return Err("--cached is of contiguous caches".into());
+            }
+            continue; // the last row of the design
+        }
         let page_size = (layout == Layout::Paged).then_some(args.page_size);
         let (batch_size, num_kv_heads) = if page_size.is_some() { (rows, 1) } else { (1, rows) };
         let capacity = args.capacity.max(seq_len);

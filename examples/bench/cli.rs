@@ -91,7 +91,7 @@ pub struct RunArgs {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "contiguous")]
     pub layout: Vec<Layout>,
     /// Tokens a page of a paged cache. Pages of a row are shuffled.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(8..=256))]
     pub page_size: u32,
     /// How the norms of keys lie; with several the same cases are run side by side.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "wide")]
@@ -99,10 +99,10 @@ pub struct RunArgs {
     /// norm, keydiff, centroid.
     #[arg(long, value_delimiter = ',', value_parser = parse_score, default_value = "norm")]
     pub score: Vec<Score>,
-    /// Passes of its own, by `Bound::encode`, in place of one.
-    #[arg(long)]
+    /// Passes of its own, by `Bound::encode`, in place of one; of whole compressions.
+    #[arg(long, conflicts_with = "cached")]
     pub passes: bool,
-    /// A decode step: the norms of all keys are cached before it, as after earlier steps.
+    /// A decode step: the norms of all keys are cached before it, as after earlier steps; of contiguous caches.
     #[arg(long)]
     pub cached: bool,
     /// MiB of keys of a layer up to which the floor of keydiff and centroid counts one read of them, not two: what the

@@ -16,7 +16,7 @@ pub fn num_workgroups(bytes: u64, group_bytes: u64) -> u32 {
 pub enum FlushMode {
     /// Scratch is written, then read: nothing of the cache under test is left and no line is waiting to be written back.
     Clean,
-    /// Scratch is written only, as the PyTorch peer does; the timed pass pays for writing it back.
+    /// Scratch is written only; the timed pass pays for writing it back.
     Dirty,
 }
 

@@ -182,10 +182,14 @@ pub fn ratio(report: &Report) -> Result<String> {
 
 /// Two runs, row by row: times, and whether they left the same bits.
 pub fn compare(a: &Report, b: &Report) -> Result<String> {
-    let head = ["rows × n × d", "dtype", "keep", "order", "selector", "a µs", "b µs", "b / a", "hash"];
+    let head = ["rows × n × d", "dtype", "keep", "order", "selector", "score by", "a µs", "b µs", "b / a", "hash"];
     let mut rows = Vec::new();
     for row in &a.rows {
-        let key = |r: &Row| (r.mode.clone(), markdown::shape(r), r.dtype.clone(), r.order.clone(), r.selector.clone());
+        let score = |r: &Row| if r.score.is_empty() { "norm".to_owned() } else { r.score.clone() };
+        let key = |r: &Row| {
+            let case = (r.dtype.clone(), r.order.clone(), r.selector.clone(), score(r), r.norms.clone());
+            (r.mode.clone(), markdown::shape(r), case)
+        };
         let Some(other) = b.rows.iter().find(|r| key(r) == key(row) && r.kept == row.kept) else { continue };
         let ratio = row.us_median.zip(other.us_median).map_or(NONE.into(), |(a, b)| format!("{:.3}", b / a));
         let hash = match (row.hash.as_str(), other.hash.as_str()) {
@@ -194,7 +198,14 @@ pub fn compare(a: &Report, b: &Report) -> Result<String> {
             _ => "**differs**",
         };
         let mut cells = vec![markdown::shape(row), row.dtype.clone(), row.keep_ratio.to_string(), row.order.clone()];
-        cells.extend([row.selector.clone(), micros(row.us_median), micros(other.us_median), ratio, hash.into()]);
+        cells.extend([
+            row.selector.clone(),
+            score(row),
+            micros(row.us_median),
+            micros(other.us_median),
+            ratio,
+            hash.into(),
+        ]);
         rows.push(cells);
     }
     if rows.is_empty() {

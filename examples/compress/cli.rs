@@ -157,6 +157,11 @@ impl Args {
         check(&policy)?;
         Ok(Task { policy, skip_layers })
     }
+
+    /// The layers that the command line names; those of a preset need not be there.
+    pub fn named_layers(&self) -> &[u32] {
+        self.skip_layers.as_ref().map_or(&[], |layers| &layers.0)
+    }
 }
 
 /// The library's own check, before any file or device is touched, with the flag in front of its message.

@@ -43,6 +43,7 @@ struct Spent {
 /// No model, no adapter, a prompt that is empty or too long.
 pub fn run(common: &Common, args: &Generate) -> Result<()> {
     ensure!(args.tokens > 0, "--tokens 0 writes nothing");
+    ensure!((0.0..=1.0).contains(&args.keep_ratio), "--keep-ratio is from 0 to 1");
     let strategy = strategy(&args.strategy)?;
     let mut lab = Lab::new(&common.model(), common.adapter.as_deref(), 1)?;
     let prompt = if args.chat {
@@ -51,6 +52,13 @@ pub fn run(common: &Common, args: &Generate) -> Result<()> {
         args.prompt.clone()
     };
     let tokens = lab.encode(&prompt)?;
+    let context = lab.model.config.context;
+    ensure!(
+        tokens.len() + args.tokens <= context,
+        "{} tokens of prompt and {} more: the model has {context}",
+        tokens.len(),
+        args.tokens
+    );
     lab.cache = KvCache::new(&lab.gpu, &lab.model.config, tokens.len() + args.tokens)?;
     eprintln!("{}, {} tokens of prompt", lab.gpu.describe(), tokens.len());
 
