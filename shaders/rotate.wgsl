@@ -56,7 +56,7 @@ fn materialised(x: vec2<f32>) -> vec2<f32> {
 // (sine, cosine) of a phase in 2^-32 turns.
 fn sine_cosine(phase: u32) -> vec2<f32> {
     let quadrant = (phase + 0x20000000u) >> 30u;
-    let x = f32(bitcast<i32>(phase - (quadrant << 30u)) >> 6u) * STEP;
+    let x = materialised(vec2<f32>(f32(bitcast<i32>(phase - (quadrant << 30u)) >> 6u) * STEP)).x;
     let square = materialised(vec2<f32>(x * x)).x;
     var p = vec2<f32>(-2.5052108e-8, -2.755732e-7);
     p = vec2<f32>(2.7557319e-6, 2.4801588e-5) + materialised(p * square);

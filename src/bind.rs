@@ -165,7 +165,8 @@ impl Builder<'_> {
         let rows = |buffer, stride| row_binding(buffer, draft.first_scratch_row, draft.num_rows, stride);
         let mut bindings = self.select_bindings(draft, params, table).to_vec();
         let group = self.group(LayoutKind::TopK, &bindings, checks);
-        let norms = if self.plan.policy.cached_norms {
+        // A plan without cached norms may share the state of one that has them.
+        let norms = if self.state.key_norms().is_some() {
             words_binding(self.state.norms_or_dummy(), draft.first_position, draft.position_words)
         } else {
             self.state.norms_or_dummy().as_entire_binding()

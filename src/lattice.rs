@@ -110,7 +110,11 @@ impl Lattice {
 
     /// One past the last byte of the tensor.
     pub fn end(&self) -> u64 {
-        self.row_start(self.batch_size * self.num_kv_heads - 1) + self.row_span()
+        let last = |count: u32, stride: u64| (u64::from(count) - 1) * stride;
+        self.offset
+            + last(self.batch_size, self.batch_stride)
+            + last(self.num_kv_heads, self.head_stride)
+            + self.row_span()
     }
 
     /// Whether every address is a multiple of 16 bytes, so that 16-byte accesses serve.

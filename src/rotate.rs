@@ -82,6 +82,9 @@ impl Plan {
     ///
     /// Semantically the same as [`reference::rotate`](crate::reference::rotate).
     ///
+    /// Every token of a row is turned, those before [`CacheState::set_first_writable`](crate::CacheState::set_first_writable) as well:
+    /// not for sequences that share them.
+    ///
     /// # Errors
     /// A plan of [`Order::Fill`], whose slots are out of order: positions that follow them would change the order of the
     /// tokens. Rows that are larger than a binding. Else as [`Plan::bind`] and [`Rope::check`].

@@ -28,7 +28,7 @@ fn materialised(x: f32) -> f32 {
 #[expect(clippy::cast_precision_loss, reason = "24 bits")]
 pub fn sine_cosine(phase: u32) -> (f32, f32) {
     let quadrant = phase.wrapping_add(0x2000_0000) >> 30;
-    let x = (phase.wrapping_sub(quadrant << 30).cast_signed() >> 6) as f32 * STEP;
+    let x = materialised((phase.wrapping_sub(quadrant << 30).cast_signed() >> 6) as f32 * STEP);
     let square = materialised(x * x);
     let (mut p, mut q) = TERMS[0];
     for (sine, cosine) in &TERMS[1..] {

@@ -3,7 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use keynorm::{Budget, BudgetOverride, Dtype, Options, Order, Policy, Pool, Score, Segment, Selector, Status, Switch};
+use keynorm::reference::key_norm::Scored;
+use keynorm::{
+    Budget, BudgetOverride, Dtype, Options, Order, Policy, Pool, Score, Segment, Selector, Stages, Status, Switch,
+};
 
 use crate::support::{Case, Data, Fixture, HostLayer, PageLayout, Paged, gpu, run, shape, submit};
 
@@ -146,6 +149,32 @@ fn prefixes_of_contiguous_caches_stay() {
             assert_eq!(positions.len(), budget, "row {row}");
             assert!(positions[..prefix].iter().copied().eq(0..prefix as u32), "row {row} moved its prefix");
         }
+    }
+}
+
+/// A selection by the caller's order keys is of the sequences that may take part, and frees pages, as any other.
+#[test]
+fn order_keys_of_the_caller_by_pages() {
+    for order in ORDERS {
+        let gpu = gpu();
+        let mut case = case(16, PageLayout::Hnd, order);
+        case.lengths = vec![243, 170, 176];
+        case.active = vec![true, false, true];
+        let mut fixture = Fixture::new(gpu, &case);
+        let stride = fixture.workspace.order_stride();
+        let keys: Vec<u32> = (0..6 * stride).map(|_| 1 + fixture.rng.below(1000) as u32).collect();
+        gpu.queue.write_buffer(fixture.workspace.order_keys(), 0, bytemuck::cast_slice(&keys));
+        let stages = Stages::SELECT.and(Stages::COMPACT);
+        submit(gpu, |pass| fixture.bound.record_stages(pass, 243, stages).expect("a record"));
+        fixture.host[0].compress_by(&case, 0, |row_ix, row, _| Scored {
+            order_keys: keys[(row_ix * stride) as usize..][..row.len as usize].to_vec(),
+            non_finite: false,
+        });
+        fixture.compare(gpu, &case, "own order keys");
+        let freed = fixture.bound.freed_pages().expect("a paged cache");
+        let freed = pollster::block_on(freed.read(&gpu.device, &gpu.queue)).expect("a read-back");
+        let counts: Vec<usize> = freed[0].iter().map(|sequence| sequence.freed.len()).collect();
+        assert_eq!(counts, [8, 0, 5], "122 of 243 tokens and 88 of 176 are kept, by {order:?}");
     }
 }
 
