@@ -141,8 +141,10 @@ fn pick_medians(first: u32, index: u32) {
             if params.pool_pass == 0u {
                 let num_protected = take_count(local_row, PROTECTED_IX);
                 wg_row = PoolRow(0u, (row_len(local_row) - num_protected) / 2u, num_protected, 0u, 0u, 0u, 0u, 0u);
-                // A row without unprotected tokens has no median, and needs none.
-                pool_rows[local_row * ROW_SPACING] = wg_row;
+                // A row without unprotected tokens has no median, and needs none; of others the invocation that finds it writes.
+                if row_len(local_row) == num_protected {
+                    pool_rows[local_row * ROW_SPACING] = wg_row;
+                }
             }
         }
         var pool_row = workgroupUniformLoad(&wg_row);
@@ -157,9 +159,16 @@ fn pick_medians(first: u32, index: u32) {
     }
 }
 
+fn rule_of(first: u32, head: u32) -> RowRule {
+    let compressed = (params.first_row + first) / params.state.rows_per_layer;
+    return rules[compressed * params.state.num_kv_heads + head];
+}
+
 // Tokens that a row keeps whatever the others do.
-fn least(local_row: u32, num_protected: u32) -> u32 {
-    return min(row_len(local_row), max(num_protected, max(params.pool_min_tokens, 1u)));
+fn least(first: u32, head: u32, num_protected: u32) -> u32 {
+    let len = row_len(first + head);
+    let own = max(num_protected, max(params.pool_min_tokens, 1u));
+    return select(min(len, own), len, len < rule_of(first, head).min_len);
 }
 
 struct Wanted {
@@ -171,10 +180,9 @@ struct Wanted {
 fn wanted(first: u32) -> Wanted {
     var w = Wanted(0u, 0u, 0u);
     for (var head = 0u; head < params.state.num_kv_heads; head++) {
-        let compressed = (params.first_row + first) / params.state.rows_per_layer;
         let len = row_len(first + head);
-        w.asked += min(len, asked_budget(rules[compressed * params.state.num_kv_heads + head], len, 0u));
-        w.least += least(first + head, pool_rows[(first + head) * ROW_SPACING].num_protected);
+        w.asked += min(len, asked_budget(rule_of(first, head), len, 0u));
+        w.least += least(first, head, pool_rows[(first + head) * ROW_SPACING].num_protected);
         w.len += len;
     }
     return w;
@@ -191,7 +199,7 @@ fn pick_distance(first: u32, index: u32) {
         let pool_row = pool_rows[(first + head) * ROW_SPACING];
         let counted = atomicLoad(&pool_counts[(first + head) * COUNTS_STRIDE + index]);
         let below = select(pool_row.num_below, 0u, is_first) + exclusive_scan(index, counted).before;
-        let own = least(first + head, pool_row.num_protected);
+        let own = least(first, head, pool_row.num_protected);
         kept += max(below + counted, own);
         kept_before += max(below, own);
     }
@@ -216,11 +224,11 @@ fn hand_out(first: u32, total: u32, raised: bool) {
     var left = total;
     for (var head = 0u; head < params.state.num_kv_heads; head++) {
         let pool_row = pool_rows[(first + head) * ROW_SPACING];
-        left -= max(pool_row.num_below, least(first + head, pool_row.num_protected));
+        left -= max(pool_row.num_below, least(first, head, pool_row.num_protected));
     }
     for (var head = 0u; head < params.state.num_kv_heads; head++) {
         let pool_row = pool_rows[(first + head) * ROW_SPACING];
-        let own = least(first + head, pool_row.num_protected);
+        let own = least(first, head, pool_row.num_protected);
         let low = max(pool_row.num_below, own);
         let taken = min(left, max(pool_row.num_below + pool_row.rank, own) - low);
         left -= taken;

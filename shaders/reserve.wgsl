@@ -32,6 +32,7 @@ struct Segment {
 
 var<workgroup> wg_segment: Segment;
 var<workgroup> wg_num: atomic<u32>;
+var<workgroup> wg_members: u32;
 var<workgroup> digits: array<atomic<u32>, NUM_DIGITS>;
 var<workgroup> wg_found: Found;
 
@@ -73,7 +74,11 @@ fn reserve(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index
         atomicAdd(&wg_num, num);
     }
     workgroupBarrier();
-    let num_members = atomicLoad(&wg_num);
+    if index == 0u {
+        wg_members = atomicLoad(&wg_num);
+    }
+    // An atomic's value does not count as the same for all, as what barriers lie behind must be.
+    let num_members = workgroupUniformLoad(&wg_members);
     if num_members > s.min_tokens {
         keep_lowest(r, s, base, index, threshold_of(r, s, base, index));
     } else {

@@ -93,21 +93,17 @@ pub struct Candidate {
 
 impl Candidate {
     /// The mean over queries and heads of the attention lost at each keep ratio. Rows may differ in length. Infinite where
-    /// the choice protects more tokens than a ratio keeps: the budget would be raised for them.
+    /// the choice protects more tokens than a ratio keeps, since the budget would be raised for them, and where a ratio is not
+    /// from 0 to 1.
     #[must_use]
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "tokens of a row"
-    )]
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "tokens of a row")]
     pub fn new(choice: LayerChoice, keep_ratios: &[f64], losses: &[AttentionLoss]) -> Self {
         let policy = choice.policy();
         let lost_at = |loss: &AttentionLoss, ratio: f64| {
-            let len = loss.lost.len() - 1;
-            let (kept, recent) = ((len as f64 * ratio).ceil() as usize, policy.recent_of(len as u32) as usize);
-            let is_raised = policy.sinks as usize + recent > kept && kept < len;
-            if is_raised { f64::INFINITY } else { loss.lost_at(kept) }
+            let len = loss.lost.len().saturating_sub(1) as u32;
+            let Ok(kept) = Budget::keep_ratio(ratio).tokens(len, 0) else { return f64::INFINITY };
+            let is_raised = policy.sinks.saturating_add(policy.recent_of(len)) > kept && kept < len;
+            if is_raised { f64::INFINITY } else { loss.lost_at(kept as usize) }
         };
         let mean = |ratio: f64| losses.iter().map(|l| lost_at(l, ratio)).sum::<f64>() / losses.len().max(1) as f64;
         Self { choice, lost: keep_ratios.iter().map(|&ratio| mean(ratio)).collect() }

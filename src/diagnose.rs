@@ -13,11 +13,12 @@ use crate::state::CacheState;
 pub const NO_SIGNAL: f64 = 0.05;
 
 /// Whether the norms of these heads, of their coefficients of variation ([`norm_variation`]), tell too little to choose
-/// tokens by: the mark of QK-norm. A single head may lie on either side, so give it those of the whole model. Take
+/// tokens by: the mark of QK-norm. A single head may lie on either side, so give it those of the whole model; NaN, for a row
+/// without norms, is passed over. Take
 /// [`Score::KeyDiff`](crate::Score::KeyDiff) then, which does not look at norms.
 #[must_use]
 pub fn flags_qk_norm(variations: &[f64]) -> bool {
-    let mut sorted = variations.to_vec();
+    let mut sorted: Vec<f64> = variations.iter().copied().filter(|v| !v.is_nan()).collect();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).is_some_and(|&median| median < NO_SIGNAL)
 }
@@ -42,17 +43,26 @@ pub fn variation(numbers: impl IntoIterator<Item = f64>) -> f64 {
 }
 
 /// Coefficient of variation of the L2 norms of the keys of one head, densely packed; keys with a NaN or an infinite squared
-/// norm are passed over. [`flags_qk_norm`] says what follows.
+/// norm are passed over. NaN where no key is left. [`flags_qk_norm`] says what follows.
 #[must_use]
 pub fn norm_variation(spec: &TensorSpec, keys: &[u8]) -> f64 {
-    let squares = keys.chunks_exact(spec.row_bytes() as usize).filter_map(|key| squared_norm(spec, key));
-    variation(squares.filter(|s| s.is_finite()).map(|s| f64::from(s).sqrt()))
+    let row_bytes = spec.row_bytes() as usize;
+    // Of a head_dim that holds no block of a quantised dtype; none is refused here.
+    let keys = if row_bytes == 0 { &[] } else { keys };
+    let squares = keys.chunks_exact(row_bytes.max(1)).filter_map(|key| squared_norm(spec, key));
+    norms_variation(squares)
+}
+
+/// Of the norms whose squares are finite; NaN for none.
+fn norms_variation(squares: impl Iterator<Item = f32>) -> f64 {
+    let mut norms = squares.filter(|s| s.is_finite()).map(|s| f64::from(s).sqrt()).peekable();
+    if norms.peek().is_none() { f64::NAN } else { variation(norms) }
 }
 
 impl CacheState {
     /// As [`norm_variation`], of every head by the norms that a policy with cached norms keeps on the GPU: no key is read.
-    /// One list a layer, one entry a row; slots without a norm are passed over. `None` for a state without norms,
-    /// or with scores in their place.
+    /// One list a layer, one entry a row, NaN where it has no norm, as in layers left whole; slots without one are passed over.
+    /// `None` for a state without norms, or with scores in their place.
     ///
     /// # Errors
     /// [`ReadError::Poll`] and [`ReadError::Map`] where the device fails.
@@ -69,8 +79,7 @@ impl CacheState {
             let at = |base: u32| meta[(base + ix) as usize].min(shape.capacity) as usize;
             let base = ix as usize * shape.capacity as usize;
             let known = &norms[base..base + at(offsets.lengths).min(at(offsets.scored))];
-            let squares = known.iter().map(|&bits| f32::from_bits(bits)).filter(|s| s.is_finite());
-            variation(squares.map(|s| f64::from(s).sqrt()))
+            norms_variation(known.iter().map(|&bits| f32::from_bits(bits)))
         };
         let rows = shape.rows_per_layer();
         let layer = |layer: u32| (layer * rows..(layer + 1) * rows).map(row).collect();
@@ -126,10 +135,11 @@ impl AttentionLoss {
         self.lost.iter().zip(&self.least).map(|(lost, least)| lost - least).sum()
     }
 
-    /// Attention lost where `kept` tokens stay.
+    /// Attention lost where `kept` tokens stay; 0 of no row.
     #[must_use]
     pub fn lost_at(&self, kept: usize) -> f64 {
-        self.lost[(self.lost.len() - 1).saturating_sub(kept)]
+        let dropped = self.lost.len().saturating_sub(1).saturating_sub(kept);
+        self.lost.get(dropped).copied().unwrap_or(0.0)
     }
 }
 

@@ -51,6 +51,31 @@ proptest! {
     }
 }
 
+/// Rows and specs of which nothing can be told.
+#[test]
+fn nothing_to_measure_is_no_fault() {
+    for spec in [TensorSpec::new(Dtype::Q8_0, 16), TensorSpec::new(Dtype::F16, 0), TensorSpec::new(Dtype::F32, 64)] {
+        assert!(diagnose::norm_variation(&spec, &[]).is_nan(), "{spec:?}");
+    }
+    assert!(diagnose::norm_variation(&TensorSpec::new(Dtype::Q4_0, 16), &[1, 2, 3]).is_nan(), "a head_dim of no block");
+    assert!(!flags_qk_norm(&[f64::NAN, f64::NAN, 0.1]), "rows without norms have no say");
+    assert!(!flags_qk_norm(&[f64::NAN]) && !flags_qk_norm(&[]), "nor is there anything to flag");
+    let none = AttentionLoss { lost: vec![], least: vec![] };
+    assert_eq!((none.lost_at(0), none.lost_at(9)), (0.0, 0.0), "no row");
+    let candidate = Candidate::new(choice(Score::KeyNorm), &[0.5, 1.5], &[none]);
+    assert_eq!(candidate.lost, [0.0, f64::INFINITY], "no row, and no ratio");
+}
+
+/// As many tokens stay as the GPU keeps: 7 of 25 at 0.28, whose product is 7.000000000000001 in f64.
+#[test]
+fn candidates_keep_what_the_gpu_keeps() {
+    let loss = AttentionLoss::new(&[0.04; 25], &(0..25).collect::<Vec<u32>>()).expect("one length");
+    let all = LayerChoice { score: Score::KeyNorm, ..LayerChoice::of(&Policy::new(Budget::keep_ratio(0.5))) };
+    let candidate = Candidate::new(all, &[0.28], std::slice::from_ref(&loss));
+    assert_eq!(candidate.lost, [loss.lost_at(7)], "18 are lost");
+    assert!(loss.lost_at(7) > loss.lost_at(8), "and not 17");
+}
+
 /// Heads of a real model without QK-norm have signal; keys that are normalised and multiplied by gains do not.
 #[test]
 fn variation_tells_qk_norm() {

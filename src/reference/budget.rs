@@ -60,8 +60,11 @@ pub fn distances(order_keys: &[u32]) -> Vec<u32> {
 /// the lowest distances, lower head first among equals.
 fn pooled(pool: Pool, rules: &[BudgetRule], heads: &[Vec<u32>]) -> Vec<RowBudget> {
     let lens: Vec<u32> = heads.iter().map(|keys| count(keys, |_| true)).collect();
-    let least = |(keys, &len): (&Vec<u32>, &u32)| len.min(count(keys, |k| k == 0).max(pool.min_tokens).max(1));
-    let mut budgets: Vec<u32> = heads.iter().zip(&lens).map(least).collect();
+    let least = |((keys, &len), rule): ((&Vec<u32>, &u32), &BudgetRule)| match len {
+        len if len < rule.min_len => len,
+        len => len.min(count(keys, |k| k == 0).max(pool.min_tokens).max(1)),
+    };
+    let mut budgets: Vec<u32> = heads.iter().zip(&lens).zip(rules).map(least).collect();
     let asked: u32 = rules.iter().zip(&lens).map(|(rule, &len)| len.min(rule.asked(len, 0))).sum();
     let raised = asked < budgets.iter().sum();
     let mut left = asked.saturating_sub(budgets.iter().sum());

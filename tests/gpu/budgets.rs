@@ -1,10 +1,11 @@
 //! Budgets by layer, by head, by norm, pooled, and segments: against the reference, in every selector and order.
 
 use keynorm::{
-    Budget, BudgetOverride, BuildError, Compressor, Direction, Dtype, Options, Order, Policy, Pool, Segment, Selector,
+    Budget, BudgetOverride, BuildError, Compressor, Direction, Dtype, KvView, Options, Order, Policy, Pool, Segment,
+    Selector,
 };
 
-use crate::support::{Case, Data, Fixture, gpu, run, shape};
+use crate::support::{BUILT, Case, Data, Fixture, gpu, run, shape};
 
 fn variants() -> impl Iterator<Item = Policy> {
     [Selector::Auto, Selector::Radix, Selector::Bitonic].into_iter().flat_map(|selector| {
@@ -109,6 +110,34 @@ fn pools_in_windows() {
     case.policy.skip_layers = vec![1];
     case.options.max_binding_bytes = Some(1 << 17);
     run(&case);
+}
+
+/// Heads of a pool that are below the least length wait, and the others share what theirs leave.
+#[test]
+fn short_heads_of_a_pool_are_left_whole() {
+    for selector in [Selector::Radix, Selector::Bitonic] {
+        let gpu = gpu();
+        let policy = Policy { selector, pool: Some(Pool { min_tokens: 1 }), ..Policy::new(Budget::keep_ratio(0.4)) };
+        let mut case = Case::new(shape(2, 4, 900, 16, Dtype::F16), policy);
+        case.lengths = vec![800, 500];
+        case.appended = vec![20, 90];
+        let mut fixture = Fixture::new(gpu, &case);
+        fixture.compress_and_compare(gpu, &case, "pooled");
+        fixture.append(gpu, &case);
+        let before: Vec<u32> = fixture.host[0].rows.iter().map(|row| row.len).collect();
+        let mut sorted = before[..4].to_vec();
+        sorted.sort_unstable();
+        assert!(sorted[1] < sorted[2], "heads of different lengths: {before:?}");
+        case.policy.min_len = sorted[2];
+        let views: Vec<_> = fixture.buffers.iter().map(|b| KvView::hnd(&case.shape, &b[0], &b[1])).collect();
+        let plan = BUILT.compressor(gpu, &case.options).plan(&case.shape, &case.policy).expect("a plan");
+        let workspace = plan.create_workspace().expect("a workspace");
+        fixture.bound = plan.bind(&gpu.device, &views, &fixture.state, &workspace).expect("a binding");
+        fixture.compress_and_compare(gpu, &case, "again");
+        for (row, &before) in fixture.host[0].rows.iter().zip(&before) {
+            assert_eq!(row.len == before, before < case.policy.min_len, "{} of {before} tokens", row.len);
+        }
+    }
 }
 
 /// A pool is selected from at once, so that its heads' scratch has to fit a binding.
