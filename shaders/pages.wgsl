@@ -19,8 +19,8 @@
 //!   that an id that comes twice is found, and looks whether another sequence has a page that it may write. free takes
 //!   the longest head of each layer: the pages after it are free.
 //! Invariants: what is found does not depend on the order of workgroups: counts commute. A sequence that is inactive is not
-//!   looked at. Ids are compared with num_pages before they index anything. free leaves marks zero for the next call; where nothing is freed,
-//!   clear does, so that what was freed last can still be read.
+//!   looked at. Ids are compared with num_pages before they index anything. free leaves marks zero for the next call; where
+//!   nothing is freed, clear does, so that what was freed last can still be read.
 
 struct Params {
     state: StateLayout,

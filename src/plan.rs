@@ -9,8 +9,7 @@ use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Checks, Kernels};
 use crate::moves::MovedRow;
 use crate::pages::{PageShape, PagedKvView, Views};
-use crate::policy::{Budget, BudgetRule, Order, Policy, Rounding, Selector};
-use crate::score::sums_layout;
+use crate::policy::{Budget, BudgetRule, Policy, Rounding};
 use crate::score_tiles::ScoreTiles;
 use crate::select::SelectPipelines;
 use crate::shape::KvShape;
@@ -20,15 +19,6 @@ use crate::workspace::{ScratchLayout, Workspace};
 
 /// Invocations of a workgroup, unless it owns a whole row.
 pub(crate) const WORKGROUP: u32 = 256;
-/// Words of a row's counts of a pool's digits, and from its `PoolRow` to the next.
-const POOL_COUNTS_STRIDE: u32 = 320;
-const POOL_ROW_WORDS: u32 = 64;
-/// Words of a row's histogram of first digits (2048), its other counts and padding.
-const HISTOGRAM_WORDS: u32 = 2112;
-/// Words of a tile's ends of digits, as in shared/aside.wgsl.
-const END_WORDS: u32 = 128;
-/// Words that the score notes of a row behind its order keys, as in shared/row_note.wgsl.
-const ROW_NOTE_WORDS: u32 = 4;
 /// Tokens whose keys an invocation of the radix selector holds in registers.
 pub(crate) const ROW_TOKENS: u32 = 8;
 /// Tokens that a workgroup of the long-row dispatches covers.
@@ -71,9 +61,9 @@ impl Plan {
         let rows = layers.iter().flat_map(|&layer| (0..shape.num_kv_heads).map(move |head| (layer, head)));
         let rules = rows.map(|(layer, head)| policy.rule_of(layer, head)).collect::<Result<_, _>>()?;
         let num_rows = layers.len() as u64 * u64::from(shape.rows_per_layer());
-        let scratch = scratch_layout(shape, policy, num_rows, &kernels.capabilities);
+        let scratch = ScratchLayout::new(shape, policy, num_rows, &kernels.capabilities);
         if policy.pool.is_some() {
-            check_pools(shape, &scratch, &kernels.capabilities)?;
+            scratch.check_pools(shape.num_kv_heads, kernels.capabilities.max_binding_bytes)?;
         }
         let tiles = ScoreTiles::new(shape, policy, kernels.capabilities.serial);
         check_grid(shape, &tiles, &kernels.capabilities)?;
@@ -260,7 +250,8 @@ impl Plan {
 }
 
 impl PlanInner {
-    /// Most tokens that a row of at most `max_len` keeps.
+    /// Most tokens that a row of at most `max_len` keeps, unless a prefix or order keys of 0 raise its budget: what this sizes goes
+    /// round.
     pub fn max_budget(&self, max_len: u32) -> u32 {
         if self.policy.pool.is_some() {
             return max_len;
@@ -291,7 +282,10 @@ impl PlanInner {
         }
         let head = self.policy.sinks.max(prefix);
         let protected = self.max_protected(len).max(head.saturating_add(self.policy.recent).min(len));
-        rule.tokens(len, protected, len)
+        let budget = rule.tokens(len, protected, len);
+        // Windows that grow with the row are shorter than `recent`, and so may the row be that is then left whole.
+        let whole = if self.policy.recent_share.is_some() { len.min(rule.min_len.saturating_sub(1)) } else { 0 };
+        budget.max(whole)
     }
 
     /// Whether what a row keeps is known on the GPU alone.
@@ -338,55 +332,6 @@ impl PlanInner {
         }
         self.policy.sinks.saturating_add(self.policy.recent).min(max_len)
     }
-}
-
-fn scratch_layout(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities: &Capabilities) -> ScratchLayout {
-    let sort_len = capabilities.sort_len;
-    let row_len = ROW_TOKENS * capabilities.row_workgroup;
-    // Behind the keys there is room for a note of the row.
-    let order_stride = (shape.capacity + ROW_NOTE_WORDS).next_multiple_of(64);
-    let positional = policy.order == Order::Positional;
-    let sorts_outside = policy.selector == Selector::Bitonic && shape.capacity > sort_len;
-    let counts_digits = policy.selector != Selector::Bitonic && shape.capacity > row_len;
-    let tile_counts_base = if counts_digits { HISTOGRAM_WORDS } else { 0 };
-    let num_tiles = shape.capacity.div_ceil(SELECT_TILE);
-    // Positions, or a word for each eight slots.
-    let staged_len = if positional { order_stride } else { (order_stride / 8).next_multiple_of(64) };
-    // At worst every key is set aside. A tile has its own part, and its own ends of digits.
-    let aside_offset = order_stride + staged_len;
-    let tiles_aside = if counts_digits { num_tiles } else { 0 };
-    let ends_offset = aside_offset + tiles_aside * SELECT_TILE;
-    let (sums_stride, sums_offset) = sums_layout(shape, policy);
-    ScratchLayout {
-        num_rows,
-        order_stride,
-        lists_stride: ends_offset + tiles_aside * END_WORDS,
-        aside_offset,
-        ends_offset,
-        histogram_stride: if counts_digits || sorts_outside {
-            (tile_counts_base + 4 * num_tiles).next_multiple_of(64)
-        } else {
-            0
-        },
-        tile_counts_base,
-        sorted_stride: if sorts_outside { shape.capacity.next_power_of_two() } else { 0 },
-        sums_rows: if policy.caches_sums() { 0 } else { shape.rows_per_layer().into() },
-        sums_stride,
-        sums_offset,
-        copies_stride: if positional && policy.cached_norms { order_stride } else { 0 },
-        pool_counts_stride: if policy.pool.is_some() { POOL_COUNTS_STRIDE } else { 0 },
-        pool_row_words: if policy.pool.is_some() { POOL_ROW_WORDS } else { 0 },
-    }
-}
-
-/// The heads of a pool are selected from together.
-fn check_pools(shape: &KvShape, scratch: &ScratchLayout, capabilities: &Capabilities) -> Result<(), BuildError> {
-    let available = capabilities.max_binding_bytes;
-    if scratch.max_rows(available) >= shape.num_kv_heads {
-        return Ok(());
-    }
-    let needed = u64::from(shape.num_kv_heads) * scratch.widest_row();
-    Err(BuildError::Limit { limit: "max_storage_buffer_binding_size", needed, available })
 }
 
 /// The grids of the longest rows must fit the device.

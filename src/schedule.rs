@@ -143,7 +143,8 @@ impl Schedule {
     /// it, and counts on it being recorded.
     ///
     /// # Errors
-    /// A count other than `batch_size`; tokens for which a row may have no room: nothing is counted then.
+    /// A count other than `batch_size`; tokens for which a row may have no room: nothing is counted then. Where only the GPU knows how
+    /// long rows are, it is trusted to keep them below the capacity.
     pub fn append(&mut self, counts: &[u32]) -> Result<Option<Due>, ArgumentError> {
         crate::state::check_count("counts", counts.len(), self.sequences.len())?;
         self.grow("counts", counts)?;
@@ -185,10 +186,12 @@ impl Schedule {
         for (index, (sequence, &count)) in grown.iter_mut().zip(counts).enumerate() {
             let longest = if some_whole { sequence.num_seen } else { sequence.len() };
             let got = longest.saturating_add(count);
-            if got > capacity {
+            // Rows that may be shorter than is known here are at least no longer than the capacity.
+            let is_known = some_whole || !self.plan.kept_is_unknown() || count > capacity;
+            if got > capacity && is_known {
                 return Err(ArgumentError::LengthOverCapacity { argument, index, got, capacity });
             }
-            sequence.lens.iter_mut().for_each(|len| *len += count);
+            sequence.lens.iter_mut().for_each(|len| *len = (*len + count).min(capacity));
             sequence.num_seen = sequence.num_seen.saturating_add(count);
             sequence.num_new += count;
         }

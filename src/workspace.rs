@@ -1,7 +1,12 @@
 //! Scratch memory of a plan: order keys, lists, histograms. Never of the size of the cache.
 
+use crate::device::Capabilities;
 use crate::error::BuildError;
 use crate::kernel::{Checks, Kernels};
+use crate::plan::{ROW_TOKENS, SELECT_TILE};
+use crate::policy::{Order, Policy, Selector};
+use crate::score::sums_layout;
+use crate::shape::KvShape;
 
 /// Strides of the scratch arrays, words a row, and rows in all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +37,15 @@ pub(crate) struct ScratchLayout {
     pub pool_row_words: u32,
 }
 
+/// Words of a row's counts of a pool's digits, and from its `PoolRow` to the next.
+const POOL_COUNTS_STRIDE: u32 = 320;
+const POOL_ROW_WORDS: u32 = 64;
+/// Words of a row's histogram of first digits (2048), its other counts and padding.
+const HISTOGRAM_WORDS: u32 = 2112;
+/// Words of a tile's ends of digits, as in shared/aside.wgsl.
+const END_WORDS: u32 = 128;
+/// Words that the score notes of a row behind its order keys, as in shared/row_note.wgsl.
+const ROW_NOTE_WORDS: u32 = 4;
 /// Words of a `RowInfo` of the shaders.
 pub(crate) const ROW_INFO_WORDS: u32 = 16;
 
@@ -52,6 +66,45 @@ pub struct Workspace {
 }
 
 impl ScratchLayout {
+    pub fn new(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities: &Capabilities) -> Self {
+        let sort_len = capabilities.sort_len;
+        let row_len = ROW_TOKENS * capabilities.row_workgroup;
+        // Behind the keys there is room for a note of the row.
+        let order_stride = (shape.capacity + ROW_NOTE_WORDS).next_multiple_of(64);
+        let positional = policy.order == Order::Positional;
+        let sorts_outside = policy.selector == Selector::Bitonic && shape.capacity > sort_len;
+        let counts_digits = policy.selector != Selector::Bitonic && shape.capacity > row_len;
+        let tile_counts_base = if counts_digits { HISTOGRAM_WORDS } else { 0 };
+        let num_tiles = shape.capacity.div_ceil(SELECT_TILE);
+        // Positions, or a word for each eight slots.
+        let staged_len = if positional { order_stride } else { (order_stride / 8).next_multiple_of(64) };
+        // At worst every key is set aside. A tile has its own part, and its own ends of digits.
+        let aside_offset = order_stride + staged_len;
+        let tiles_aside = if counts_digits { num_tiles } else { 0 };
+        let ends_offset = aside_offset + tiles_aside * SELECT_TILE;
+        let (sums_stride, sums_offset) = sums_layout(shape, policy);
+        Self {
+            num_rows,
+            order_stride,
+            lists_stride: ends_offset + tiles_aside * END_WORDS,
+            aside_offset,
+            ends_offset,
+            histogram_stride: if counts_digits || sorts_outside {
+                (tile_counts_base + 4 * num_tiles).next_multiple_of(64)
+            } else {
+                0
+            },
+            tile_counts_base,
+            sorted_stride: if sorts_outside { shape.capacity.next_power_of_two() } else { 0 },
+            sums_rows: if policy.caches_sums() { 0 } else { shape.rows_per_layer().into() },
+            sums_stride,
+            sums_offset,
+            copies_stride: if positional && policy.cached_norms { order_stride } else { 0 },
+            pool_counts_stride: if policy.pool.is_some() { POOL_COUNTS_STRIDE } else { 0 },
+            pool_row_words: if policy.pool.is_some() { POOL_ROW_WORDS } else { 0 },
+        }
+    }
+
     fn sizes(&self) -> [(&'static str, u64); 9] {
         let rows_bytes = |rows: u64, stride: u32| (rows * u64::from(stride) * 4).max(256).next_multiple_of(256);
         let bytes = |stride| rows_bytes(self.num_rows, stride);
@@ -78,6 +131,15 @@ impl ScratchLayout {
     /// Rows of which every array fits a binding.
     pub fn max_rows(&self, max_binding_bytes: u64) -> u32 {
         u32::try_from(max_binding_bytes / self.widest_row()).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// The heads of a pool are selected from together.
+    pub fn check_pools(&self, num_kv_heads: u32, max_binding_bytes: u64) -> Result<(), BuildError> {
+        if self.max_rows(max_binding_bytes) >= num_kv_heads {
+            return Ok(());
+        }
+        let needed = u64::from(num_kv_heads) * self.widest_row();
+        Err(BuildError::Limit { limit: "max_storage_buffer_binding_size", needed, available: max_binding_bytes })
     }
 
     pub fn total_bytes(&self) -> u64 {
@@ -114,8 +176,8 @@ impl Workspace {
 
     /// Order keys as the score stage leaves them where it is recorded alone: u32 `[compressed layer * row, stride]`, lower =
     /// kept first. A caller who records only later stages may write keys of its own here: 0 for what must stay, up to
-    /// 0xFFFF_FFFE; not for a plan with cached norms, which move by what the score stage has left. The last four words of a row are
-    /// the score's own.
+    /// 0xFFFF_FFFE; not for a plan with cached norms, which are taken or moved by what the score stage has left. The last four words
+    /// of a row are the score's own.
     #[must_use]
     pub const fn order_keys(&self) -> &wgpu::Buffer {
         &self.order_keys

@@ -1,4 +1,5 @@
-// Positional: a workgroup walks up the kept slots of a row in one column slice. The module gives the slots: kept_at.
+// Positional: a workgroup walks up the kept slots of a row in one column slice. The module gives the
+// slots, kept_at, and PACED.
 
 fn walk_keys(row: u32, slice: u32, index: u32, budget: u32, first: u32) {
     let c = slice * KEY_SLICE + index % KEY_SLICE;

@@ -140,7 +140,10 @@ fn schedules() {
     for edit in unknown {
         let error = new(&plan_of(edit), cap(8), &[1, 1]).expect_err("lengths that only the GPU knows");
         assert!(error.to_string().contains("take Trigger::Every"), "{error}");
-        Schedule::new(&plan_of(edit), Trigger::Every(2), &[1, 1]).expect("every so many tokens is sound");
+        let mut every =
+            Schedule::new(&plan_of(edit), Trigger::Every(4), &[1, 1]).expect("every so many tokens is sound");
+        let dues = [3, 4, 4, 4].map(|n| every.append(&[n, 0]).expect("the GPU knows").map(|due| due.max_len));
+        assert_eq!(dues, [4, 8, 10, 10].map(Some), "the capacity at most");
     }
     let mut schedule = Schedule::new(&halves, cap(8), &[7, 2]).expect("a schedule");
     assert_error(
@@ -183,6 +186,14 @@ fn schedules_of_single_rows_and_whole_layers() {
     assert_eq!(step(5), (Some(8), Ok(6)), "3 of 8, and 6 that are left whole");
     assert_eq!(step(1), (None, Ok(7)), "4 and 7");
     assert_eq!(step(1), (Some(8), Ok(5)), "5 that are left whole, and 1 of 8");
+
+    // A window that grows with the row: what is kept may be less than the bound, and so be left whole the next time.
+    let growing = plan_of(|p| {
+        (p.budget, p.recent, p.recent_share, p.min_len) = (Budget::keep_ratio(0.1), 6, Some(0.1), 7);
+    });
+    let mut schedule = Schedule::new(&growing, Trigger::AtCap(8), &[7, 0]).expect("a schedule");
+    let mut step = |n| (schedule.append(&[n, 0]).expect("room").map(|due| due.max_len), schedule.max_len(0));
+    assert_eq!([step(1), step(2)], [(Some(8), Ok(6)), (Some(8), Ok(6))], "6 at most, which are left whole");
 
     let mut schedule = Schedule::new(&plan_of(|p| p.recent = 1), Trigger::AtCap(8), &[7, 7]).expect("a schedule");
     schedule.set_prefixes(&[6]).expect_err("a sequence left out");

@@ -74,6 +74,11 @@ const REFUSED: &[(&str, Edit, &str)] = &[
         r#"OutsideBuffer { argument: "keys", end: 67584, buffer_bytes: 61440 }"#,
     ),
     (
+        "more heads of pages than a u32 counts",
+        |_, d| d.pages.num_pages = u32::MAX,
+        r#"OutsideBuffer { argument: "keys", end: 26388279060480, buffer_bytes: 61440 }"#,
+    ),
+    (
         "more pages than bytes are counted",
         |_, d| (d.pages.num_pages, d.strides.batch) = (u32::MAX, 1 << 61),
         r#"AddressOverflow { argument: "keys" }"#,
