@@ -137,9 +137,10 @@ impl Builder<'_> {
         };
         let slices = num_slices(chunks, 1, slice);
         let walkers = walkers(slices, draft.window.num_rows, wide);
+        let paced = self.plan.policy.order == Order::Positional && is_paced(slice, walkers);
         let mut pipeline = |entry, workgroup: u32| {
             let mut constants = vec![("WG_SIZE", f64::from(workgroup))];
-            constants.push(("PACED", f64::from(u32::from(is_paced(slice, walkers)))));
+            constants.push(("PACED", f64::from(u32::from(paced))));
             constants.extend(moves_constants([keys, values], slice).map(|(name, value)| (name, f64::from(value))));
             constants.extend(self.page_size());
             let words = [("KEY_WORDS", keys.words), ("VALUE_WORDS", values.words)].into_iter();
