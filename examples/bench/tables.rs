@@ -22,9 +22,14 @@ fn same_case(row: &Row, peer: &PeerRow) -> bool {
         && (peer.keep_ratio - row.keep_ratio).abs() < 1e-9
 }
 
+/// By what a row's tokens are compared; early reports do not say that it is the norm.
+fn score_of(row: &Row) -> &str {
+    if row.score.is_empty() { "norm" } else { &row.score }
+}
+
 /// Whether a peer's row does the work of ours: lowest key norms or KeyDiff, cached or not, all in one call.
 fn is_same_work(row: &Row, peer: &PeerRow) -> bool {
-    let is_norm = row.score.is_empty() || row.score == "norm";
+    let is_norm = score_of(row) == "norm";
     let has = |other: &str| peer.peer.contains(other);
     has("decode") == (row.mode == DECODE) && if is_norm { !has("keydiff") } else { has(&row.score) }
 }
@@ -52,7 +57,7 @@ pub fn add_peer(report: &mut Report, peer: PeerReport) {
 }
 
 fn goal_of(row: &Row, on_h100: bool) -> Option<&'static Goal> {
-    let is_norm = row.score.is_empty() || row.score == "norm";
+    let is_norm = score_of(row) == "norm";
     let design = is_norm && on_h100 && row.head_dim == 128 && row.dtype == "f16" && row.capacity.is_none();
     let goals: &[Goal] = match (row.layers, row.mode == DECODE) {
         (1, false) => &GOALS,
@@ -185,9 +190,8 @@ pub fn compare(a: &Report, b: &Report) -> Result<String> {
     let head = ["rows × n × d", "dtype", "keep", "order", "selector", "score by", "a µs", "b µs", "b / a", "hash"];
     let mut rows = Vec::new();
     for row in &a.rows {
-        let score = |r: &Row| if r.score.is_empty() { "norm".to_owned() } else { r.score.clone() };
         let key = |r: &Row| {
-            let case = (r.dtype.clone(), r.order.clone(), r.selector.clone(), score(r), r.norms.clone());
+            let case = (r.dtype.clone(), r.order.clone(), r.selector.clone(), score_of(r).to_owned(), r.norms.clone());
             (r.mode.clone(), markdown::shape(r), case)
         };
         let Some(other) = b.rows.iter().find(|r| key(r) == key(row) && r.kept == row.kept) else { continue };
@@ -200,7 +204,7 @@ pub fn compare(a: &Report, b: &Report) -> Result<String> {
         let mut cells = vec![markdown::shape(row), row.dtype.clone(), row.keep_ratio.to_string(), row.order.clone()];
         cells.extend([
             row.selector.clone(),
-            score(row),
+            score_of(row).into(),
             micros(row.us_median),
             micros(other.us_median),
             ratio,
