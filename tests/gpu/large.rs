@@ -1,8 +1,8 @@
-//! Rows at and beyond the largest binding that WebGPU promises, which is lavapipe's.
+//! Rows at and beyond the largest binding that WebGPU promises, which is lavapipe's; scratch and norms beyond a smaller one.
 
 use std::sync::OnceLock;
 
-use keynorm::{Budget, Dtype, Order, Policy, TensorSpec};
+use keynorm::{Budget, Dtype, KvView, Order, Policy, Pool, TensorSpec};
 
 use crate::support::{Built, Case, Data, Fixture, Gpu, gpu_with, shape};
 
@@ -41,4 +41,36 @@ fn a_row_of_one_token_more_than_a_binding() {
 fn a_million_tokens_in_one_row() {
     run(1 << 20, Order::Fill, 0.6);
     run(1 << 20, Order::Positional, 0.6);
+}
+
+/// A device of bindings of 1 MiB, which wgpu itself sees to, and its compressors.
+fn tiny() -> (Gpu, Built) {
+    (gpu_with(|limits| limits.max_storage_buffer_binding_size = 1 << 20), Built::default())
+}
+
+/// The counts of many pools of short rows, which are wider than the rows' own scratch.
+#[test]
+fn counts_of_pools_beyond_a_binding() {
+    let (gpu, built) = tiny();
+    let policy = Policy { pool: Some(Pool { min_tokens: 2 }), ..Policy::new(Budget::keep_ratio(0.5)) };
+    let case = Case::new(shape(300, 3, 60, 16, Dtype::F16), policy);
+    Fixture::built(&gpu, &case, &built).compress_and_compare(&gpu, &case, "900 rows of 1280 bytes");
+}
+
+/// A plan without cached norms on the state of one that has them, more than a binding of them.
+#[test]
+fn norms_of_another_plan_beyond_a_binding() {
+    let (gpu, built) = tiny();
+    let policy = Policy::new(Budget::keep_ratio(0.5));
+    let mut case = Case::new(shape(1, 4, 30_000, 16, Dtype::F16), Policy { cached_norms: true, ..policy.clone() });
+    case.shape.num_layers = 3;
+    let mut fixture = Fixture::built(&gpu, &case, &built);
+    let norms = fixture.state.key_norms().expect("a state with norms");
+    assert!(norms.size() > 1 << 20, "{} bytes of norms", norms.size());
+    case.policy = policy;
+    let views: Vec<_> = fixture.buffers.iter().map(|b| KvView::hnd(&case.shape, &b[0], &b[1])).collect();
+    let plan = built.compressor(&gpu, &case.options).plan(&case.shape, &case.policy).expect("a plan");
+    let workspace = plan.create_workspace().expect("a workspace");
+    fixture.bound = plan.bind(&gpu.device, &views, &fixture.state, &workspace).expect("a binding");
+    fixture.compress_and_compare(&gpu, &case, "without the norms");
 }
