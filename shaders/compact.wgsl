@@ -14,7 +14,7 @@
 //!   range · dispatch (any, 2, num_rows) · none: walks on by its grid
 //! Overrides: WG_SIZE = 256; KEY_CHUNKS, VALUE_CHUNKS = 16, in 2..=128; KEY_LANES, VALUE_LANES = 16, in 1..=48;
 //!   KEY_SLICE, VALUE_SLICE = 4, chunks of a column slice, at most WG_SIZE; PAGE_SIZE = 16; KEY_WORDS, VALUE_WORDS = 33;
-//!   PACED = false
+//!   PACED = false; NUM_LAYERS = 1, in the arrays
 //! Workgroup bytes: 8
 //! Algorithm: fill: the j-th kept slot at or beyond the budget goes to the j-th hole below it; sources and destinations
 //!   are disjoint, so the order of workgroups does not matter. Positional: `walk`, a workgroup to a column slice of a row,
@@ -55,6 +55,7 @@ override VALUE_LANES: u32 = 16u;
 override KEY_SLICE: u32 = 4u;
 override VALUE_SLICE: u32 = 4u;
 override PACED: bool = false; // the stores of a tile of a walk begin together
+override NUM_LAYERS: u32 = 1u; // in arrays of buffers
 
 const STARTS: u32 = 64u;
 

@@ -17,7 +17,7 @@
 //!   CACHED of the tokens that have no norm yet
 //! Overrides: WG_SIZE = 256; LANES = 16, a power of two in 2..=32; CHUNKS = 16, in 1..=128; TILE = 64, a multiple
 //!   of WG_SIZE / LANES * 4; HISTOGRAM = false; CACHED = false; SCOUTS = 0, rows of the grid that shared/scout.wgsl
-//!   speaks of; PAGE_SIZE = 16; KEY_WORDS = 33
+//!   speaks of; PAGE_SIZE = 16; KEY_WORDS = 33; NUM_LAYERS = 1, in the arrays
 //! Workgroup bytes: 8192 with HISTOGRAM, + 20 * WG_SIZE in the workgroup variant
 //! Algorithm: LANES invocations share a token (shared/score_tokens.wgsl); invocation j sums the squares of its 16-byte
 //!   chunks j, j + LANES, … from left to right, then a butterfly at distances LANES / 2 … 1 adds the lanes. Four tokens
@@ -67,6 +67,7 @@ override SCOUTS: u32 = 0u;
 override TILE: u32 = 64u;
 override HISTOGRAM: bool = false;
 override CACHED: bool = false;
+override NUM_LAYERS: u32 = 1u; // in arrays of buffers
 
 const NAN_NORM: u32 = 0x7fc00000u;
 

@@ -21,7 +21,7 @@
 //!   CHUNKS, KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; KEY_SLICE, VALUE_SLICE = 16, chunks of a column slice, at most
 //!   WG_SIZE; PACED = false; IN_ORDER = false; SLOT_WORDS = 0, or in compress_row a power of two, at least 2048 and the most
 //!   tokens of a row; PAIR_WORDS = 0, or in move_row half the most tokens of a row, at most 8 * WG_SIZE; SCOUTS = 0, rows of the
-//!   grid that shared/scout.wgsl speaks of; SCOUTS_SCORE = true
+//!   grid that shared/scout.wgsl speaks of; SCOUTS_SCORE = true; NUM_LAYERS = 1, in the arrays
 //! Workgroup bytes: 32 * WG_SIZE, beyond 512 half of it, + 4 * WG_SIZE + 256, + 20 * WG_SIZE in the workgroup variant; with
 //!   SLOT_WORDS their bytes and 4096 in place of the first; the first is at least 4 * PAIR_WORDS
 //! Algorithm: nothing waits for another row, so where there are rows enough to fill the card, one dispatch does what four
@@ -77,6 +77,7 @@ override VALUE_LANES: u32 = 16u;
 override KEY_SLICE: u32 = 16u;
 override VALUE_SLICE: u32 = 16u;
 override PACED: bool = false; // the stores of a tile of a walk begin together
+override NUM_LAYERS: u32 = 1u; // in arrays of buffers
 override IN_ORDER: bool = false; // kept tokens keep their order, else movers fill holes
 override SCOUTS: u32 = 0u; // rows of the grid
 override SCOUTS_SCORE: bool = true; // of compress_row: they run the score too. Of bf16 that makes slower code

@@ -87,6 +87,10 @@ impl Kernels {
         constants: &[(&'static str, f64)],
         checks: &mut Checks,
     ) -> wgpu::ComputePipeline {
+        let mut constants = constants.to_vec();
+        if module.has_arrays() {
+            constants.push(("NUM_LAYERS", f64::from(num_layers)));
+        }
         let key = PipelineKey {
             module,
             num_layers,
@@ -110,7 +114,7 @@ impl Kernels {
                 module: &shader,
                 entry_point: Some(entry),
                 compilation_options: wgpu::PipelineCompilationOptions {
-                    constants,
+                    constants: &constants,
                     // One invocation clears it on DX12 and Metal; the kernels clear what they use.
                     zero_initialize_workgroup_memory: false,
                 },
@@ -125,6 +129,7 @@ impl Kernels {
     pub fn forget(&self) {
         self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.modules.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.arrays.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     fn module(&self, module: Module, checks: &mut Checks) -> wgpu::ShaderModule {
@@ -147,7 +152,7 @@ impl Kernels {
 }
 
 /// The counters that wgpu adds to every loop are left out. So are its bounds checks of modules with arrays, where naga 30
-/// takes the number of buffers for the length of each; those of the driver stay on, since arrays are taken on Vulkan alone.
+/// takes the number of buffers for the length of each. Drivers may check nothing there: SwiftShader does not.
 #[expect(unsafe_code, reason = "checks can be left out only through an unsafe function")]
 fn create_module(
     device: &wgpu::Device,
@@ -162,7 +167,8 @@ fn create_module(
     // SAFETY: without loop bounding a shader's loops must end. Every loop of ours counts towards a bound that it does not
     // change: constants, overrides, row lengths clamped to the capacity, numbers of tiles and counts clamped to a tile, the
     // bits of a mask, or halved intervals; or takes tiles by a count that only rises.
-    // Without bounds checks indices must be in range. Those of the kernels with arrays (key_norm, compact and row) are made
+    // Without bounds checks indices must be in range. Which buffer of an array it is is clamped, since some devices look at
+    // it in invocations that a branch has left out. The other indices of kernels with arrays (key_norm, compact and row) are made
     // of parameters, which bind has checked against the buffers; of lengths clamped to the capacity; and of slots in lists,
     // which hold zeros or what the selectors have written there, or as many in workgroup memory as it has staged: slots
     // below such a length. Rows that are longer than workgroup memory holds are left as they are (leave_longer in row.wgsl);

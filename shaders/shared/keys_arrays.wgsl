@@ -2,9 +2,9 @@
 @group(1) @binding(0) var<storage, read_write> keys: binding_array<Chunks>;
 
 fn load_key_chunk(base: u32, chunk_ix: u32) -> vec4<u32> {
-    return keys[bound_layer].chunks[base + chunk_ix];
+    return keys[array_ix()].chunks[base + chunk_ix];
 }
 
 fn store_key_chunk(base: u32, chunk_ix: u32, chunk: vec4<u32>) {
-    keys[bound_layer].chunks[base + chunk_ix] = chunk;
+    keys[array_ix()].chunks[base + chunk_ix] = chunk;
 }

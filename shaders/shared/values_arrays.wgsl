@@ -2,9 +2,9 @@
 @group(1) @binding(1) var<storage, read_write> values: binding_array<Chunks>;
 
 fn load_value_chunk(base: u32, chunk_ix: u32) -> vec4<u32> {
-    return values[bound_layer].chunks[base + chunk_ix];
+    return values[array_ix()].chunks[base + chunk_ix];
 }
 
 fn store_value_chunk(base: u32, chunk_ix: u32, chunk: vec4<u32>) {
-    values[bound_layer].chunks[base + chunk_ix] = chunk;
+    values[array_ix()].chunks[base + chunk_ix] = chunk;
 }

@@ -104,6 +104,35 @@ fn arrays_are_taken_where_there_are_any() {
     }
 }
 
+/// Some devices look up an array's buffer in invocations that a branch has left out, too: there the layer may be any number.
+/// The faults make it one that is far away, and nothing else.
+#[test]
+fn arrays_are_indexed_in_range_where_nothing_is_loaded() {
+    let gpu = gpu();
+    let layers_at_once = if has_arrays(gpu) { Switch::On } else { Switch::Auto };
+    let far = |module: &'static str, subgroups, dtype, cached_norms, from: &'static str, to: &'static str| {
+        let was_planted = Arc::new(Mutex::new(false));
+        let planted = Arc::clone(&was_planted);
+        let mut case = many(dtype, Order::Fill, subgroups);
+        (case.policy.cached_norms, case.policy.selector) = (cached_norms, Selector::Radix);
+        case.options.layers_at_once = layers_at_once;
+        case.options.shader_patch = Some(ShaderPatch(Arc::new(move |source: &str| {
+            *planted.lock().expect("a lock") |= source.contains(from) && source.contains(module);
+            if source.contains(module) { source.replace(from, to) } else { source.to_owned() }
+        })));
+        Fixture::built(gpu, &case, &Built::default()).compress_and_compare(gpu, &case, "patched");
+        assert!(*was_planted.lock().expect("a lock"), "{module} has no {from}");
+    };
+    let scout = "if is_scout(grid.yxz) { r.layer = 0x2000000u; } let place = place_of_row(r);";
+    far("//! key_norm:", Switch::On, Dtype::Bf16, true, "let place = place_of_row(r);", scout);
+    far("//! key_norm:", Switch::On, Dtype::F16, false, "let place = place_of_row(r);", scout);
+    // Parameters read as zeros where no invocation is left.
+    let dividend = "divided(params.first_row + local_row, params.rows_per_layer)";
+    let masked = "divided(params.first_row + local_row + select(0u, 0x2000000u, params.rows_per_layer == 0u), \
+                  params.rows_per_layer)";
+    far("//! compact:", Switch::Auto, Dtype::F16, false, dividend, masked);
+}
+
 #[test]
 fn dtypes_orders_and_reductions() {
     for order in ORDERS {
