@@ -62,9 +62,7 @@ impl Plan {
         let rules = rows.map(|(layer, head)| policy.rule_of(layer, head)).collect::<Result<_, _>>()?;
         let num_rows = layers.len() as u64 * u64::from(shape.rows_per_layer());
         let scratch = ScratchLayout::new(shape, policy, num_rows, &kernels.capabilities);
-        if policy.pool.is_some() {
-            scratch.check_pools(shape.num_kv_heads, kernels.capabilities.max_binding_bytes)?;
-        }
+        scratch.check(if policy.pool.is_some() { shape.num_kv_heads } else { 1 }, &kernels.capabilities)?;
         let tiles = ScoreTiles::new(shape, policy, kernels.capabilities.serial);
         check_grid(shape, &tiles, &kernels.capabilities)?;
         let inner = PlanInner {
@@ -275,22 +273,10 @@ impl PlanInner {
         rules
     }
 
-    /// Most tokens that a row of exactly `len` keeps by a rule, where its first `prefix` stay.
-    pub fn max_budget_of(&self, rule: &BudgetRule, len: u32, prefix: u32) -> u32 {
-        if self.kept_is_unknown() {
-            return len;
-        }
-        let head = self.policy.sinks.max(prefix);
-        let protected = self.max_protected(len).max(head.saturating_add(self.policy.recent).min(len));
-        let budget = rule.tokens(len, protected, len);
-        // Windows that grow with the row are shorter than `recent`, and so may the row be that is then left whole.
-        let whole = if self.policy.recent_share.is_some() { len.min(rule.min_len.saturating_sub(1)) } else { 0 };
-        budget.max(whole)
-    }
-
     /// Whether what a row keeps is known on the GPU alone.
     pub fn kept_is_unknown(&self) -> bool {
-        self.depends_on_keys() || self.policy.score_in_use() == Score::External(ExternalScore::OrderKeys)
+        let by_caller = self.policy.score_in_use() == Score::External(ExternalScore::OrderKeys);
+        self.depends_on_keys() || self.policy.segments || by_caller
     }
 
     /// Most rows that `Fill` moves in a row of at most `max_len`, unless order keys of 0 raise its budget, which the caller's and

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::ArgumentError;
 use crate::plan::{Plan, PlanInner};
-use crate::policy::BudgetRule;
+use crate::policy::{BudgetRule, Order};
 
 /// What makes a compression due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,7 +32,7 @@ pub struct Due {
 ///
 /// It counts on what it is told: that all sequences are active where it says that a compression is due, and that it is recorded;
 /// that prefixes are those of [`Schedule::set_prefixes`]; that order keys, if the caller writes them, hold no more zeros than
-/// the budget.
+/// the budget; that keys are not rotated to slots where budgets differ by head.
 ///
 /// # Example
 /// The paper's streaming rule with the recommended protection: at the cap, 98 % are kept.
@@ -75,21 +75,60 @@ pub struct Schedule {
 
 #[derive(Debug, Clone)]
 struct Sequence {
-    /// By rule, at least the length of each of its rows.
-    lens: Vec<u32>,
+    /// By rule, what the length of each of its rows lies between.
+    lens: Vec<Bounds>,
     /// Its first tokens that stay.
     prefix: u32,
+    is_compressed: bool,
+    /// Recent tokens may lie in the prefix, which has changed since tokens filled holes: fewer are protected then.
+    may_overlap: bool,
     /// Tokens of every row of a layer that is left whole.
     num_seen: u32,
     /// Tokens since the last compression.
     num_new: u32,
 }
 
+/// Tokens of a row: at least and at most.
+#[derive(Debug, Clone, Copy, Default)]
+struct Bounds {
+    least: u32,
+    most: u32,
+}
+
 impl Sequence {
     /// At least the length of each of its compressed rows.
     fn len(&self) -> u32 {
-        self.lens.iter().copied().max().unwrap_or(0)
+        self.lens.iter().map(|len| len.most).max().unwrap_or(0)
     }
+
+    /// What a compression leaves.
+    fn compress(&mut self, plan: &PlanInner, rules: &[BudgetRule]) {
+        let protected = plan.protected_beside(self.prefix, self.may_overlap);
+        for (len, rule) in self.lens.iter_mut().zip(rules) {
+            *len = if plan.kept_is_unknown() {
+                Bounds { least: len.least.min(1), most: len.most }
+            } else {
+                kept(rule, *len, protected)
+            };
+        }
+        self.is_compressed = true;
+        self.num_new = 0;
+    }
+}
+
+/// What is left of a row by a rule, between `protected.least` and `protected.most` of its tokens being protected.
+fn kept(rule: &BudgetRule, len: Bounds, protected: Bounds) -> Bounds {
+    if len.most < rule.min_len {
+        return len;
+    }
+    let tokens = |len: u32, protected: u32| rule.tokens(len, protected.min(len), len);
+    let most = tokens(len.most, protected.most);
+    let least = tokens(len.least.max(rule.min_len), protected.least);
+    if len.least >= rule.min_len {
+        return Bounds { least, most };
+    }
+    // It may be too short to be compressed.
+    Bounds { least: least.min(len.least), most: most.max(len.most.min(rule.min_len - 1)) }
 }
 
 impl Schedule {
@@ -112,14 +151,21 @@ impl Schedule {
             }
             Trigger::AtCap(_) if inner.kept_is_unknown() => {
                 return Err(ArgumentError::Unsupported {
-                    what: "a cap for budgets that depend on keys (take Trigger::Every)",
+                    what: "a cap where the GPU alone knows what is kept (take Trigger::Every)",
                 });
             }
             _ => (),
         }
         crate::state::check_count("lengths", lengths.len(), inner.shape.batch_size as usize)?;
         let rules = inner.distinct_rules();
-        let sequence = Sequence { lens: vec![0; rules.len()], prefix: 0, num_seen: 0, num_new: 0 };
+        let sequence = Sequence {
+            lens: vec![Bounds::default(); rules.len()],
+            prefix: 0,
+            is_compressed: false,
+            may_overlap: false,
+            num_seen: 0,
+            num_new: 0,
+        };
         let sequences = vec![sequence; lengths.len()];
         let mut schedule = Self { plan: Arc::clone(inner), trigger, rules, sequences };
         schedule.grow("lengths", lengths)?;
@@ -134,8 +180,24 @@ impl Schedule {
     pub fn set_prefixes(&mut self, tokens: &[u32]) -> Result<(), ArgumentError> {
         crate::state::check_count("tokens", tokens.len(), self.sequences.len())?;
         for (sequence, &tokens) in self.sequences.iter_mut().zip(tokens) {
+            let fills_holes = self.plan.policy.order == Order::Fill;
+            sequence.may_overlap |= fills_holes && sequence.is_compressed && sequence.prefix != tokens;
             sequence.prefix = tokens;
         }
+        Ok(())
+    }
+
+    /// Counts a sequence as empty, as [`CacheState::reset_sequence`](crate::CacheState::reset_sequence) makes it; its prefix stays.
+    ///
+    /// # Errors
+    /// A sequence that the shape does not have.
+    pub fn reset_sequence(&mut self, sequence: u32) -> Result<(), ArgumentError> {
+        let limit = self.sequences.len() as u64;
+        let error = ArgumentError::IndexOutOfRange { argument: "sequence", got: sequence.into(), limit };
+        let sequence = self.sequences.get_mut(sequence as usize).ok_or(error)?;
+        sequence.lens.fill(Bounds::default());
+        (sequence.is_compressed, sequence.may_overlap) = (false, false);
+        (sequence.num_seen, sequence.num_new) = (0, 0);
         Ok(())
     }
 
@@ -157,13 +219,7 @@ impl Schedule {
         }
         let most = |of: fn(&Sequence) -> u32| self.sequences.iter().map(of).max().unwrap_or(0);
         let due = Due { max_len: most(Sequence::len), max_new: most(|s| s.num_new) };
-        for sequence in &mut self.sequences {
-            let prefix = sequence.prefix;
-            for (len, rule) in sequence.lens.iter_mut().zip(&self.rules) {
-                *len = self.plan.max_budget_of(rule, *len, prefix);
-            }
-            sequence.num_new = 0;
-        }
+        self.sequences.iter_mut().for_each(|s| s.compress(&self.plan, &self.rules));
         Ok(Some(due))
     }
 
@@ -191,11 +247,28 @@ impl Schedule {
             if got > capacity && is_known {
                 return Err(ArgumentError::LengthOverCapacity { argument, index, got, capacity });
             }
-            sequence.lens.iter_mut().for_each(|len| *len = (*len + count).min(capacity));
+            for len in &mut sequence.lens {
+                *len = Bounds { least: (len.least + count).min(capacity), most: (len.most + count).min(capacity) };
+            }
             sequence.num_seen = sequence.num_seen.saturating_add(count);
             sequence.num_new += count;
         }
         self.sequences = grown;
         Ok(())
+    }
+}
+
+impl PlanInner {
+    /// How many tokens of a row are protected, if it has them, where its first `prefix` stay.
+    fn protected_beside(&self, prefix: u32, may_overlap: bool) -> Bounds {
+        let (head, recent) = (self.policy.sinks.max(prefix), self.policy.recent);
+        let most = head.saturating_add(recent);
+        let least = match self.policy.recent_share {
+            // The window grows with the row, and what was dropped does not come back.
+            Some(_) => head,
+            None if may_overlap => head.max(recent),
+            None => most,
+        };
+        Bounds { least, most }
     }
 }

@@ -6,12 +6,15 @@ use crate::kernel::{Checks, Kernels};
 use crate::plan::{ROW_TOKENS, SELECT_TILE};
 use crate::policy::{Order, Policy, Selector};
 use crate::score::sums_layout;
+use crate::scouts::MOST_SCOUT_ROWS;
 use crate::shape::KvShape;
 
 /// Strides of the scratch arrays, words a row, and rows in all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ScratchLayout {
     pub num_rows: u64,
+    /// Tokens of a row. What another plan has left in its lists is no slot beyond it.
+    pub capacity: u32,
     /// Also words from a row's slots to what follows them in its lists.
     pub order_stride: u32,
     pub lists_stride: u32,
@@ -85,6 +88,7 @@ impl ScratchLayout {
         let (sums_stride, sums_offset) = sums_layout(shape, policy);
         Self {
             num_rows,
+            capacity: shape.capacity,
             order_stride,
             lists_stride: ends_offset + tiles_aside * END_WORDS,
             aside_offset,
@@ -133,13 +137,19 @@ impl ScratchLayout {
         u32::try_from(max_binding_bytes / self.widest_row()).unwrap_or(u32::MAX).max(1)
     }
 
-    /// The heads of a pool are selected from together.
-    pub fn check_pools(&self, num_kv_heads: u32, max_binding_bytes: u64) -> Result<(), BuildError> {
-        if self.max_rows(max_binding_bytes) >= num_kv_heads {
-            return Ok(());
+    /// Rows that are selected from together, one or the heads of a pool, must fit a binding and a grid.
+    pub fn check(&self, num_rows: u32, capabilities: &Capabilities) -> Result<(), BuildError> {
+        let bytes = u64::from(num_rows) * self.widest_row();
+        let grid = u64::from(num_rows) + u64::from(MOST_SCOUT_ROWS);
+        for (limit, needed, available) in [
+            ("max_storage_buffer_binding_size", bytes, capabilities.max_binding_bytes),
+            ("max_compute_workgroups_per_dimension", grid, capabilities.max_workgroups.into()),
+        ] {
+            if needed > available {
+                return Err(BuildError::Limit { limit, needed, available });
+            }
         }
-        let needed = u64::from(num_kv_heads) * self.widest_row();
-        Err(BuildError::Limit { limit: "max_storage_buffer_binding_size", needed, available: max_binding_bytes })
+        Ok(())
     }
 
     pub fn total_bytes(&self) -> u64 {

@@ -309,6 +309,14 @@ const BINDS: &[(&str, EditDraft, &str)] = &[
         r#"WrongPlan { argument: "state" }"#,
     ),
     (
+        "workspace of a row shorter, in strides that are the same",
+        |n, d| {
+            let plan = n.compressor().plan(&KvShape { capacity: 9, num_layers: 2, ..shape() }, &policy());
+            d.workspace = plan.expect("a sound plan").create_workspace().expect("a workspace");
+        },
+        r#"WrongPlan { argument: "workspace" }"#,
+    ),
+    (
         "workspace of another shape",
         |n, d| d.workspace = other_plan(n).create_workspace().expect("a workspace"),
         r#"WrongPlan { argument: "workspace" }"#,

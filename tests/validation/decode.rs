@@ -132,7 +132,8 @@ fn schedules() {
         new(&halves, cap(8), &[1, 11]),
         r#"LengthOverCapacity { argument: "lengths", index: 1, got: 11, capacity: 10 }"#,
     );
-    let unknown: [fn(&mut Policy); 3] = [
+    let unknown: [fn(&mut Policy); 4] = [
+        |p| p.segments = true,
         |p| p.pool = Some(Pool { min_tokens: 1 }),
         |p| p.budget = Budget::MaxNorm(1.0),
         |p| p.score = Score::External(ExternalScore::OrderKeys),
@@ -193,6 +194,7 @@ fn schedules_of_single_rows_and_whole_layers() {
     });
     let mut schedule = Schedule::new(&growing, Trigger::AtCap(8), &[7, 0]).expect("a schedule");
     let mut step = |n| (schedule.append(&[n, 0]).expect("room").map(|due| due.max_len), schedule.max_len(0));
+    assert_eq!([step(1), step(1)], [(Some(8), Ok(6)), (None, Ok(7))], "6 of 8 at most, and one more");
     assert_eq!([step(1), step(1)], [(Some(8), Ok(7)), (Some(8), Ok(7))], "6 at most, or up to 7 that are left whole");
 
     let mut schedule = Schedule::new(&plan_of(|p| p.recent = 1), Trigger::AtCap(8), &[7, 7]).expect("a schedule");
@@ -205,4 +207,9 @@ fn schedules_of_single_rows_and_whole_layers() {
     let mut schedule = Schedule::new(&whole, Trigger::AtCap(4), &[4, 4]).expect("a schedule");
     schedule.append(&[6, 0]).expect("up to the capacity");
     schedule.append(&[1, 0]).expect_err("the layer left whole is full");
+    let error = r#"IndexOutOfRange { argument: "sequence", got: 2, limit: 2 }"#;
+    assert_error("sequence", schedule.reset_sequence(2), error);
+    schedule.reset_sequence(0).expect("a sequence");
+    assert_eq!([schedule.max_len(0), schedule.max_len(1)], [Ok(0), Ok(4)], "the other is as it was");
+    schedule.append(&[3, 0]).expect("an empty sequence has room");
 }

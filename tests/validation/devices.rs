@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use keynorm::{
-    BuildError, Compressor, Dtype, KvShape, Module, Options, Order, Policy, ReadError, Reduction, Selector,
+    BuildError, Compressor, Dtype, KvShape, Module, Options, Order, Policy, Pool, ReadError, Reduction, Selector,
     ShaderPatch, Strides, Switch, TensorSpec,
 };
 
@@ -78,6 +78,24 @@ fn grids_and_buffers_below_what_a_plan_needs() {
         other => panic!("{other:?}"),
     }
     assert_usable(&noop, &compressor.plan(&shape(), &policy()).expect("a sound plan"));
+    // The heads of a pool are selected from together.
+    let pooled = Policy { pool: Some(Pool { min_tokens: 1 }), ..policy() };
+    let heads = |num_kv_heads| compressor.plan(&KvShape { num_kv_heads, ..shape() }, &pooled);
+    let grid = r#"Limit { limit: "max_compute_workgroups_per_dimension", needed: 257, available: 256 }"#;
+    assert_error("pool", heads(254), grid);
+    assert_usable(&noop, &heads(253).expect("as many as the grid has, beside three rows of scouts"));
+
+    let limits = wgpu::Limits { max_storage_buffer_binding_size: 1 << 20, ..Default::default() };
+    let noop = noop_with(&limits, wgpu::Features::empty(), 4);
+    let compressor = noop.compressor();
+    let row = |capacity| compressor.plan(&KvShape { capacity, ..shape() }, &policy());
+    match row(1 << 18) {
+        Err(BuildError::Limit { limit: "max_storage_buffer_binding_size", needed, available: 0x10_0000 }) => {
+            assert!(needed > 4 << 18, "{needed} bytes of scratch a row");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_usable(&noop, &row(1 << 16).expect("a row of scratch fits"));
 
     let limits = wgpu::Limits { max_buffer_size: 1 << 20, ..Default::default() };
     let noop = noop_with(&limits, wgpu::Features::empty(), 4);

@@ -7,5 +7,6 @@ mod decode;
 mod devices;
 mod paged;
 mod rotations;
+mod schedules;
 mod scores;
 mod support;
