@@ -6,29 +6,46 @@ use crate::error::{ArgumentError, BuildError};
 use crate::lattice::{Lattice, range_lattice};
 use crate::pages::{Views, check_pages, check_table, pool_shape, pool_windows};
 use crate::shape::{Dtype, TensorSpec};
-use crate::state::check_count;
+use crate::state::{CacheState, check_count};
 use crate::view::check_tensor;
 use crate::windows::{LayerWindows, layer_windows, rows_range};
 
 /// One score of the caller's: a word.
 const SCORE: TensorSpec = TensorSpec::new(Dtype::F32, 1);
+const SCORES: &str = "scores";
 
 /// What lies where, so that nothing is bound over something else.
 #[derive(Default)]
-struct Placed<'a>(Vec<(&'a wgpu::Buffer, Lattice)>);
+pub(crate) struct Placed<'a>(Vec<(&'a wgpu::Buffer, Lattice)>);
 
 impl<'a> Placed<'a> {
     fn check(&self, buffer: &wgpu::Buffer, lattice: &Lattice) -> Result<(), ArgumentError> {
-        let overlaps = |other: &&(&wgpu::Buffer, Lattice)| other.0 == buffer && lattice.overlaps(&other.1);
+        // Scores are only read.
+        let is_shared = |other: &Lattice| [lattice, other].iter().all(|l| l.argument == SCORES);
+        let overlaps =
+            |other: &&(&wgpu::Buffer, Lattice)| other.0 == buffer && !is_shared(&other.1) && lattice.overlaps(&other.1);
         self.0.iter().find(overlaps).map_or(Ok(()), |(_, other)| {
             Err(ArgumentError::Overlap { first: other.argument, second: lattice.argument })
         })
     }
 
-    fn add(&mut self, buffer: &'a wgpu::Buffer, lattice: Lattice) -> Result<(), ArgumentError> {
+    pub fn add(&mut self, buffer: &'a wgpu::Buffer, lattice: Lattice) -> Result<(), ArgumentError> {
         self.check(buffer, &lattice)?;
         self.0.push((buffer, lattice));
         Ok(())
+    }
+
+    /// The buffers of a state, whole.
+    pub fn add_state(&mut self, state: &'a CacheState) {
+        for (buffer, argument) in [
+            (state.meta(), "state.meta"),
+            (state.positions(), "state.positions"),
+            (state.status(), "state.status"),
+            (state.norms_or_dummy(), "state.key_norms"),
+            (state.key_sums_or_dummy(), "state.key_sums"),
+        ] {
+            self.0.push((buffer, range_lattice(argument, 0, buffer.size())));
+        }
     }
 }
 
@@ -48,16 +65,9 @@ impl Builder<'_> {
             return Err(ArgumentError::WrongPlan { argument: "workspace" }.into());
         }
         let mut placed = Placed::default();
-        for (buffer, argument) in [
-            (self.state.meta(), "state.meta"),
-            (self.state.positions(), "state.positions"),
-            (self.state.status(), "state.status"),
-            (self.state.norms_or_dummy(), "state.key_norms"),
-            (self.state.key_sums_or_dummy(), "state.key_sums"),
-            (self.workspace.order_keys(), "workspace.order_keys"),
-        ] {
-            placed.0.push((buffer, range_lattice(argument, 0, buffer.size())));
-        }
+        placed.add_state(self.state);
+        let order_keys = self.workspace.order_keys();
+        placed.0.push((order_keys, range_lattice("workspace.order_keys", 0, order_keys.size())));
         let tables = self.check_tables(views, &placed)?;
         let tensor_shape = self.pages.map_or(*shape, |pages| pool_shape(&pages, shape));
         placed.0.extend(tables.iter().map(|t| (t.0, t.1)));
@@ -69,7 +79,7 @@ impl Builder<'_> {
             placed.add(view.keys.buffer, keys)?;
             placed.add(view.values.buffer, values)?;
             let scores = views.scores.get(layer as usize);
-            let scores = scores.map(|s| check_tensor("scores", shape, &SCORE, s).map(|lattice| (s.buffer, lattice)));
+            let scores = scores.map(|s| check_tensor(SCORES, shape, &SCORE, s).map(|lattice| (s.buffer, lattice)));
             let scores = scores.transpose()?;
             if let Some((buffer, lattice)) = scores {
                 placed.add(buffer, lattice)?;
@@ -109,7 +119,7 @@ impl Builder<'_> {
         for (scores, window) in scores.iter().flat_map(|s| windows.iter().map(move |w| (s, w))) {
             let row_bytes = rows_range(scores, window, self.limits()).size;
             if row_bytes > limit {
-                return Err(ArgumentError::RowExceedsBinding { argument: "scores", row_bytes, limit });
+                return Err(ArgumentError::RowExceedsBinding { argument: SCORES, row_bytes, limit });
             }
         }
         Ok(())

@@ -89,9 +89,9 @@ impl Policy {
         let unsupported = |what| Err(ArgumentError::Unsupported { what });
         match self.score {
             Score::KeyNorm => Ok(()),
-            Score::KeyDiff if self.pool.is_none() => Ok(()),
-            _ if self.cached_norms => unsupported("cached_norms with a score other than KeyNorm and KeyDiff"),
             _ if self.pool.is_some() => unsupported("a pool with a score other than KeyNorm"),
+            Score::KeyDiff => Ok(()),
+            _ if self.cached_norms => unsupported("cached_norms with a score other than KeyNorm and KeyDiff"),
             _ => Ok(()),
         }
     }

@@ -298,8 +298,8 @@ pub enum ArgumentError {
     },
     /// One row that is larger than a storage binding of the device, where it must be bound whole.
     #[error(
-        "one row of {argument} spans {row_bytes} bytes, more than max_storage_buffer_binding_size = {limit}, and of all \
-         scores only the key norm goes by bands of a row: use it, a layout whose rows are contiguous, or a shorter capacity"
+        "one row of {argument} spans {row_bytes} bytes, more than max_storage_buffer_binding_size = {limit}; only rows that are \
+         scored by key norm go by bands, and none that are rotated: use a layout whose rows are contiguous, or a shorter capacity"
     )]
     RowExceedsBinding {
         /// Name of the argument.

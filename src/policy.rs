@@ -143,7 +143,7 @@ impl BudgetRule {
     /// The budget asked for, before any raise. `num_within` counts the order keys up to `key_limit`.
     #[expect(clippy::cast_possible_truncation, reason = "at most len, a u32")]
     pub fn asked(&self, len: u32, num_within: u32) -> u32 {
-        let product = u64::from(len) * self.ratio;
+        let product = u128::from(len) * u128::from(self.ratio);
         match self.mode {
             _ if len < self.min_len => len,
             0 => product.div_ceil(1 << 40) as u32,
@@ -300,13 +300,15 @@ impl Policy {
     /// # Errors
     /// A ratio or share that is NaN or outside 0..=1, a budget of 0 tokens, `KeepTokens` below `sinks + recent`, a skipped
     /// layer or an override's layer or head that the shape does not have, `MaxNorm` with another direction than the lowest
-    /// or with a pool, any of `MaxNorm`, a pool and cached norms with another score than the key norm.
+    /// or with a pool, any of `MaxNorm`, a pool and cached norms with another score than the key norm, but for cached norms with
+    /// [`Score::KeyDiff`].
     pub fn check(&self, shape: &KvShape) -> Result<(), ArgumentError> {
+        // Before the share, which may have been made of it.
+        self.check_budget(self.budget)?;
         if let Some(got) = self.recent_share.filter(|share| !(0.0..=1.0).contains(share)) {
             return Err(ArgumentError::RecentShare { got });
         }
         self.check_score()?;
-        self.check_budget(self.budget)?;
         for o in &self.budgets {
             self.check_budget(o.budget)?;
             for (argument, got, limit) in

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use crate::bind::{bind_group, params_binding, range_binding, words_binding};
+use crate::check::Placed;
 use crate::draft::{tensor_layout, word};
 use crate::error::{ArgumentError, BuildError};
 use crate::kernel::Checks;
-use crate::lattice::{Lattice, range_lattice};
+use crate::lattice::Lattice;
 use crate::layout::LayoutKind;
 use crate::module::{Access, Module};
 use crate::params::{RenumberParams, RotateParams, StateLayout};
@@ -83,7 +84,8 @@ impl Plan {
     /// Semantically the same as [`reference::rotate`](crate::reference::rotate).
     ///
     /// Every token of a row is turned, those before [`CacheState::set_first_writable`](crate::CacheState::set_first_writable) as well:
-    /// not for sequences that share them.
+    /// not for sequences that share them. Rows that end level with a longer one begin behind position 0: what they hold of the
+    /// first tokens is no sink then. Paged caches cannot be bound.
     ///
     /// # Errors
     /// A plan of [`Order::Fill`], whose slots are out of order: positions that follow them would change the order of the
@@ -100,9 +102,12 @@ impl Plan {
         let mut checks = Checks::default();
         let mut params = ParamsBlock::default();
         let mut drafts = Vec::new();
+        let mut placed = Placed::default();
+        placed.add_state(state);
         for &layer in &inner.layers {
             let view = &keys[layer as usize];
-            let lattice = check_keys(inner, view, state)?;
+            let lattice = check_tensor("keys", &inner.shape, &inner.shape.keys, view)?;
+            placed.add(view.buffer, lattice)?;
             for window in windows(inner, &lattice)? {
                 let state_row =
                     u64::from(layer) * u64::from(inner.shape.rows_per_layer()) + u64::from(window.first_row);
@@ -144,16 +149,6 @@ fn check(
         return Err(ArgumentError::WrongPlan { argument: "state" });
     }
     Ok(())
-}
-
-fn check_keys(inner: &PlanInner, view: &TensorView<'_>, state: &CacheState) -> Result<Lattice, ArgumentError> {
-    let lattice = check_tensor("keys", &inner.shape, &inner.shape.keys, view)?;
-    for (buffer, argument) in [(state.meta(), "state.meta"), (state.positions(), "state.positions")] {
-        if buffer == view.buffer && lattice.overlaps(&range_lattice(argument, 0, buffer.size())) {
-            return Err(ArgumentError::Overlap { first: argument, second: "keys" });
-        }
-    }
-    Ok(lattice)
 }
 
 fn windows(inner: &PlanInner, keys: &Lattice) -> Result<Vec<Window>, ArgumentError> {

@@ -239,17 +239,7 @@ impl CacheState {
     /// A count other than `batch_size`; a length above the capacity.
     pub fn set_lengths(&self, queue: &wgpu::Queue, lengths: &[u32]) -> Result<(), ArgumentError> {
         let shape = &self.shape;
-        check_count("lengths", lengths.len(), shape.batch_size as usize)?;
-        for (index, &got) in lengths.iter().enumerate() {
-            if got > shape.capacity {
-                return Err(ArgumentError::LengthOverCapacity {
-                    argument: "lengths",
-                    index,
-                    got,
-                    capacity: shape.capacity,
-                });
-            }
-        }
+        check_lengths("lengths", lengths, shape)?;
         let o = self.offsets();
         let num_seen: Vec<u32> = (0..shape.num_layers).flat_map(|_| lengths.iter().copied()).collect();
         let heads = shape.num_kv_heads as usize;
@@ -347,9 +337,9 @@ impl CacheState {
     /// appends one token a step writes its slot once.
     ///
     /// # Errors
-    /// A slot of [`NUM_APPEND_SLOTS`] or more; a count other than `batch_size`.
+    /// A slot of [`NUM_APPEND_SLOTS`] or more; a count other than `batch_size`, or one above the capacity.
     pub fn set_append_counts(&self, queue: &wgpu::Queue, slot: u32, counts: &[u32]) -> Result<(), ArgumentError> {
-        check_count("counts", counts.len(), self.shape.batch_size as usize)?;
+        check_lengths("counts", counts, &self.shape)?;
         check_slot(slot)?;
         let offset = u64::from(append_slot_words(&self.shape)) * u64::from(slot) * 4;
         queue.write_buffer(&self.append_counts, offset, bytemuck::cast_slice(counts));
@@ -376,6 +366,16 @@ pub(crate) const fn check_slot(slot: u32) -> Result<(), ArgumentError> {
         return Ok(());
     }
     Err(ArgumentError::IndexOutOfRange { argument: "slot", got: slot as u64, limit: NUM_APPEND_SLOTS as u64 })
+}
+
+/// A number of tokens for each sequence.
+fn check_lengths(argument: &'static str, lengths: &[u32], shape: &KvShape) -> Result<(), ArgumentError> {
+    let capacity = shape.capacity;
+    check_count(argument, lengths.len(), shape.batch_size as usize)?;
+    match lengths.iter().position(|&len| len > capacity) {
+        Some(index) => Err(ArgumentError::LengthOverCapacity { argument, index, got: lengths[index], capacity }),
+        None => Ok(()),
+    }
 }
 
 pub(crate) const fn check_count(argument: &'static str, got: usize, expected: usize) -> Result<(), ArgumentError> {

@@ -451,6 +451,7 @@ fn budgets_of_the_documentation() {
     }
     assert_eq!([Rounding::Ceil, Rounding::Floor].map(|r| tokens(0.5, r, 101)), [51, 50], "roundings differ");
     assert_eq!(Budget::keep_ratio(0.5).tokens(10, 7).expect("sound"), 7, "raised to what is protected");
+    assert_eq!(Budget::keep_ratio(1.0).tokens(u32::MAX, 0).expect("sound"), u32::MAX, "of any length");
     assert_eq!(Budget::keep_ratio(0.5).tokens(10, 70).expect("sound"), 10, "but not above the length");
 }
 

@@ -111,6 +111,12 @@ const PLANS: &[(&str, EditPlan, &str)] = &[
     ("share NaN", |_, p| p.recent_share = Some(f64::NAN), "RecentShare { got: NaN }"),
     ("share above 1", |_, p| p.recent_share = Some(1.25), "RecentShare { got: 1.25 }"),
     ("ratio of keydiff", |_, p| *p = Policy::keydiff(Budget::keep_ratio(1.5)), "KeepRatio { got: 1.5 }"),
+    ("no ratio of keydiff", |_, p| *p = Policy::keydiff(Budget::keep_ratio(f64::NAN)), "KeepRatio { got: NaN }"),
+    (
+        "pool of another score with cached norms",
+        |_, p| (p.score, p.pool, p.cached_norms) = (Score::KeyDiff, Some(Pool { min_tokens: 1 }), true),
+        r#"Unsupported { what: "a pool with a score other than KeyNorm" }"#,
+    ),
     (
         "tokens of keydiff",
         |_, p| *p = Policy::keydiff(Budget::KeepTokens(0)),
@@ -423,7 +429,7 @@ fn cache_state() {
     let plan = noop.compressor().plan(&shape(), &policy()).expect("a sound plan");
     let state = plan.create_state().expect("a state");
     let q = &noop.queue;
-    let cases: [(&str, Result<(), ArgumentError>, &str); 13] = [
+    let cases: [(&str, Result<(), ArgumentError>, &str); 14] = [
         ("no lengths", state.set_lengths(q, &[]), r#"WrongCount { argument: "lengths", got: 0, expected: 2 }"#),
         ("one length", state.set_lengths(q, &[1]), r#"WrongCount { argument: "lengths", got: 1, expected: 2 }"#),
         ("a length a row", state.set_lengths(q, &[1; 6]), r#"WrongCount { argument: "lengths", got: 6, expected: 2 }"#),
@@ -446,6 +452,11 @@ fn cache_state() {
             r#"IndexOutOfRange { argument: "sequence", got: 4294967295, limit: 2 }"#,
         ),
         ("counts", state.set_append_counts(q, 0, &[1]), r#"WrongCount { argument: "counts", got: 1, expected: 2 }"#),
+        (
+            "tokens",
+            state.set_append_counts(q, 0, &[10, 11]),
+            r#"LengthOverCapacity { argument: "counts", index: 1, got: 11, capacity: 10 }"#,
+        ),
         ("slot", state.set_append_counts(q, 8, &[1, 1]), r#"IndexOutOfRange { argument: "slot", got: 8, limit: 8 }"#),
         (
             "slot max",

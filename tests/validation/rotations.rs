@@ -66,6 +66,14 @@ fn rotations() {
         bind(&[TensorView { offset_bytes: 16, ..keys }], &rope),
         r#"Argument(OutsideBuffer { argument: "keys", end: 7696, buffer_bytes: 7680 })"#,
     );
+    let shape = keynorm::KvShape { num_layers: 2, ..shape() };
+    let two = noop.compressor().plan(&shape, &Policy { order: Order::Positional, ..policy() }).expect("a sound plan");
+    let state = two.create_state().expect("a state");
+    assert_error(
+        "the same keys twice",
+        two.bind_rotation(&noop.device, &[keys, keys], &state, &rope),
+        r#"Argument(Overlap { first: "keys", second: "keys" })"#,
+    );
     let filled = plan(Order::Fill);
     assert_error(
         "slots out of order",

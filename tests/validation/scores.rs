@@ -1,6 +1,6 @@
 //! Every score records what wgpu accepts at WebGPU's default limits, and what is wrong about the caller's scores.
 
-use keynorm::{ExternalScore, Policy, Score, Strides, TensorView};
+use keynorm::{ExternalScore, KvShape, Policy, Score, Strides, TensorView};
 
 use crate::support::{Draft, assert_error, assert_records, assert_usable, noop, policy, shape};
 
@@ -88,6 +88,10 @@ fn scores_of_the_callers() {
         bind(&[TensorView { buffer: &draft.layers[0].0.buffer, ..view }]),
         r#"Argument(Overlap { first: "keys", second: "scores" })"#,
     );
+
+    // Scores are only read, so layers may have them in common.
+    let two = noop.compressor().plan(&KvShape { num_layers: 2, ..shape() }, &external()).expect("a sound plan");
+    Draft::new(&noop, &two).bind_with_scores(&two, &[view, view]).expect("scores of two layers");
 
     let norms = noop.compressor().plan(&shape(), &policy()).expect("a sound plan");
     assert_error(
