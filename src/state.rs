@@ -86,7 +86,8 @@ const SEGMENT_WORDS: u32 = 4;
 pub struct Segment {
     /// Original positions.
     pub positions: std::ops::Range<u32>,
-    /// Tokens of the range that are kept in any case: its lowest order keys, as far as it has tokens left.
+    /// Tokens of the range that are kept in any case: its lowest order keys, as far as it has tokens left. Those that are
+    /// protected (sinks, recent tokens, a prefix) are the first of them.
     pub min_tokens: u32,
 }
 
@@ -282,8 +283,8 @@ impl CacheState {
     }
 
     /// Says from where on each sequence may be written: before it lie pages of a paged cache (else tokens) that other
-    /// sequences may share. Their tokens are kept where they are and count towards the budget as protected ones do. All
-    /// 0 at first.
+    /// sequences may share. Their tokens are kept where they are and count towards the budget as protected ones do, unless the
+    /// caller writes order keys of its own ([`Workspace::order_keys`](crate::Workspace::order_keys)). All 0 at first.
     ///
     /// # Errors
     /// A count other than `batch_size`.

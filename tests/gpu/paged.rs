@@ -134,6 +134,19 @@ fn shared_prefixes_stay() {
     }
 }
 
+/// What is protected, a prefix too, fills quotas first.
+#[test]
+fn prefixes_fill_quotas() {
+    for order in ORDERS {
+        let mut case = case(16, PageLayout::Hnd, order);
+        case.policy = Policy { segments: true, ..policy(0.3, Selector::Auto, order) };
+        case.lengths = vec![200, 180, 176];
+        paged(&mut case).first_writable = vec![2, 0, 7];
+        case.segments = vec![vec![Segment { positions: 0..100, min_tokens: 60 }]; 3];
+        run(&case);
+    }
+}
+
 /// A contiguous cache can have a prefix as well, in tokens.
 #[test]
 fn prefixes_of_contiguous_caches_stay() {

@@ -1,7 +1,10 @@
-//! Cases drawn at random: both selectors and both orders against the reference.
+//! Cases drawn at random: every selector and both orders against the reference.
 //! `KEYNORM_PROPTEST_CASES` sets how many, `KEYNORM_PROPTEST_SEED` another start.
 
-use keynorm::{Budget, Direction, Dtype, KvShape, Options, Order, Policy, Rounding, Selector, Switch, TensorSpec};
+use keynorm::{
+    Budget, BudgetOverride, Direction, Dtype, KvShape, Options, Order, Policy, Pool, Rounding, Score, Selector, Switch,
+    TensorSpec,
+};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
@@ -57,14 +60,67 @@ fn policy(shape: KvShape) -> impl Strategy<Value = Policy> {
     ];
     let protection = prop_oneof![Just((0, 0)), (0_u32..6, 0..shape.capacity / 2 + 2)];
     let skip = prop::collection::vec(0..shape.num_layers, 0..2);
-    (budget, direction, protection, skip).prop_map(|(budget, direction, (sinks, recent), skip_layers)| {
-        // A budget of tokens below what is protected is refused: see the tests of refusals.
-        let budget = match budget {
-            Budget::KeepTokens(n) => Budget::KeepTokens(n.max(sinks + recent)),
-            other => other,
-        };
-        Policy { direction, sinks, recent, skip_layers, ..Policy::new(budget) }
-    })
+    let score = prop_oneof![
+        4 => Just(Score::KeyNorm),
+        1 => Just(Score::KeyDiff),
+        1 => Just(Score::Centroid),
+        1 => Just(Score::ValueKeyRatio),
+    ];
+    let share = prop::option::weighted(0.2, 0.0..=1.0);
+    let min_len = prop_oneof![3 => Just(0), 1 => 0..=shape.capacity];
+    let head = (0..shape.num_layers, 0..shape.num_kv_heads, 0.0..=1.0);
+    let special = prop_oneof![
+        4 => Just(Special::Nothing),
+        1 => Just(Special::CachedNorms),
+        1 => (0_u32..20).prop_map(Special::Pool),
+        1 => (0.0_f32..12.0).prop_map(Special::MaxNorm),
+        1 => head.prop_map(|(layer, head, keep_ratio)| Special::Override(layer, head, keep_ratio)),
+    ];
+    let what = (budget, score, direction, special);
+    (what, protection, share, min_len, skip).prop_map(
+        move |(what, (sinks, recent), recent_share, min_len, skip_layers)| {
+            let (budget, score, direction, special) = what;
+            // A budget of tokens below what is protected is refused: see the tests of refusals.
+            let budget = match budget {
+                Budget::KeepTokens(n) => Budget::KeepTokens(n.max(sinks + recent)),
+                other => other,
+            };
+            let policy =
+                Policy { score, direction, sinks, recent, recent_share, min_len, skip_layers, ..Policy::new(budget) };
+            let specialised = special.of(policy.clone());
+            // KeyDiff with cached scores has tests of its own: running.rs.
+            let keeps_sums = specialised.cached_norms && score != Score::KeyNorm;
+            if specialised.check(&shape).is_ok() && !keeps_sums { specialised } else { policy }
+        },
+    )
+}
+
+/// What does not go with every score or direction.
+#[derive(Debug, Clone)]
+enum Special {
+    Nothing,
+    CachedNorms,
+    Pool(u32),
+    MaxNorm(f32),
+    Override(u32, u32, f64),
+}
+
+impl Special {
+    fn of(self, policy: Policy) -> Policy {
+        match self {
+            Self::Nothing => policy,
+            Self::CachedNorms => Policy { cached_norms: true, ..policy },
+            Self::Pool(min_tokens) => Policy { pool: Some(Pool { min_tokens }), ..policy },
+            Self::MaxNorm(norm) => Policy { budget: Budget::MaxNorm(norm), ..policy },
+            Self::Override(layer, head, keep_ratio) => {
+                let (layers, heads) = (layer..layer + 1, head..head + 1);
+                Policy {
+                    budgets: vec![BudgetOverride { layers, heads, budget: Budget::keep_ratio(keep_ratio) }],
+                    ..policy
+                }
+            }
+        }
+    }
 }
 
 fn case() -> impl Strategy<Value = Case> {
@@ -108,7 +164,7 @@ fn random_cases() {
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &seed));
     let run_all = |case: Case| {
-        for selector in [Selector::Radix, Selector::Bitonic] {
+        for selector in [Selector::Auto, Selector::Radix, Selector::Bitonic] {
             for order in [Order::Fill, Order::Positional] {
                 let mut case = case.clone();
                 case.policy.selector = selector;

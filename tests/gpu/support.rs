@@ -621,12 +621,13 @@ impl HostLayer {
             for row in rows.clone() {
                 let keys = self.gather(&self.keys, &shape.keys, shape, row);
                 let mut scored = score(row, &self.rows[row as usize], &keys);
-                if let (true, Some(segments)) = (case.policy.segments, case.segments.get(sequence as usize)) {
-                    key_norm::reserve(&mut scored.order_keys, &self.rows[row as usize], segments);
-                }
                 if let Some(paged) = &self.paged {
                     let first = paged.first_writable(sequence) * paged.page_size;
                     pages::protect_prefix(&mut scored.order_keys, first);
+                }
+                // What is protected fills quotas too.
+                if let (true, Some(segments)) = (case.policy.segments, case.segments.get(sequence as usize)) {
+                    key_norm::reserve(&mut scored.order_keys, &self.rows[row as usize], segments);
                 }
                 self.status |= if scored.non_finite { Status::NON_FINITE_KEY.0 } else { 0 };
                 order_keys.push(scored.order_keys);
