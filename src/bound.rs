@@ -151,6 +151,8 @@ impl Bound {
         stages: Stages,
     ) -> Result<(), ArgumentError> {
         self.check_max("max_len", max_len)?;
+        // Of a paged cache the list of freed pages is made anew even if nothing is left.
+        let max_len = if self.pages.is_some() { max_len.max(1) } else { max_len };
         if max_len == 0 || self.selects.is_empty() {
             return Ok(());
         }

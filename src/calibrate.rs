@@ -117,7 +117,7 @@ impl Calibration {
     ///
     /// # Errors
     /// No layer or keep ratio; a layer without candidates, or a candidate with another number of losses than ratios; a
-    /// ratio outside 0..=1, or a mean below the lowest.
+    /// ratio outside 0..=1 or below the one before it, or a mean below the lowest.
     pub fn fit(layers: &[Vec<Candidate>], keep_ratios: &[f64], mean_keep_ratio: f64) -> Result<Self, ArgumentError> {
         check(layers, keep_ratios, mean_keep_ratio)?;
         // What a layer loses at each ratio, by the candidate that is best there.
@@ -153,7 +153,7 @@ impl Calibration {
 
     /// The policies that carry it out, for caches of so many KV heads: one for each score and window, with the other layers
     /// left whole and a budget a layer. Plan each for the shape of the whole cache, bind all to one state, and record one
-    /// after the other.
+    /// after the other. Layers and heads beyond those are left whole.
     ///
     /// # Errors
     /// A keep ratio that is NaN or outside 0..=1.
@@ -167,7 +167,8 @@ impl Calibration {
             }
             let at = policies.iter().position(|(c, _)| c.same_but_budget(choice)).unwrap_or(policies.len());
             if at == policies.len() {
-                policies.push((*choice, choice.policy()));
+                // The budget of what the calibration does not know.
+                policies.push((*choice, Policy { budget: Budget::keep_ratio(1.0), ..choice.policy() }));
             }
             policies[at].1.budgets.push(BudgetOverride { layers: layer..layer + 1, heads: 0..num_kv_heads, budget });
         }
@@ -186,9 +187,12 @@ fn check(layers: &[Vec<Candidate>], keep_ratios: &[f64], mean_keep_ratio: f64) -
         }
     }
     for got in keep_ratios.iter().copied().chain([mean_keep_ratio]) {
-        if !(0.0..=1.0).contains(&got) || got < keep_ratios[0] {
-            return Err(ArgumentError::KeepRatio { got });
-        }
+        Budget::keep_ratio(got).rule()?;
+    }
+    let descent = keep_ratios.windows(2).find(|pair| pair[1] < pair[0]).map(|pair| ("keep_ratios", pair[1], pair[0]));
+    let mean = (mean_keep_ratio < keep_ratios[0]).then_some(("mean_keep_ratio", mean_keep_ratio, keep_ratios[0]));
+    if let Some((argument, got, least)) = descent.or(mean) {
+        return Err(ArgumentError::KeepRatioTooLow { argument, got, least });
     }
     for candidates in layers {
         if candidates.is_empty() {

@@ -60,6 +60,16 @@ pub enum ArgumentError {
         /// Given ratio.
         got: f64,
     },
+    /// A keep ratio below another one: ratios descend, or their mean is to be less than the lowest.
+    #[error("{argument} is {got}, expected at least {least}")]
+    KeepRatioTooLow {
+        /// Name of the argument.
+        argument: &'static str,
+        /// Given ratio.
+        got: f64,
+        /// The ratio before it, or the lowest.
+        least: f64,
+    },
     /// A share of the recent window that is NaN or outside 0..=1.
     #[error("recent_share is {got}, expected a number from 0 to 1 (the share of the row that the window may take)")]
     RecentShare {

@@ -164,7 +164,9 @@ fn fits_follow_the_losses() {
     assert!(refused(&[], &ratios, 0.3).contains("layers"));
     assert!(refused(&[vec![]], &ratios, 0.3).contains("candidates"));
     assert!(refused(&layers, &ratios[..3], 0.3).contains("lost"));
-    assert!(refused(&layers, &ratios, 0.05).contains("keep_ratio"));
+    assert_eq!(refused(&layers, &ratios, 0.05), "mean_keep_ratio is 0.05, expected at least 0.1");
+    assert_eq!(refused(&layers, &[0.1, 0.5, 0.3, 1.0], 0.3), "keep_ratios is 0.3, expected at least 0.5");
+    assert!(refused(&layers, &ratios, 1.5).contains("keep_ratio is 1.5, expected a number from 0 to 1"));
     assert!(Calibration { layers: vec![of(Score::KeyNorm, f64::NAN)] }.policies(1).is_err(), "a ratio that is NaN");
 }
 
@@ -190,4 +192,7 @@ fn candidates_come_from_losses() {
     let policies = fitted.policies(3).expect("sound ratios");
     assert_eq!(policies.len(), 1);
     assert_eq!((policies[0].score, policies[0].budget_of(0, 2)), (Score::KeyDiff, Budget::keep_ratio(0.25)));
+    for (layer, head) in [(0, 3), (1, 0)] {
+        assert_eq!(policies[0].budget_of(layer, head), Budget::keep_ratio(1.0), "beyond what was fitted");
+    }
 }

@@ -134,6 +134,27 @@ fn shared_prefixes_stay() {
     }
 }
 
+/// Nothing is freed twice where a runtime that has reset its sequences records what they hold.
+#[test]
+fn empty_caches_free_nothing() {
+    let gpu = gpu();
+    let mut case = case(16, PageLayout::Hnd, Order::Fill);
+    case.policy = policy(0.3, Selector::Auto, Order::Fill);
+    let mut fixture = Fixture::new(gpu, &case);
+    let freed = fixture.bound.freed_pages().expect("a paged cache").clone();
+    let count = || {
+        let lists = pollster::block_on(freed.read(&gpu.device, &gpu.queue)).expect("a read-back");
+        lists.iter().flatten().map(|sequence| sequence.freed.len()).sum::<usize>()
+    };
+    fixture.compress_and_compare(gpu, &case, "full");
+    assert!(count() > 0, "pages are freed");
+    for sequence in 0..case.shape.batch_size {
+        fixture.state.reset_sequence(&gpu.queue, sequence).expect("a sequence");
+    }
+    submit(gpu, |pass| fixture.bound.record(pass, 0).expect("a record"));
+    assert_eq!(count(), 0, "of empty sequences");
+}
+
 /// What is protected, a prefix too, fills quotas first.
 #[test]
 fn prefixes_fill_quotas() {
