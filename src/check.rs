@@ -56,6 +56,9 @@ impl Builder<'_> {
             return Err(ArgumentError::WrongDevice { argument: "device" }.into());
         }
         check_count("views", views.layers.len(), shape.num_layers as usize)?;
+        if self.pages.is_some() && self.plan.policy.takes_scores() {
+            return Err(ArgumentError::Unsupported { what: "a paged cache with Score::External" }.into());
+        }
         let num_scores = if self.plan.policy.takes_scores() { shape.num_layers as usize } else { 0 };
         check_count("scores", views.scores.len(), num_scores)?;
         if self.state.shape != *shape || !self.state.serves(&self.plan.policy) {

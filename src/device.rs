@@ -35,7 +35,8 @@ pub struct Options {
     /// A cache that pipelines are created with ([`wgpu::Features::PIPELINE_CACHE`]).
     pub pipeline_cache: Option<wgpu::PipelineCache>,
     /// Largest storage binding that is used, bytes; caches beyond it go in windows of whole rows, rows beyond it in
-    /// bands of their tokens. `None`: the device's `max_storage_buffer_binding_size`. A lower value serves tests.
+    /// bands of their tokens. `None`: the device's `max_storage_buffer_binding_size`. A lower value, of 65536 at least,
+    /// serves tests.
     pub max_binding_bytes: Option<u64>,
     /// Applied to the text of every shader module, for tests that plant faults.
     #[doc(hidden)]

@@ -186,16 +186,17 @@ pub enum ArgumentError {
     },
     /// Strides under which two rows or tokens of one tensor share bytes.
     #[error(
-        "strides of {argument} make its rows overlap: {dimension} stride is {got} elements, expected at least {expected}"
+        "strides of {argument} make its rows overlap: {dimension} stride is {got}, expected at least {expected} (elements; of \
+         quantised rows bytes, of scores words)"
     )]
     OverlappingRows {
         /// Name of the argument.
         argument: &'static str,
         /// Dimension whose stride is too small.
         dimension: &'static str,
-        /// Given stride, elements.
+        /// Given stride.
         got: u64,
-        /// Smallest stride that keeps rows apart, elements.
+        /// Smallest stride that keeps rows apart.
         expected: u64,
     },
     /// Two arguments that share bytes.

@@ -180,7 +180,8 @@ impl Plan {
     /// longest head needs, so that what the other heads drop there is saved in attention and not in memory.
     ///
     /// # Errors
-    /// As [`Plan::bind`]; a page size, capacity, pool or table that does not fit.
+    /// As [`Plan::bind`]; a page size, capacity, pool or table that does not fit; a policy of
+    /// [`Score::External`](crate::Score::External).
     pub fn bind_paged(
         &self,
         device: &wgpu::Device,

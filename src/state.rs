@@ -18,7 +18,8 @@ impl Status {
     /// A sequence of a paged cache was left as it is: its table has an id that the pool has not, or one twice, or a page
     /// to be written that another sequence has too.
     pub const BAD_PAGE: Self = Self(4);
-    /// A key had a NaN element, or its squared norm was infinite.
+    /// A key had a NaN element, or its squared norm was infinite; of [`Score::ValueKeyRatio`](crate::Score::ValueKeyRatio) a key or
+    /// a value.
     pub const NON_FINITE_KEY: Self = Self(8);
     /// A token of a policy with cached norms had none, since it was appended after the last
     /// [`Bound::record_norms`](crate::Bound::record_norms) or beyond its `max_new`. It was kept.

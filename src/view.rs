@@ -11,7 +11,7 @@ pub struct TensorView<'a> {
     pub buffer: &'a wgpu::Buffer,
     /// First byte of (sequence 0, head 0, token 0): a multiple of 4. Multiples of 16 are fastest.
     pub offset_bytes: u64,
-    /// Distances between neighbours, elements.
+    /// Distances between neighbours, elements; of quantised rows bytes, of scores words.
     pub strides: Strides,
 }
 

@@ -1,8 +1,8 @@
 //! What `bind_paged` refuses, and what it binds.
 
 use keynorm::{
-    BuildError, Compressor, Dtype, KvShape, Options, Order, PageShape, PageTable, PagedKvView, Plan, Strides,
-    TensorSpec, TensorView,
+    BuildError, Compressor, Dtype, ExternalScore, KvShape, Options, Order, PageShape, PageTable, PagedKvView, Plan,
+    Policy, Score, Strides, TensorSpec, TensorView,
 };
 
 use crate::support::{Noop, assert_error, assert_records, noop, noop_with, policy, shape};
@@ -144,6 +144,15 @@ fn a_table_in_the_state() {
     let view = PagedKvView::hnd(plan.shape(), &PAGES, &draft.keys, &draft.values, table);
     let bound = plan.bind_paged(&noop.device, &PAGES, &[view], &state, &workspace);
     assert_error("in the state", bound, r#"Argument(Overlap { first: "state.meta", second: "table" })"#);
+}
+
+#[test]
+fn scores_of_the_callers() {
+    let noop = noop();
+    let external = Policy { score: Score::External(ExternalScore::F32), ..policy() };
+    let plan = noop.compressor().plan(&paged_shape(), &external).expect("a sound plan");
+    let what = r#"Argument(Unsupported { what: "a paged cache with Score::External" })"#;
+    assert_error("external", Draft::new(&noop).bind(&noop, &plan), what);
 }
 
 /// A pool is bound whole.
