@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::cache::read;
-use crate::cli::{Alr, Common, or};
+use crate::cli::{Alr, Common, check_shares, or};
 use crate::lab::{CHUNK, Lab};
 use crate::model::{Observer, Seen};
 use crate::output::{Output, about, progress};
@@ -154,6 +154,7 @@ fn ranks(values: &[f64]) -> Vec<f64> {
 /// No model, no adapter, a text that is too short.
 pub fn run(common: &Common, args: &Alr) -> Result<()> {
     let offsets = or(&args.offsets, if common.quick { &[0.1] } else { &[0.1, 0.55] });
+    check_shares("--offsets", &offsets, 0.0..=1.0)?;
     let tokens = args.tokens.unwrap_or(if common.quick { 256 } else { 2 * CHUNK });
     let half = tokens / 2;
     ensure!((64..=CHUNK).contains(&half), "--tokens is from 128 to {}", 2 * CHUNK);

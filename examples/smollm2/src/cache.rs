@@ -12,7 +12,8 @@ use burn::tensor::{Tensor, TensorData};
 use burn_wgpu::{AutoCompiler, Wgpu, WgpuResource};
 use cubecl::wgpu::WgpuServer;
 use keynorm::{
-    Bound, CacheState, Compressor, Dtype, KvShape, KvView, Options, Plan, Policy, Strides, TensorSpec, TensorView, wgpu,
+    Bound, Budget, CacheState, Compressor, Dtype, KvShape, KvView, Options, Plan, Policy, Strides, TensorSpec,
+    TensorView, wgpu,
 };
 
 use crate::gguf::Config;
@@ -111,8 +112,9 @@ impl KvCache {
     /// Plans and binds policies of which no two compress the same layer.
     ///
     /// # Errors
-    /// As [`Compressor::plan`] and [`Plan::bind`].
+    /// As [`Compressor::plan`] and [`Plan::bind`]; a policy that leaves lengths which only the GPU knows.
     pub fn press(&self, policies: &[Policy]) -> Result<Press> {
+        policies.iter().try_for_each(|policy| check_followed(policy, &self.shape))?;
         let strides = Strides::hnd(self.shape.num_kv_heads, self.shape.capacity, self.shape.keys.head_dim);
         let views: Vec<_> = self
             .places
@@ -134,6 +136,9 @@ impl KvCache {
 
     /// Compresses every layer that not all policies leave whole: submitted behind Burn's work, ahead of what Burn does
     /// next, and not waited for.
+    ///
+    /// The tokens must have been appended on the calling thread: CubeCL queues work by thread, and only the calling
+    /// thread's is flushed.
     ///
     /// # Errors
     /// As [`Bound::encode`].
@@ -274,6 +279,16 @@ impl KvCache {
         tensors(&self.layers).map(|tensor| Ok(pin(tensor)?.0)).collect()
     }
 
+    /// Fails where Burn has moved a tensor, as it does where another handle lives while it writes.
+    ///
+    /// # Errors
+    /// A moved tensor, and as [`KvCache::current_places`].
+    pub fn check_places(&self) -> Result<()> {
+        let stayed = self.current_places()? == self.places;
+        ensure!(stayed, "Burn has moved the cache: keynorm would have compressed stale buffers");
+        Ok(())
+    }
+
     /// The state that keynorm keeps on the GPU. It lags behind by the tokens appended since the last compression.
     #[must_use]
     pub const fn state(&self) -> &CacheState {
@@ -332,6 +347,21 @@ impl KvCache {
         self.advance(snapshot.num_seen as usize);
         Ok(())
     }
+}
+
+/// Refuses policies whose lengths [`KvCache::compress`] does not follow.
+fn check_followed(policy: &Policy, shape: &KvShape) -> Result<()> {
+    const WHY: &str = "the host follows lengths by the budget of a layer alone";
+    ensure!(policy.pool.is_none(), "pool: {WHY}");
+    ensure!(!policy.segments, "segments: {WHY}");
+    ensure!(policy.min_len == 0, "min_len: {WHY}");
+    for layer in policy.compressed_layers(shape.num_layers) {
+        let budget = policy.budget_of(layer, 0);
+        let is_shared = (1..shape.num_kv_heads).all(|head| policy.budget_of(layer, head) == budget);
+        ensure!(is_shared, "budgets differ among the heads of layer {layer}: {WHY}");
+        ensure!(!matches!(budget, Budget::MaxNorm(_)), "budget MaxNorm: {WHY}");
+    }
+    Ok(())
 }
 
 fn tensors(layers: &[Layer]) -> impl Iterator<Item = &Tensor<3>> {

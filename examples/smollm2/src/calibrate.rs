@@ -11,7 +11,7 @@ use keynorm::{Budget, Calibration, Candidate, Direction, LayerChoice, Policy, Sc
 use serde_json::json;
 
 use crate::cache::{KvCache, read};
-use crate::cli::{Calibrate, Common, Loss, or};
+use crate::cli::{Calibrate, Common, Loss, check_shares, or};
 use crate::lab::Lab;
 use crate::model::{Observer, Seen};
 use crate::output::{Output, about, progress};
@@ -254,6 +254,8 @@ fn lessons(common: &Common, args: &Calibrate, lab: &Lab) -> Result<Vec<Lesson>> 
 /// No model, no adapter, a text that is too short.
 pub fn run(common: &Common, args: &Calibrate) -> Result<()> {
     let keeps = or(&args.keep, &[0.5, 0.25, 0.1]);
+    check_shares("--keep", &keeps, KEEP_RATIOS[0]..=1.0)?;
+    check_shares("--offsets", &args.offsets, 0.0..=1.0)?;
     let output = Output::new(&common.output)?;
     let mut lab = Lab::new(&common.model(), common.adapter.as_deref(), 1)?;
     println!("{}", lab.gpu.describe());
@@ -265,6 +267,7 @@ pub fn run(common: &Common, args: &Calibrate) -> Result<()> {
     let mut lost = Vec::new();
     for (context, rest, weight) in &lessons {
         add(&mut lost, losses(&mut lab, &choices, args.loss, (context, rest))?, *weight);
+        lab.cache.check_places()?;
         bar.inc(1);
     }
     bar.finish_and_clear();

@@ -1,7 +1,9 @@
 //! The command line.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::gguf;
@@ -244,7 +246,7 @@ pub struct Calibrate {
 
 #[derive(Debug, Default, Args)]
 pub struct Speed {
-    /// Tokens of the contexts.
+    /// Tokens of the contexts; beyond the model's they are for timing only.
     #[arg(long, value_delimiter = ',')]
     pub contexts: Vec<usize>,
     /// Keep ratios.
@@ -262,4 +264,15 @@ pub struct Speed {
 #[must_use]
 pub fn or<T: Clone>(given: &[T], default: &[T]) -> Vec<T> {
     if given.is_empty() { default.to_vec() } else { given.to_vec() }
+}
+
+/// Checks the shares given to an option.
+///
+/// # Errors
+/// One that is NaN or outside the range; the error names the option.
+pub fn check_shares(option: &str, shares: &[f64], range: RangeInclusive<f64>) -> Result<()> {
+    match shares.iter().find(|&share| !range.contains(share)) {
+        Some(share) => bail!("{option} is from {} to {}, not {share}", range.start(), range.end()),
+        None => Ok(()),
+    }
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use keynorm::Budget;
 
 use crate::cache::{KvCache, Press};
-use crate::cli::{Common, Generate};
+use crate::cli::{Common, Generate, check_shares};
 use crate::lab::{Lab, argmax};
 use crate::strategy::{STRATEGIES, Strategy};
 
@@ -43,7 +43,7 @@ struct Spent {
 /// No model, no adapter, a prompt that is empty or too long.
 pub fn run(common: &Common, args: &Generate) -> Result<()> {
     ensure!(args.tokens > 0, "--tokens 0 writes nothing");
-    ensure!((0.0..=1.0).contains(&args.keep_ratio), "--keep-ratio is from 0 to 1");
+    check_shares("--keep-ratio", &[args.keep_ratio], 0.0..=1.0)?;
     let strategy = strategy(&args.strategy)?;
     let mut lab = Lab::new(&common.model(), common.adapter.as_deref(), 1)?;
     let prompt = if args.chat {
@@ -59,6 +59,9 @@ pub fn run(common: &Common, args: &Generate) -> Result<()> {
         tokens.len(),
         args.tokens
     );
+    if let Some(cap) = args.cap {
+        ensure!((1..=context).contains(&(cap as usize)), "--cap is from 1 to the model's {context} tokens, not {cap}");
+    }
     lab.cache = KvCache::new(&lab.gpu, &lab.model.config, tokens.len() + args.tokens)?;
     eprintln!("{}, {} tokens of prompt", lab.gpu.describe(), tokens.len());
 
@@ -81,8 +84,7 @@ pub fn run(common: &Common, args: &Generate) -> Result<()> {
     let written = write(&mut lab, args.tokens, first, cap.transpose()?.as_ref(), &mut spent)?;
     let elapsed = start.elapsed().as_secs_f64();
 
-    let moved = lab.cache.current_places()? != lab.cache.bound_places();
-    ensure!(!moved, "Burn has moved the cache: keynorm would have compressed stale buffers");
+    lab.cache.check_places()?;
     eprintln!(
         "cache {before} -> {after} tokens a compressed layer, {} -> {} KiB; at the end {} tokens, {} KiB, {} cuts to the cap",
         bytes / 1024,

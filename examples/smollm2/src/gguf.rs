@@ -106,27 +106,51 @@ impl Gguf {
     /// Dimensions of the model.
     ///
     /// # Errors
-    /// Another architecture than Llama, or a key that is missing.
+    /// Another architecture than Llama, a key that is missing, or something that the model here would ignore: RoPE scaling,
+    /// biases of the attention.
     pub fn config(&self) -> Result<Config> {
         let architecture = self.value("general.architecture")?.to_string()?;
         ensure!(architecture == "llama", "architecture {architecture}: only llama is supported");
+        self.check_ignored()?;
         let num_heads = self.count("llama.attention.head_count")?;
+        ensure!(num_heads > 0, "llama.attention.head_count is 0");
+        let num_kv_heads = self.count("llama.attention.head_count_kv").unwrap_or(num_heads);
+        let is_grouped = num_kv_heads > 0 && num_heads.is_multiple_of(num_kv_heads);
+        ensure!(is_grouped, "llama.attention.head_count_kv {num_kv_heads} for {num_heads} query heads");
         let hidden = self.count("llama.embedding_length")?;
         let head_dim = self.count("llama.rope.dimension_count").unwrap_or(hidden / num_heads);
         ensure!(head_dim * num_heads == hidden, "{num_heads} heads of {head_dim}, but {hidden} elements");
+        let embedding = self.content.tensor_infos.get("token_embd.weight");
+        let dims = embedding.with_context(|| format!("{}: no token_embd.weight", self.path.display()))?.shape.dims();
         Ok(Config {
             num_layers: self.count("llama.block_count")?,
             num_heads,
-            num_kv_heads: self.count("llama.attention.head_count_kv").unwrap_or(num_heads),
+            num_kv_heads,
             head_dim,
             hidden,
             ffn: self.count("llama.feed_forward_length")?,
-            vocab: self.content.tensor_infos["token_embd.weight"].shape.dims()[0],
+            vocab: *dims.first().context("token_embd.weight has no dimensions")?,
             rope_base: self.value("llama.rope.freq_base").and_then(|v| Ok(v.to_f32()?)).unwrap_or(10_000.0).into(),
             rms_eps: self.value("llama.attention.layer_norm_rms_epsilon")?.to_f32()?.into(),
             context: self.count("llama.context_length")?,
             eos: self.value("tokenizer.ggml.eos_token_id")?.to_u32()?,
         })
+    }
+
+    /// Refuses what the model here would ignore.
+    fn check_ignored(&self) -> Result<()> {
+        const SCALING: &str = "llama.rope.scaling.type";
+        if let Some(scaling) = self.content.metadata.get(SCALING) {
+            let scaling = scaling.to_string()?;
+            ensure!(scaling == "none", "{SCALING} {scaling}: RoPE scaling is not supported");
+        }
+        // Llama 3's scaling is a tensor.
+        ensure!(!self.has("rope_freqs.weight"), "rope_freqs.weight: RoPE scaling is not supported");
+        for part in ["q", "k", "v", "output"] {
+            let name = format!("blk.0.attn_{part}.bias");
+            ensure!(!self.has(&name), "{name}: biases are not supported");
+        }
+        Ok(())
     }
 
     /// Whether the file has a tensor of this name.

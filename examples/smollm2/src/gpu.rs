@@ -19,8 +19,8 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Takes the adapter whose name contains `wanted` or that has that number; without it a discrete GPU, else another,
-    /// else a CPU.
+    /// Takes the adapter that has the number `wanted`, else one whose name contains it; without it a discrete GPU, else
+    /// another, else a CPU.
     ///
     /// # Errors
     /// No such adapter, or a device that cannot be made.
@@ -77,22 +77,54 @@ impl Gpu {
     }
 }
 
-fn pick(adapters: Vec<wgpu::Adapter>, wanted: Option<&str>) -> Result<wgpu::Adapter> {
-    let names: Vec<_> = adapters.iter().map(|a| a.get_info().name).collect();
-    let rank = |adapter: &wgpu::Adapter| match adapter.get_info().device_type {
+fn pick(mut adapters: Vec<wgpu::Adapter>, wanted: Option<&str>) -> Result<wgpu::Adapter> {
+    let infos: Vec<_> = adapters.iter().map(|a| a.get_info()).collect();
+    let names: Vec<_> = infos.iter().map(|i| i.name.clone()).collect();
+    let ranks: Vec<_> = infos.iter().map(|i| rank(i.device_type)).collect();
+    Ok(adapters.swap_remove(choose(&names, &ranks, wanted)?))
+}
+
+const fn rank(device_type: wgpu::DeviceType) -> u8 {
+    match device_type {
         wgpu::DeviceType::DiscreteGpu => 0,
         wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::VirtualGpu => 1,
         wgpu::DeviceType::Other => 2,
         wgpu::DeviceType::Cpu => 3,
-    };
-    let fits = |ix: usize| match wanted {
-        None => true,
-        Some(wanted) => wanted.parse() == Ok(ix) || names[ix].to_lowercase().contains(&wanted.to_lowercase()),
-    };
-    let best = adapters.into_iter().enumerate().filter(|(ix, _)| fits(*ix)).min_by_key(|(_, a)| rank(a));
-    match best {
-        Some((_, adapter)) => Ok(adapter),
+    }
+}
+
+/// The index of the adapter that is wanted: that number, if there is such an adapter; else of those whose name contains
+/// it, in either case, the first of lowest rank.
+fn choose(names: &[String], ranks: &[u8], wanted: Option<&str>) -> Result<usize> {
+    let number = wanted.and_then(|w| w.parse::<usize>().ok());
+    if let Some(ix) = number.filter(|&ix| ix < names.len()) {
+        return Ok(ix);
+    }
+    let part = wanted.unwrap_or_default().to_lowercase();
+    let fits = |&ix: &usize| names[ix].to_lowercase().contains(&part);
+    match (0..names.len()).filter(fits).min_by_key(|&ix| ranks[ix]) {
+        Some(ix) => Ok(ix),
         None if names.is_empty() => bail!("no adapter: install a GPU driver or Mesa's lavapipe (scripts/with-adapter)"),
         None => bail!("no adapter fits --adapter {}; there are {names:?}", wanted.unwrap_or_default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::choose;
+
+    #[test]
+    fn a_number_is_an_index_before_it_is_a_name() {
+        let names = ["llvmpipe", "NVIDIA H100"].map(str::to_owned);
+        let ix = |wanted| choose(&names, &[3, 0], wanted).ok();
+        assert_eq!(ix(Some("0")), Some(0), "a 0 is in the other's name too");
+        assert_eq!(ix(Some("1")), Some(1));
+        assert_eq!(ix(Some("h100")), Some(1));
+        assert_eq!(ix(Some("100")), Some(1), "no such index, but part of a name");
+        assert_eq!(ix(Some("LLVM")), Some(0));
+        assert_eq!(ix(None), Some(1), "the discrete one");
+        let error = choose(&names, &[3, 0], Some("7")).unwrap_err().to_string();
+        assert!(error.contains("--adapter 7") && error.contains("llvmpipe"), "{error}");
+        assert!(choose(&[], &[], None).is_err());
     }
 }

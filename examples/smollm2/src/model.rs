@@ -2,7 +2,7 @@
 
 use std::num::TryFromIntError;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
@@ -31,7 +31,7 @@ pub struct Model {
     kernels: Kernels,
     /// [vocab, hidden].
     embedding: Tensor<2>,
-    /// [hidden, vocab].
+    /// [hidden, vocab], with columns of zeros up to a multiple of 4.
     head: Tensor<2>,
     blocks: Vec<Block>,
 }
@@ -62,9 +62,10 @@ impl Model {
     /// Dequantises and uploads the matrices. The norms' gains are multiplied into the matrices that follow them.
     ///
     /// # Errors
-    /// A tensor that is missing or of another shape.
+    /// A tensor that is missing or of another shape; a dimension that the kernels do not take.
     pub fn load(gguf: &mut Gguf, gpu: &Gpu) -> Result<Self> {
         let config = gguf.config()?;
+        check_dims(&config)?;
         let device = &gpu.burn;
         let mut blocks = Vec::new();
         for layer in 0..config.num_layers {
@@ -87,12 +88,16 @@ impl Model {
         let gain = gguf.matrix("output_norm.weight")?;
         let embedding = gguf.matrix("token_embd.weight")?;
         let head = if gguf.has("output.weight") { gguf.matrix("output.weight")? } else { embedding.clone() };
-        let (rows, cols) = (embedding.rows, embedding.cols);
+        let shape = [config.vocab, config.hidden];
+        for (name, matrix) in [("token_embd", &embedding), ("output", &head)] {
+            let got = [matrix.rows, matrix.cols];
+            ensure!(got == shape, "{name}.weight is {got:?}, not {shape:?}");
+        }
         Ok(Self {
             device: device.clone(),
             kernels: Kernels::new(gpu.is_cpu()),
-            embedding: Tensor::from_data(TensorData::new(embedding.data, [rows, cols]), device),
-            head: upload(&head, Some(&gain), device),
+            embedding: Tensor::from_data(TensorData::new(embedding.data, shape), device),
+            head: upload(&padded(head), Some(&gain), device),
             blocks,
             config,
         })
@@ -153,7 +158,10 @@ impl Model {
         }
         cache.advance(count);
         let last = x.slice_dim(0, count - num_logits..count);
-        self.kernels.linear(self.kernels.rms_norm(last, self.config.rms_eps)?, self.head.clone(), &logit_rows)
+        let last = self.kernels.rms_norm(last, self.config.rms_eps)?;
+        let logits = self.kernels.linear(last, self.head.clone(), &logit_rows)?;
+        let vocab = self.config.vocab;
+        Ok(if logits.dims()[1] > vocab { logits.slice_dim(1, 0..vocab) } else { logits })
     }
 
     /// Attention weights of queries [heads, T, head_dim]: the query heads of a KV head are one matrix of group · T rows.
@@ -197,6 +205,23 @@ impl Lens<'_> {
         self.made.push((len, dims.clone()));
         Ok(dims)
     }
+}
+
+/// Refuses what [`Kernels::linear`] would compute wrongly, and heads that RoPE cannot halve. The vocabulary is padded.
+fn check_dims(c: &Config) -> Result<()> {
+    ensure!(c.head_dim.is_multiple_of(2), "head_dim is {}, which is odd", c.head_dim);
+    let by_fours = [("hidden", c.hidden), ("ffn", c.ffn), ("num_kv_heads * head_dim", c.num_kv_heads * c.head_dim)];
+    for (name, size) in by_fours {
+        ensure!(size.is_multiple_of(4), "{name} is {size}, which is no multiple of 4");
+    }
+    Ok(())
+}
+
+/// With rows of zeros up to a multiple of 4.
+fn padded(mut matrix: Matrix) -> Matrix {
+    matrix.rows = matrix.rows.next_multiple_of(4);
+    matrix.data.resize(matrix.rows * matrix.cols, 0.0);
+    matrix
 }
 
 /// GGUF pairs element 2i of a head with 2i + 1 for RoPE; here element i goes with i + half.
@@ -246,4 +271,46 @@ fn upload(matrix: &Matrix, gain: Option<&Matrix>, device: &Device) -> Tensor<2> 
         }
     }
     Tensor::from_data(TensorData::new(transposed, [cols, rows]), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Config, Matrix, check_dims, padded};
+
+    #[test]
+    fn dimensions_that_the_kernels_do_not_take_are_named() {
+        let config = Config {
+            num_layers: 30,
+            num_heads: 9,
+            num_kv_heads: 3,
+            head_dim: 64,
+            hidden: 576,
+            ffn: 1536,
+            vocab: 49_153,
+            rope_base: 1e5,
+            rms_eps: 1e-5,
+            context: 8192,
+            eos: 2,
+        };
+        check_dims(&config).unwrap();
+        let refused = [
+            ("head_dim is 63", Config { head_dim: 63, ..config.clone() }),
+            ("hidden is 578", Config { hidden: 578, ..config.clone() }),
+            ("ffn is 1537", Config { ffn: 1537, ..config.clone() }),
+            ("num_kv_heads * head_dim is 2", Config { num_kv_heads: 1, head_dim: 2, ..config }),
+        ];
+        for (expected, config) in refused {
+            let error = check_dims(&config).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_head_is_padded_to_fours() {
+        let matrix = |rows: usize| Matrix { data: vec![1.0; rows * 2], rows, cols: 2 };
+        let five = padded(matrix(5));
+        assert_eq!((five.rows, five.cols), (8, 2));
+        assert!(five.data[..10] == [1.0; 10] && five.data[10..] == [0.0; 6], "{:?}", five.data);
+        assert_eq!(padded(matrix(8)).rows, 8);
+    }
 }

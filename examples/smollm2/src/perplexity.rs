@@ -6,7 +6,7 @@ use keynorm::Budget;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::cli::{Common, Perplexity, Protocol, Skip, or};
+use crate::cli::{Common, Perplexity, Protocol, Skip, check_shares, or};
 use crate::generate::strategy;
 use crate::lab::{CHUNK, Lab, Score};
 use crate::output::{Output, about, progress};
@@ -93,11 +93,15 @@ fn settings(common: &Common, args: &Perplexity) -> Result<Settings> {
         first_seed: common.seed,
     };
     ensure!(settings.prefill > 0 && settings.score > 0, "--prefill and --score are at least 1");
-    ensure!(settings.keep.iter().all(|k| (0.0..=1.0).contains(k)), "keep ratios are from 0 to 1");
-    ensure!(
-        settings.budgets.iter().all(|&b| b > 0 && (b as usize) < settings.length),
-        "budgets are above 0 and below --length"
-    );
+    check_shares("--keep", &settings.keep, 0.0..=1.0)?;
+    check_shares("--offsets", &settings.offsets, 0.0..=1.0)?;
+    if args.protocol != Protocol::Prefill {
+        let length = settings.length;
+        for &budget in &settings.budgets {
+            let fits = budget > 0 && (budget as usize) < length;
+            ensure!(fits, "--budgets is above 0 and below --length, which is {length}, not {budget}");
+        }
+    }
     Ok(settings)
 }
 
@@ -171,6 +175,7 @@ fn after_prefill(lab: &mut Lab, settings: &Settings, text: &str) -> Result<Vec<R
                 bar.inc(1);
             }
         }
+        lab.cache.check_places()?;
     }
     bar.finish_and_clear();
     let row = |strategy, keep_ratio, skip_layers: &[u32], seed, scores: &[Score]| {
@@ -266,6 +271,7 @@ fn stream(
         score.extend(&lab.score(inputs, targets)?);
         lab.cache.compress(&press)?;
     }
+    lab.cache.check_places()?;
     bar.inc(1);
     let mut sum = 0.0;
     let sums = score.nll.iter().enumerate().map(|(ix, nll)| {

@@ -1,6 +1,7 @@
 //! Plots as SVG: lines and heat maps.
 
 use anyhow::{Result, anyhow};
+use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
 /// A named row of points.
@@ -37,6 +38,8 @@ const COLORS: [RGBColor; 9] = [
     RGBColor(0, 0, 0),
     RGBColor(120, 40, 200),
 ];
+/// Pixels of dash and gap, for each time that the colours are used up; no gap is a solid line.
+const DASHES: [(i32, i32); 3] = [(1, 0), (8, 4), (2, 3)];
 
 fn range(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
     let (low, high) = values.filter(|v| v.is_finite()).fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
@@ -75,12 +78,19 @@ fn draw_lines(svg: &mut String, titles: Titles<'_>, lines: &[Line]) -> Drawn {
     for (ix, line) in lines.iter().enumerate() {
         let color = COLORS[ix % COLORS.len()];
         let style = color.stroke_width(if line.thin { 1 } else { 2 });
-        chart.draw_series(LineSeries::new(line.points.iter().copied(), style))?;
+        let (dash, gap) = DASHES[ix / COLORS.len() % DASHES.len()];
+        let y = 40 + 22 * i32::try_from(ix)?;
+        let sample = vec![(0, y + 6), (20, y + 6)];
+        if gap == 0 {
+            chart.draw_series(LineSeries::new(line.points.iter().copied(), style))?;
+            legend.draw(&PathElement::new(sample, style))?;
+        } else {
+            chart.draw_series(DashedLineSeries::new(line.points.clone(), dash, gap, style))?;
+            legend.draw(&DashedPathElement::new(sample, dash, gap, style))?;
+        }
         if line.points.len() <= 40 {
             chart.draw_series(line.points.iter().map(|&p| Circle::new(p, 3, color.filled())))?;
         }
-        let y = 40 + 22 * i32::try_from(ix)?;
-        legend.draw(&PathElement::new(vec![(0, y + 6), (20, y + 6)], style))?;
         legend.draw(&Text::new(line.name.clone(), (26, y), ("sans-serif", 13)))?;
     }
     area.present()?;
@@ -154,4 +164,23 @@ fn shade(share: f64) -> RGBColor {
     let mix = |a: f64, b: f64| (a + (b - a) * (at - ix as f64)) as u8;
     let ((r0, g0, b0), (r1, g1, b1)) = (STOPS[ix], STOPS[ix + 1]);
     RGBColor(mix(r0, r1), mix(g0, g1), mix(b0, b1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{COLORS, DASHES, Line, Titles, lines};
+    use crate::strategy::STRATEGIES;
+
+    #[test]
+    fn lines_beyond_the_colours_are_dashed() {
+        let line = |ix: usize| Line { name: ix.to_string(), points: vec![(0.0, 0.0), (1.0, 1.0)], thin: false };
+        let paths = |count: usize| {
+            let drawn: Vec<_> = (0..count).map(line).collect();
+            lines(Titles { title: "", x: "", y: "" }, &drawn).unwrap().matches("<polyline").count()
+        };
+        let solid = paths(COLORS.len()) - paths(COLORS.len() - 1);
+        let dashed = paths(COLORS.len() + 1) - paths(COLORS.len());
+        assert!(solid == 2 && dashed > 10, "a line and its sample are {solid} paths, dashed {dashed}");
+        assert!(STRATEGIES.len() < COLORS.len() * DASHES.len(), "one line more is the whole cache's");
+    }
 }

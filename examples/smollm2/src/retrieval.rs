@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::cli::{Common, Retrieval, Skip, or};
+use crate::cli::{Common, Retrieval, Skip, check_shares, or};
 use crate::lab::Lab;
 use crate::output::{Output, about, progress};
 use crate::plot::{HeatMap, Titles, heat_map};
@@ -18,7 +18,7 @@ use crate::text;
 pub enum Task {
     /// Five digits in repeated filler; right if the answer begins with them.
     Passkey,
-    /// A sentence in a novel; the score is the share of its words that the answer has.
+    /// A sentence in a novel; the score is the share of its content words that the answer has.
     Needle,
 }
 
@@ -69,6 +69,9 @@ const FILLER: &str = "The grass is green. The sky is blue. The sun is yellow. He
 const NEEDLE: &str = "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.";
 const NEEDLE_QUESTION: &str = "\nQuestion: What is the best thing to do in San Francisco?\nAnswer: The best thing to do in \
     San Francisco is";
+const NEEDLE_ANSWER: &str = "eat a sandwich and sit in Dolores Park on a sunny day";
+/// Words that any sentence has.
+const STOP_WORDS: [&str; 12] = ["a", "an", "and", "at", "in", "is", "it", "of", "on", "or", "the", "to"];
 
 /// Strategies that are tried where none are named.
 const DEFAULT: [&str; 5] = ["lowest", "lowest+sinks+recent", "sinks+recent", "keydiff+sinks+recent", "random"];
@@ -111,8 +114,9 @@ impl Task {
             Self::Passkey => f64::from(u8::from(answer.trim_start().starts_with(expected))),
             Self::Needle => {
                 let words = |text: &str| -> BTreeSet<String> {
-                    let text = text.lines().next().unwrap_or_default().to_lowercase();
-                    text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).map(str::to_owned).collect()
+                    let text = text.trim_start().lines().next().unwrap_or_default().to_lowercase();
+                    let words = text.split(|c: char| !c.is_alphanumeric());
+                    words.filter(|w| !w.is_empty() && !STOP_WORDS.contains(w)).map(str::to_owned).collect()
                 };
                 let expected = words(expected);
                 words(answer).intersection(&expected).count() as f64 / expected.len() as f64
@@ -157,8 +161,7 @@ impl Task {
                 let place = (0..wanted).rev().find(|&i| hay[i] == stop).map_or(0, |i| i + 1);
                 let context = [&hay[..place], &sentence, &hay[place..]].concat();
                 let question = lab.encode(NEEDLE_QUESTION)?;
-                let expected = "eat a sandwich and sit in Dolores Park on a sunny day".to_owned();
-                Ok(Trial { context, question, expected, depth })
+                Ok(Trial { context, question, expected: NEEDLE_ANSWER.to_owned(), depth })
             }
         }
     }
@@ -173,7 +176,7 @@ struct Case {
 fn cases(common: &Common, args: &Retrieval) -> Result<Vec<Case>> {
     let quick = common.quick;
     let keeps = or(&args.keep, if quick { &[0.5] } else { &[0.5, 0.25, 0.1] });
-    ensure!(keeps.iter().all(|k| (0.0..=1.0).contains(k)), "keep ratios are from 0 to 1");
+    check_shares("--keep", &keeps, 0.0..=1.0)?;
     let default = if quick { &["lowest", "random"][..] } else { &DEFAULT };
     let names = or(&args.strategies, &default.iter().map(ToString::to_string).collect::<Vec<_>>());
     let strategies = Method::find(&names, args.calibration.as_deref())?;
@@ -240,6 +243,7 @@ pub fn run(common: &Common, args: &Retrieval, task: Task) -> Result<()> {
                 lab.compress_copy(&snapshot, &policies)?;
                 ask(&mut lab, case.strategy.name(), case.keep, &case.skip)?;
             }
+            lab.cache.check_places()?;
         }
     }
     bar.finish_and_clear();
@@ -321,4 +325,25 @@ fn plots(answers: &[Answer], lengths: &[usize], task: Task) -> Result<Vec<(Strin
         plots.push((name, heat_map(titles, &map).context("heat map")?));
     }
     Ok(plots)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NEEDLE_ANSWER, Task};
+
+    #[test]
+    fn a_needle_is_scored_by_its_content_words() {
+        let score = |answer: &str| Task::Needle.score(answer, NEEDLE_ANSWER);
+        assert_eq!(score("eat a sandwich and sit in Dolores Park on a sunny day."), 1.0);
+        assert_eq!(score("Sunny day, Dolores Park: sit, eat sandwich"), 1.0);
+        assert_eq!(score("\n\n to sit in the park\nand eat a sandwich"), 2.0 / 7.0, "the first line counts");
+        assert_eq!(score("It is on a hill, at the end of the town, or in an old one and to the left"), 0.0);
+        assert_eq!(score(""), 0.0);
+    }
+
+    #[test]
+    fn a_passkey_is_right_or_not() {
+        let score = |answer: &str| Task::Passkey.score(answer, "12345");
+        assert_eq!((score("\n 12345."), score(" 12344"), score("the 12345")), (1.0, 0.0, 0.0));
+    }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::cache::Snapshot;
-use crate::cli::{Common, Speed, or};
+use crate::cli::{Common, Speed, check_shares, or};
 use crate::generate::strategy;
 use crate::lab::{Lab, argmax};
 use crate::output::{Output, about, progress};
@@ -51,6 +51,7 @@ pub fn run(common: &Common, args: &Speed) -> Result<()> {
     let keeps = or(&args.keep, if common.quick { &[1.0, 0.5] } else { &[1.0, 0.5, 0.1] });
     let tokens = args.tokens.unwrap_or(if common.quick { 20 } else { 128 });
     ensure!(tokens > 1, "--tokens is at least 2");
+    check_shares("--keep", &keeps, 0.0..=1.0)?;
     let strategy = strategy(&args.strategy)?;
     let longest = contexts.iter().copied().max().unwrap_or(0);
     let text = text::load(None)?;
@@ -74,6 +75,7 @@ pub fn run(common: &Common, args: &Speed) -> Result<()> {
             rows.push(Row { context, prefill_s, ..row });
             bar.inc(1);
         }
+        lab.cache.check_places()?;
     }
     bar.finish_and_clear();
     print_rows(&rows);

@@ -42,6 +42,7 @@ pub const STRATEGIES: &[Strategy] = &[
     strategy("lowest", Direction::Lowest, 0, 0),
     strategy("lowest+recent", Direction::Lowest, 0, 64),
     strategy("lowest+sinks+recent", Direction::Lowest, 4, 64),
+    Strategy { recent: Recent::Quarter(64), ..strategy("lowest+sinks+quarter", Direction::Lowest, 4, 0) },
     Strategy { sinks: 4, recent: Recent::Rest, ..strategy("sinks+recent", Direction::Lowest, 0, 0) },
     Strategy { score: Score::KeyDiff, ..strategy("keydiff", Direction::Lowest, 0, 0) },
     // As `Policy::keydiff`.

@@ -1,12 +1,13 @@
 //! The model on Burn, its cache under keynorm. Needs an adapter and the model: without one a test fails, it does not skip.
 
+mod cache;
+mod files;
 mod reference;
+mod tool;
 
-use std::path::Path;
-use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use keynorm::{Budget, Calibration, Direction, LayerChoice, Order, Policy};
+use keynorm::{Budget, Calibration, LayerChoice, Order, Policy};
 use keynorm_smollm2::cache::{KvCache, read};
 use keynorm_smollm2::calibrate::{self, KEEP_RATIOS, WHOLE};
 use keynorm_smollm2::cli::Loss;
@@ -67,15 +68,6 @@ fn the_model_is_where_fetch_model_puts_it() {
     if let Err(error) = keynorm_smollm2::gguf::Gguf::open(&default_path()) {
         panic!("{error:#}");
     }
-}
-
-#[test]
-fn a_missing_model_gives_one_line_that_says_how_to_get_it() {
-    let output = tool(&["generate", "--prompt", "x", "--model", "no-such-file.gguf"]);
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    assert!(stderr.contains("no-such-file.gguf") && stderr.contains("fetch-model"), "{stderr}");
 }
 
 #[test]
@@ -194,6 +186,7 @@ fn the_cache_stays_in_the_buffers_that_burn_allocated() {
     lab.gpu.sync().unwrap();
     let (places, before) = (lab.cache.current_places().unwrap(), lab.gpu.allocated_bytes());
     assert_eq!(places, lab.cache.bound_places());
+    assert!(before > 0, "the device does not say what is allocated");
     for keep in [0.5, 0.3] {
         let press = lab.cache.press(&[Policy::paper(keep)]).unwrap();
         lab.cache.compress(&press).unwrap();
@@ -201,7 +194,8 @@ fn the_cache_stays_in_the_buffers_that_burn_allocated() {
         let grown = lab.gpu.allocated_bytes() - before;
         let whole = lab.cache.allocated_bytes();
         println!("cache {whole} bytes; keynorm's scratch {}, allocated since {grown}", press.workspace_bytes());
-        // What an out-of-place compression would take at least: the kept rows of one layer, but for small change.
+        // Scratch is below the buffers of one of the 30 layers, full as they may get; all that was allocated since, below
+        // those of one and a half.
         assert!(press.workspace_bytes() < whole / 30 && grown < whole / 20, "{grown} of {whole}");
         lab.feed(&tokens[100..105]).unwrap();
         assert_eq!(lab.cache.current_places().unwrap(), places, "Burn or keynorm moved the cache");
@@ -282,7 +276,6 @@ fn every_strategy_keeps_its_budget() {
                 first.sort_unstable();
                 assert_eq!(first, streaming);
             }
-            assert!(strategy.is_random() == matches!(policy.direction, Direction::Random { .. }));
         }
     }
 }
@@ -403,95 +396,4 @@ fn a_passkey_may_stand_on_a_line_of_its_own() {
     assert_eq!(lines.lines().nth(2), Some(format!("The pass key is {}. Remember it.", a.expected).as_str()));
     assert_eq!((lines.replace('\n', " "), &b.expected), (inline, &a.expected));
     assert_eq!((a.context.len(), b.context.len()), (499, 502));
-}
-
-fn tool(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_keynorm-smollm2")).args(arguments).output().unwrap()
-}
-
-fn succeeded(output: &Output) -> String {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{stderr}");
-    format!("{}{stderr}", String::from_utf8_lossy(&output.stdout))
-}
-
-fn files(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        std::fs::read_dir(dir).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-#[test]
-fn generate_writes_text_over_a_compressed_cache() {
-    let _turn = lab();
-    let prompt = PROMPTS[0];
-    let arguments = ["generate", "--prompt", prompt, "--tokens", "20", "--keep-ratio", "0.5", "--cap", "12"];
-    let shown = succeeded(&tool(&arguments));
-    assert!(shown.contains(" Rome"), "{shown}");
-    assert!(shown.contains("where Burn allocated them"), "{shown}");
-    assert!(shown.contains("cache 19 -> 10 tokens") && shown.contains("cuts to the cap"), "{shown}");
-}
-
-#[test]
-fn perplexity_writes_whole_results() {
-    let _turn = lab();
-    let dir = tempfile::tempdir().unwrap();
-    let text = dir.path().join("text.txt");
-    let novel = keynorm_smollm2::text::load(None).unwrap();
-    std::fs::write(&text, novel.chars().skip(100_000).take(4_000).collect::<String>()).unwrap();
-    let out = dir.path().join("out");
-    let (text, out_name) = (text.to_str().unwrap(), out.to_str().unwrap());
-    let run = |more: &[&str]| {
-        let fixed = ["perplexity", "--quick", "--output", out_name, "--offsets", "0.1", "--text", text];
-        tool(&[&fixed, more].concat())
-    };
-    let failed = run(&["--prefill", "100000"]);
-    assert_eq!(failed.status.code(), Some(2));
-    assert!(files(&out).is_empty(), "a failed run leaves {:?}", files(&out));
-
-    succeeded(&run(&["--prefill", "128", "--score", "48", "--length", "128", "--strategies", "lowest,highest"]));
-    assert_eq!(files(&out), ["perplexity.json", "perplexity.svg", "stream-96.svg"]);
-    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("perplexity.json")).unwrap()).unwrap();
-    let rows = json["after_prefill"].as_array().unwrap();
-    let of = |name: &str| {
-        let row = rows.iter().find(|r| r["strategy"] == name).unwrap();
-        assert_eq!(row["tokens"], 48);
-        row["perplexity"].as_f64().unwrap()
-    };
-    let (full, lowest, highest) = (of("uncompressed"), of("lowest"), of("highest"));
-    assert!(5.0 < full && full < lowest && lowest < highest && highest < 1e4, "{full} {lowest} {highest}");
-    assert_eq!(json["stream"].as_array().unwrap().len(), 3);
-}
-
-#[test]
-fn a_calibration_is_written_and_taken() {
-    let _turn = lab();
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path().to_str().unwrap();
-    let small = ["--prefill", "96", "--score", "4", "--lengths", "128", "--trials", "1", "--keep", "0.25"];
-    succeeded(&tool(&[&["calibrate", "--quick", "--output", dir][..], &small].concat()));
-    let file = Path::new(dir).join("calibration.json");
-    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-    let calibrated: Calibrated = serde_json::from_value(json["calibrations"][0].clone()).unwrap();
-    let ratios: Vec<f64> = calibrated.calibration.layers.iter().map(|l| l.keep_ratio).collect();
-    let mean = ratios[WHOLE..].iter().sum::<f64>() / 28.0;
-    assert!(ratios[..WHOLE] == [1.0, 1.0] && (0.24..=0.25 + 1e-9).contains(&mean), "{ratios:?}");
-    assert!(ratios[WHOLE..].iter().any(|&r| r != ratios[WHOLE]), "a budget by layer: {ratios:?}");
-
-    let file = file.to_str().unwrap();
-    let run = |keep| {
-        let fixed = ["perplexity", "--quick", "--output", dir, "--protocol", "prefill", "--prefill", "128"];
-        let fixed =
-            [&fixed[..], &["--score", "48", "--strategies", "random,calibrated", "--calibration", file]].concat();
-        tool(&[&fixed[..], &["--keep", keep]].concat())
-    };
-    succeeded(&run("0.25"));
-    let json = std::fs::read(Path::new(dir).join("perplexity.json")).unwrap();
-    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
-    let of = |ix: usize| json["after_prefill"][ix]["perplexity"].as_f64().unwrap();
-    assert!(of(0) < of(2) && of(2) < of(1), "whole {}, random {}, calibrated {}", of(0), of(1), of(2));
-    let failed = run("0.5");
-    let stderr = String::from_utf8_lossy(&failed.stderr);
-    assert!(failed.status.code() == Some(2) && stderr.contains("no calibration for keep ratio 0.5"), "{stderr}");
 }

@@ -8,6 +8,9 @@ use candle_core::quantized::gguf_file::Content;
 use candle_core::{D, DType, Device, Tensor};
 use keynorm_smollm2::gguf::{Config, Gguf, default_path};
 
+/// Whether a token sees another one: by layer, KV head, token, and token seen.
+pub type Sees<'a> = &'a dyn Fn(usize, usize, usize, usize) -> bool;
+
 pub struct Reference {
     config: Config,
     content: Content,
@@ -29,6 +32,11 @@ impl Reference {
 
     /// Logits after every token of each prompt, [T, vocab].
     pub fn logits(&mut self, prompts: &[Vec<u32>]) -> Result<Vec<Vec<Vec<f32>>>> {
+        self.logits_seeing(prompts, &|_, _, _, _| true)
+    }
+
+    /// As [`Reference::logits`], where a token sees of those up to itself only some: by layer, KV head, token, and token seen.
+    pub fn logits_seeing(&mut self, prompts: &[Vec<u32>], sees: Sees<'_>) -> Result<Vec<Vec<Vec<f32>>>> {
         let c = self.config.clone();
         let embedding = self.weight("token_embd.weight")?;
         let embed = |tokens: &Vec<u32>| embedding.index_select(&Tensor::new(tokens.as_slice(), &Device::Cpu)?, 0);
@@ -47,7 +55,8 @@ impl Reference {
                 };
                 let queries = rope(&heads(&q, c.num_heads)?, c.rope_base)?;
                 let keys = rope(&heads(&k, c.num_kv_heads)?, c.rope_base)?;
-                let mixed = attend(&queries, &keys, &heads(&v, c.num_kv_heads)?)?;
+                let sees = |head: usize, token: usize, seen: usize| sees(layer, head, token, seen);
+                let mixed = attend(&queries, &keys, &heads(&v, c.num_kv_heads)?, &sees)?;
                 let mixed = mixed.transpose(0, 1)?.reshape((x.dim(0)?, c.hidden))?;
                 *x = (&*x + mixed.matmul(&o.t()?)?)?;
                 let y = norm(x, &ffn_norm, c.rms_eps)?;
@@ -82,14 +91,20 @@ fn rope(x: &Tensor, base: f64) -> Result<Tensor> {
     Ok(Tensor::stack(&[turned_a, turned_b], 3)?.reshape((heads, count, dim))?)
 }
 
-fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
+fn attend(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    sees: &dyn Fn(usize, usize, usize) -> bool,
+) -> Result<Tensor> {
     let (heads, count, dim) = queries.dims3()?;
     let group = heads / keys.dim(0)?;
-    let hidden = (0..count * count).map(|i| if i % count > i / count { f32::NEG_INFINITY } else { 0.0 });
-    let mask = Tensor::from_vec(hidden.collect::<Vec<_>>(), (count, count), &Device::Cpu)?;
     let head = |h: usize| -> Result<Tensor> {
+        let is_seen = |token: usize, seen: usize| seen <= token && sees(h / group, token, seen);
+        let mask = (0..count * count).map(|i| if is_seen(i / count, i % count) { 0.0 } else { f32::NEG_INFINITY });
+        let mask = Tensor::from_vec(mask.collect::<Vec<_>>(), (count, count), &Device::Cpu)?;
         let scores = (queries.get(h)?.matmul(&keys.get(h / group)?.t()?)? / (dim as f64).sqrt())?;
-        let scores = (scores + &mask)?;
+        let scores = (scores + mask)?;
         let e = scores.broadcast_sub(&scores.max_keepdim(1)?)?.exp()?;
         let weights = e.broadcast_div(&e.sum_keepdim(1)?)?;
         Ok(weights.matmul(&values.get(h / group)?)?)
