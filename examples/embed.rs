@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let spec = TensorSpec::new(Dtype::F16, 64);
     let shape = KvShape { num_layers: 1, batch_size: 1, num_kv_heads: 2, capacity: 16, keys: spec, values: spec };
     let cache = |label| {
-        let size = u64::from(shape.rows_per_layer() * shape.capacity * spec.row_bytes());
+        let size = u64::from(shape.rows_per_layer()) * u64::from(shape.capacity) * u64::from(spec.row_bytes());
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
         device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false })
     };

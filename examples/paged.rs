@@ -71,7 +71,7 @@ async fn run() -> Result<(), Box<dyn std::error::Error>> {
     allocator.tables.push(vec![5, 3, 7, 12, 6, 10, 11]); // page 5 is shared
 
     let pool_words = NUM_PAGES * 2 * 4 * PAGE_SIZE * spec.row_bytes() / 4;
-    // f16 pairs of growing size, so that the keys differ in norm.
+    // f16 pairs of many sizes, so that the keys differ in norm.
     let pool: Vec<u32> = (0..pool_words).map(|i| 0x3000_2c00 + (i.wrapping_mul(2_654_435_761) >> 22)).collect();
     let pool = storage(&device, &pool);
     let table = storage(&device, &allocator.words((shape.capacity / PAGE_SIZE) as usize));
@@ -86,6 +86,7 @@ async fn run() -> Result<(), Box<dyn std::error::Error>> {
     state.set_first_writable(&queue, &[1, 1])?;
     let kept = bound.compress(&device, &queue, LEN).await?;
     let freed = bound.freed_pages().ok_or("a paged cache")?.read(&device, &queue).await?;
+    // Of the one layer. Layers that share a table free a page when each of them has.
     for (sequence, pages) in freed[0].iter().enumerate() {
         allocator.take_back(sequence, &pages.freed);
         let len = kept.layers[0].positions[sequence * 4].len();

@@ -28,7 +28,7 @@ pub fn check(prepared: &Prepared<'_>, found: Found) -> Result<u32> {
     let shape = &prepared.data.shape;
     let rows = shape.num_layers * shape.rows_per_layer();
     let row_bytes = u64::from(prepared.data.seq_len) * u64::from(shape.keys.row_bytes());
-    let count = u32::try_from(CHECKED_BYTES / row_bytes).unwrap_or(u32::MAX).clamp(1, rows);
+    let count = u32::try_from(CHECKED_BYTES / row_bytes.max(1)).unwrap_or(u32::MAX).clamp(1, rows);
     let picks: Vec<u32> = (0..count).map(|i| (u64::from(i) * u64::from(rows) / u64::from(count)) as u32).collect();
     let read = picks.iter().map(|&r| read_row(prepared, r)).collect::<Result<Vec<_>>>()?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
