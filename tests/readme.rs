@@ -83,6 +83,27 @@ fn table_rows(text: &str) -> Vec<Vec<String>> {
         .collect()
 }
 
+/// Layers × rows × tokens across, orders and their floors down.
+#[test]
+fn layers_are_those_of_the_record() {
+    let record = include_str!("../benches/record/nvidia-h100-80gb-hbm3/2026-11-27-layers.md");
+    let of_record = |order: &str, cell: usize| -> Vec<String> {
+        table_rows(record).into_iter().filter(|row| row[3] == order).map(|row| row[cell].clone()).collect()
+    };
+    let line = |name: &str| -> Vec<String> {
+        let line = README.lines().find(|l| l.starts_with(&format!("| {name} |"))).expect(name);
+        line.trim_matches('|').split('|').skip(1).map(|cell| cell.trim().to_owned()).collect()
+    };
+    for (name, order, cell) in [
+        ("fill", "fill", 6),
+        ("fill, floor", "fill", 13),
+        ("positional", "positional", 6),
+        ("positional, floor", "positional", 13),
+    ] {
+        assert_eq!(line(name), of_record(order, cell), "{name}: README.md and the record differ");
+    }
+}
+
 #[test]
 fn benchmarks_are_those_of_the_record() {
     let record = include_str!("../benches/record/nvidia-h100-80gb-hbm3/2026-11-27-table.md");

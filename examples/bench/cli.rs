@@ -8,6 +8,7 @@ use keynorm::{Dtype, Order, Score, Selector, Switch};
 use crate::data::Norms;
 use crate::plot::Filter;
 use crate::rates::FlushMode;
+use crate::report::{one_of, parse_dtype};
 
 /// Times the compression of a KV cache in place, honestly: each repetition starts from restored data and empty caches.
 #[derive(Debug, Parser)]
@@ -172,17 +173,6 @@ fn parse_shape(text: &str) -> Result<(u32, u32), String> {
         }
         _ => Err("expected ROWSxLEN or BATCHxHEADSxLEN".into()),
     }
-}
-
-fn one_of<T: Copy>(text: &str, known: &[(&str, T)]) -> Result<T, String> {
-    let names: Vec<_> = known.iter().map(|k| k.0).collect();
-    known.iter().find(|k| k.0 == text).map(|k| k.1).ok_or_else(|| format!("expected one of {}", names.join(", ")))
-}
-
-pub fn parse_dtype(text: &str) -> Result<Dtype, String> {
-    let floats = [("f16", Dtype::F16), ("bf16", Dtype::Bf16), ("f32", Dtype::F32)];
-    let quantised = [("q8_0", Dtype::Q8_0), ("q4_0", Dtype::Q4_0), ("i8scaled", Dtype::I8Scaled)];
-    one_of(text, &[floats, quantised].concat())
 }
 
 fn parse_order(text: &str) -> Result<Order, String> {

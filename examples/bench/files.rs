@@ -24,16 +24,21 @@ pub fn check_writable(path: &Path) -> Result<()> {
 
 /// Every field of every row, and what identifies the run.
 pub fn csv(report: &Report) -> String {
+    let (rate, empty) = (format!("{:.1}", report.rates.floor_gb_s()), String::new());
     let mut lines = Vec::new();
     for row in &report.rows {
         let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(row) else { continue };
         let run = [
             ("adapter", &report.adapter.name),
             ("backend", &report.adapter.backend),
+            ("driver", &report.adapter.driver),
             ("driver_info", &report.adapter.driver_info),
             ("wgpu", &report.wgpu),
             ("commit", &report.commit),
             ("date", &report.date),
+            ("command", &report.command),
+            ("floor_rate_gb_s", &rate),
+            ("void", report.void.as_ref().unwrap_or(&empty)),
         ];
         if lines.is_empty() {
             let names = fields.keys().map(String::as_str).chain(run.iter().map(|r| r.0));

@@ -8,6 +8,7 @@ use plotters::prelude::*;
 
 use crate::gpu::Result;
 use crate::report::{PeerRow, Report, Row};
+use crate::tables::is_same_work;
 
 /// What all points of one plot share.
 #[derive(Debug, Clone, PartialEq, PartialOrd)]
@@ -19,6 +20,9 @@ struct Panel {
     keep_ratio: f64,
     norms: String,
     capacity: Option<u32>,
+    score: String,
+    mode: String,
+    selector: String,
 }
 
 /// Which of a report's panels is drawn; what is left out is chosen by the number of points.
@@ -72,12 +76,15 @@ fn panel_of(row: &Row) -> Panel {
         keep_ratio: row.keep_ratio,
         norms: row.norms.clone(),
         capacity: row.capacity,
+        score: row.score().to_owned(),
+        mode: row.mode.clone(),
+        selector: row.selector.clone(),
     }
 }
 
 fn has_peer(panel: &Panel, peer: &PeerRow) -> bool {
     peer.error.is_none()
-        && !peer.peer.contains("decode")
+        && is_same_work(&panel.score, &panel.mode, peer)
         && (peer.layers.unwrap_or(1), peer.batch_rows, peer.head_dim)
             == (panel.layers, panel.batch_rows, panel.head_dim)
         && peer.dtype == panel.dtype
@@ -133,7 +140,7 @@ fn series_of(report: &Report, panel: &Panel) -> Vec<Series> {
     all
 }
 
-/// Ascending; of several times for one length (selectors, modes) the best.
+/// Ascending; of several times for one length (modes of a peer) the best.
 fn sorted(points: impl Iterator<Item = (f64, f64)>) -> Vec<(f64, f64)> {
     let mut points: Vec<_> = points.collect();
     points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
@@ -161,8 +168,10 @@ fn draw(report: &Report, panel: &Panel, series: &[Series], path: &Path) -> DrawR
         (1, rows) => format!("{rows} rows"),
         (layers, rows) => format!("{layers} layers × {rows} rows"),
     };
+    let named = [(&panel.score, "norm"), (&panel.mode, "compress"), (&panel.selector, "auto")];
+    let what: String = named.iter().filter(|(is, usual)| is != usual).map(|(is, _)| format!(", {is}")).collect();
     let title = format!(
-        "KV-cache compression: {rows}, head dimension {}, {}, keep {}",
+        "KV-cache compression: {rows}, head dimension {}, {}, keep {}{what}",
         panel.head_dim, panel.dtype, panel.keep_ratio
     );
     let a = &report.adapter;

@@ -1,6 +1,9 @@
 //! The report: what the JSON holds. Rows have the fields of the peers' JSON, and more.
 
+use keynorm::{Dtype, TensorSpec};
 use serde::{Deserialize, Serialize};
+
+use crate::case::DECODE;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
@@ -109,6 +112,7 @@ pub struct Row {
     pub key_reads: u32,
     /// Keys read that often, moved rows of both tensors read and written once.
     pub bytes_floor: u64,
+    /// Those bytes over the time.
     pub gb_s: Option<f64>,
     pub floor_us: Option<f64>,
     pub floor_percent: Option<f64>,
@@ -124,6 +128,38 @@ pub struct Row {
     /// Rows compared with the reference, of how many.
     pub rows_checked: u32,
     pub error: Option<String>,
+}
+
+impl Row {
+    /// By what tokens are compared; early reports do not say that it is the norm.
+    pub fn score(&self) -> &str {
+        if self.score.is_empty() { "norm" } else { &self.score }
+    }
+
+    /// Tokens of all layers.
+    pub fn tokens(&self) -> u64 {
+        u64::from(self.layers) * u64::from(self.batch_rows) * u64::from(self.seq_len)
+    }
+
+    /// Bytes of the keys.
+    pub fn key_bytes(&self) -> u64 {
+        self.tokens() * self.token_bytes()
+    }
+
+    fn token_bytes(&self) -> u64 {
+        parse_dtype(&self.dtype).map_or(0, |dtype| TensorSpec::new(dtype, self.head_dim).row_bytes().into())
+    }
+
+    /// Sets what follows from the time and the rate of the floor: keys are read as often as `key_reads` says, not at all
+    /// where norms were cached; moved rows of both tensors are read and written.
+    pub fn set_floor(&mut self, floor_gb_s: f64) {
+        let Some(us) = self.us_median else { return };
+        let reads = if self.mode == DECODE { 0 } else { u64::from(self.key_reads.max(1)) };
+        self.bytes_floor = reads * self.key_bytes() + self.num_moved * 4 * self.token_bytes();
+        let floor_us = self.bytes_floor as f64 / floor_gb_s / 1e3;
+        self.gb_s = Some(self.bytes_floor as f64 / us / 1e3);
+        (self.floor_us, self.floor_percent) = (Some(floor_us), Some(100.0 * floor_us / us));
+    }
 }
 
 /// A row of a peer's JSON.
@@ -157,9 +193,28 @@ pub struct PeerReport {
     pub tool: String,
     pub torch: Option<String>,
     pub device: String,
+    /// Of a GPU.
+    pub driver: Option<String>,
     pub copy_gb_s: Option<f64>,
     pub read_gb_s: Option<f64>,
     pub rows: Vec<PeerRow>,
+}
+
+impl PeerReport {
+    /// PyTorch's copy rate.
+    pub fn torch_copy_gb_s(&self) -> Option<f64> {
+        self.copy_gb_s.filter(|_| self.torch.is_some())
+    }
+
+    /// PyTorch says what it ran on: rates and times are of one device.
+    pub fn check_device(&self, adapter: &Adapter) -> Result<(), String> {
+        let on_cpu = adapter.device_type == "Cpu";
+        let is_same = if on_cpu { self.driver.is_none() } else { self.device == adapter.name };
+        if self.torch.is_none() || is_same {
+            return Ok(());
+        }
+        Err(format!("PyTorch's times are of {}, the adapter is {}", self.device, adapter.name))
+    }
 }
 
 /// Median, extremes and 10th and 90th percentile of some times.
@@ -191,4 +246,17 @@ fn percentile(ascending: &[f64], share: f64) -> f64 {
     let low = at.floor() as usize;
     let high = (low + 1).min(ascending.len() - 1);
     ascending[low] + (ascending[high] - ascending[low]) * (at - low as f64)
+}
+
+/// What a text names, of what is known.
+pub fn one_of<T: Copy>(text: &str, known: &[(&str, T)]) -> Result<T, String> {
+    let names: Vec<_> = known.iter().map(|k| k.0).collect();
+    known.iter().find(|k| k.0 == text).map(|k| k.1).ok_or_else(|| format!("expected one of {}", names.join(", ")))
+}
+
+/// A dtype as reports and the command line name it.
+pub fn parse_dtype(text: &str) -> Result<Dtype, String> {
+    let floats = [("f16", Dtype::F16), ("bf16", Dtype::Bf16), ("f32", Dtype::F32)];
+    let quantised = [("q8_0", Dtype::Q8_0), ("q4_0", Dtype::Q4_0), ("i8scaled", Dtype::I8Scaled)];
+    one_of(text, &[floats, quantised].concat())
 }

@@ -24,6 +24,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let bar = ProgressBar::new(total);
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}").map_err(|e| e.to_string())?;
     bar.set_style(style);
+    peers.iter().try_for_each(|peer| peer.check_device(&adapter_of(&gpu)))?;
     bar.set_message("copy and read rates");
     let bench = new_bench(args, &gpu, &peers)?;
     bar.inc(1);
@@ -63,6 +64,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
         print!("\n{}", tables::table(&report));
     }
     match report.rows.iter().filter(|r| r.error.is_some()).count() {
+        _ if report.void.is_some() => Err(report.void.unwrap_or_default()),
         0 if report.rows.len() as u64 + 1 == total => Ok(()),
         0 => Err("cases were left out for want of memory".into()),
         failed => Err(format!("{failed} cases failed, see their rows")),
@@ -85,7 +87,7 @@ fn save(args: &RunArgs, report: &Report) -> Result<()> {
 fn new_bench<'a>(args: &RunArgs, gpu: &'a Gpu, peers: &[PeerReport]) -> Result<Bench<'a>> {
     let clock = Clock::new(gpu);
     let rates = rates::measure(gpu, &clock, if gpu.is_cpu() { 5 } else { 20 })?;
-    let torch_copy_gb_s = peers.iter().filter_map(|p| p.copy_gb_s).reduce(f64::max);
+    let torch_copy_gb_s = peers.iter().filter_map(PeerReport::torch_copy_gb_s).reduce(f64::max);
     let compressor =
         Compressor::new(&gpu.device, Options::with_subgroups(args.subgroups)).map_err(|e| e.to_string())?;
     Ok(Bench {
@@ -102,7 +104,6 @@ fn new_bench<'a>(args: &RunArgs, gpu: &'a Gpu, peers: &[PeerReport]) -> Result<B
 }
 
 fn new_report(args: &RunArgs, gpu: &Gpu, bench: &Bench<'_>) -> Report {
-    let limits = gpu.device.limits();
     let info = &gpu.info;
     let own = bench.rates.own_copy_gb_s();
     let slow = info.name.contains("H100") && own < H100_COPY_GB_S;
@@ -113,21 +114,7 @@ fn new_report(args: &RunArgs, gpu: &Gpu, bench: &Bench<'_>) -> Report {
         wgpu: about::wgpu_version(),
         date: about::today(),
         command: about::command(),
-        adapter: Adapter {
-            name: info.name.clone(),
-            backend: info.backend.to_string(),
-            device_type: format!("{:?}", info.device_type),
-            driver: info.driver.clone(),
-            driver_info: info.driver_info.clone(),
-            vendor: info.vendor,
-            device: info.device,
-            subgroup_min_size: info.subgroup_min_size,
-            subgroup_max_size: info.subgroup_max_size,
-            features: gpu.device.features().iter_names().map(|f| f.0).collect::<Vec<_>>().join(" "),
-            max_buffer_size: limits.max_buffer_size,
-            max_storage_buffer_binding_size: limits.max_storage_buffer_binding_size,
-            max_compute_workgroup_storage_size: limits.max_compute_workgroup_storage_size,
-        },
+        adapter: adapter_of(gpu),
         repetitions: bench.repetitions,
         warmup: bench.warmup,
         flush: format!("{}, {} MiB", bench.flush.mode.name(), bench.flush.bytes >> 20),
@@ -136,5 +123,24 @@ fn new_report(args: &RunArgs, gpu: &Gpu, bench: &Bench<'_>) -> Report {
         void: slow.then(|| format!("the own copy rate is {own:.0} GB/s, below {H100_COPY_GB_S:.0}")),
         rows: Vec::new(),
         peers: Vec::new(),
+    }
+}
+
+fn adapter_of(gpu: &Gpu) -> Adapter {
+    let (info, limits) = (&gpu.info, gpu.device.limits());
+    Adapter {
+        name: info.name.clone(),
+        backend: info.backend.to_string(),
+        device_type: format!("{:?}", info.device_type),
+        driver: info.driver.clone(),
+        driver_info: info.driver_info.clone(),
+        vendor: info.vendor,
+        device: info.device,
+        subgroup_min_size: info.subgroup_min_size,
+        subgroup_max_size: info.subgroup_max_size,
+        features: gpu.device.features().iter_names().map(|f| f.0).collect::<Vec<_>>().join(" "),
+        max_buffer_size: limits.max_buffer_size,
+        max_storage_buffer_binding_size: limits.max_storage_buffer_binding_size,
+        max_compute_workgroup_storage_size: limits.max_compute_workgroup_storage_size,
     }
 }

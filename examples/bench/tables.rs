@@ -1,9 +1,9 @@
 //! `bench table`, `bench compare` and `bench ratio`: finished reports side by side.
 
-use keynorm::TensorSpec;
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use crate::case::DECODE;
-use crate::cli::parse_dtype;
 use crate::design::{
     self, DECODE_LAYERS, FLOOR_PERCENT, GOALS, Goal, KEYDIFF_OVER_FLOOR, LARGE_BYTES, MANY_ROWS, MANY_ROWS_EXTRA_US,
     MANY_ROWS_FLOOR_SHARE,
@@ -22,43 +22,31 @@ fn same_case(row: &Row, peer: &PeerRow) -> bool {
         && (peer.keep_ratio - row.keep_ratio).abs() < 1e-9
 }
 
-/// By what a row's tokens are compared; early reports do not say that it is the norm.
-fn score_of(row: &Row) -> &str {
-    if row.score.is_empty() { "norm" } else { &row.score }
-}
-
 /// Whether a peer's row does the work of ours: lowest key norms or KeyDiff, cached or not, all in one call.
-fn is_same_work(row: &Row, peer: &PeerRow) -> bool {
-    let is_norm = score_of(row) == "norm";
+pub fn is_same_work(score: &str, mode: &str, peer: &PeerRow) -> bool {
     let has = |other: &str| peer.peer.contains(other);
-    has("decode") == (row.mode == DECODE) && if is_norm { !has("keydiff") } else { has(&row.score) }
+    has("decode") == (mode == DECODE) && if score == "norm" { !has("keydiff") } else { has(score) }
 }
 
 fn fastest<'a>(row: &Row, peers: &'a [PeerRow], time: fn(&PeerRow) -> Option<f64>) -> Option<(&'a PeerRow, f64)> {
     peers
         .iter()
-        .filter(|p| p.peer.starts_with("torch") && is_same_work(row, p) && same_case(row, p))
+        .filter(|p| p.peer.starts_with("torch") && is_same_work(row.score(), &row.mode, p) && same_case(row, p))
         .filter_map(|p| time(p).map(|us| (p, us)))
         .min_by(|a, b| a.1.total_cmp(&b.1))
 }
 
 /// Puts the rows and the copy rate of a peer's report into ours, as `run --peers` does.
-pub fn add_peer(report: &mut Report, peer: PeerReport) {
-    let copy = report.rates.torch_copy_gb_s.into_iter().chain(peer.copy_gb_s).reduce(f64::max);
+pub fn add_peer(report: &mut Report, peer: PeerReport) -> Result<()> {
+    peer.check_device(&report.adapter)?;
+    let copy = report.rates.torch_copy_gb_s.into_iter().chain(peer.torch_copy_gb_s()).reduce(f64::max);
     report.rates.torch_copy_gb_s = copy;
     report.peers.extend(peer.rows);
-    let rate = report.rates.floor_gb_s();
-    for row in &mut report.rows {
-        if let Some(us) = row.us_median {
-            let floor_us = row.bytes_floor as f64 / rate / 1e3;
-            (row.floor_us, row.floor_percent) = (Some(floor_us), Some(100.0 * floor_us / us));
-        }
-    }
+    Ok(())
 }
 
-fn goal_of(row: &Row, on_h100: bool) -> Option<&'static Goal> {
-    let is_norm = score_of(row) == "norm";
-    let design = is_norm && on_h100 && row.head_dim == 128 && row.dtype == "f16" && row.capacity.is_none();
+fn goal_of(row: &Row) -> Option<&'static Goal> {
+    let design = row.score() == "norm" && row.head_dim == 128 && row.dtype == "f16" && row.capacity.is_none();
     let goals: &[Goal] = match (row.layers, row.mode == DECODE) {
         (1, false) => &GOALS,
         (DECODE_LAYERS, true) => std::slice::from_ref(&design::DECODE),
@@ -69,11 +57,6 @@ fn goal_of(row: &Row, on_h100: bool) -> Option<&'static Goal> {
     })
 }
 
-fn key_bytes(row: &Row) -> u64 {
-    let token = parse_dtype(&row.dtype).map_or(0, |dtype| TensorSpec::new(dtype, row.head_dim).row_bytes());
-    [row.batch_rows, row.seq_len, token].iter().fold(row.layers.into(), |bytes, &n| bytes * u64::from(n))
-}
-
 /// Goal (of an H100), measured, PyTorch's best and the floor beside each other.
 pub fn table(report: &Report) -> String {
     let head = [
@@ -81,7 +64,7 @@ pub fn table(report: &Report) -> String {
         "dtype",
         "keep",
         "order",
-        "goal µs",
+        "H100 goal µs",
         "µs",
         "goal met",
         "PyTorch best µs",
@@ -92,30 +75,93 @@ pub fn table(report: &Report) -> String {
         "floor goal",
         "ns/token",
     ];
-    let on_h100 = report.adapter.name.contains("H100");
-    let rows: Vec<_> = report.rows.iter().map(|row| table_cells(row, &report.peers, on_h100)).collect();
-    let with_goal = report.rows.iter().filter(|r| goal_us(r, on_h100).is_some());
-    let missed = with_goal.clone().filter(|r| is_met(r, on_h100) != Some(true)).count();
-    let verdict = format!("\n{missed} of {} rows with a goal in time missed it or failed.\n", with_goal.count());
-    markdown::header(report) + &markdown::table(&head, 4, &rows) + &verdict
+    let rows: Vec<_> = report.rows.iter().map(|row| table_cells(row, report)).collect();
+    markdown::header(report) + &markdown::table(&head, 4, &rows) + "\n" + &verdicts(report)
 }
 
-fn goal_us(row: &Row, on_h100: bool) -> Option<f64> {
+/// How many rows reach their goals, and how even times a token are from 64k to 1M tokens a row.
+fn verdicts(report: &Report) -> String {
+    let mut text = String::new();
+    let with_goal = report.rows.iter().filter(|r| goal_us(r, report).is_some());
+    let missed = with_goal.clone().filter(|r| is_met(r, report) != Some(true)).count();
+    if with_goal.clone().count() > 0 {
+        let goals = if is_h100(report) { "" } else { " of an H100" };
+        text += &format!("{missed} of {} rows with a goal{goals} in time missed it or failed.\n", with_goal.count());
+    }
+    for order in ["fill", "positional"] {
+        let large = report.rows.iter().filter(|r| r.order == order && has_floor_goal(r));
+        let met = large.clone().filter(|r| r.floor_percent.unwrap_or(0.0) >= floor_goal(r)).count();
+        if let Some(wanted) = large.clone().next().map(floor_goal) {
+            let (at, count) = (LARGE_BYTES >> 20, large.count());
+            text +=
+                &format!("{met} of {count} rows by {order} from {at} MiB of keys on take {wanted} % of their floor.\n");
+        }
+    }
+    for (name, times) in by_length(report) {
+        let (least, most) = times.iter().fold((f64::INFINITY, 0.0_f64), |(a, b), t| (a.min(t.1), b.max(t.1)));
+        let lengths = (times[0].0, times[times.len() - 1].0);
+        let spread = 100.0 * (most / least - 1.0);
+        let (from, to) = lengths;
+        text += &format!(
+            "{name}: {least:.4} to {most:.4} ns/token from {from} to {to} tokens a row, {spread:.0} % apart.\n"
+        );
+    }
+    text
+}
+
+/// Lengths with their ns/token, of cases that differ in nothing else, or that are as many tokens in all.
+fn by_length(report: &Report) -> BTreeMap<String, Vec<(u32, f64)>> {
+    let mut groups: BTreeMap<String, Vec<(u32, f64)>> = BTreeMap::new();
+    for row in report.rows.iter().filter(|r| LONG_ROWS.contains(&r.seq_len) && r.capacity.is_none()) {
+        let Some(us) = row.us_median else { continue };
+        let alike =
+            format!("{} {} {} {} {} {}", row.dtype, row.keep_ratio, row.order, row.selector, row.score(), row.mode);
+        let alike = format!("{} layers × {alike} × {} × {}", row.layers, row.head_dim, row.norms);
+        for name in [format!("{} rows, {alike}", row.batch_rows), format!("{} tokens in all, {alike}", row.tokens())] {
+            groups.entry(name).or_default().push((row.seq_len, us * 1e3 / row.tokens() as f64));
+        }
+    }
+    groups.values_mut().for_each(|times| times.sort_by_key(|t| t.0));
+    let ends = (*LONG_ROWS.start(), *LONG_ROWS.end());
+    groups.retain(|_, times| (times[0].0, times[times.len() - 1].0) == ends);
+    groups
+}
+
+/// Tokens a row between which the time of one is to be even.
+const LONG_ROWS: RangeInclusive<u32> = 1 << 16..=1 << 20;
+
+fn is_h100(report: &Report) -> bool {
+    report.adapter.name.contains("H100")
+}
+
+fn has_floor_goal(row: &Row) -> bool {
+    row.key_bytes() >= LARGE_BYTES && row.mode != DECODE
+}
+
+fn floor_goal(row: &Row) -> f64 {
+    if row.order == "fill" { FLOOR_PERCENT.0 } else { FLOOR_PERCENT.1 }
+}
+
+/// Of an H100, shown on every GPU.
+fn goal_us(row: &Row, report: &Report) -> Option<f64> {
     if row.score == "keydiff" {
         return row.floor_us.map(|us| us * KEYDIFF_OVER_FLOOR);
     }
-    if on_h100 && row.capacity.is_none() && (row.batch_rows, row.seq_len) == MANY_ROWS {
+    if report.adapter.device_type == "Cpu" {
+        return None;
+    }
+    if row.capacity.is_none() && (row.batch_rows, row.seq_len) == MANY_ROWS {
         return row.floor_us.map(|us| us / MANY_ROWS_FLOOR_SHARE + MANY_ROWS_EXTRA_US);
     }
-    let goal = goal_of(row, on_h100)?;
+    let goal = goal_of(row)?;
     if row.order == "fill" { Some(goal.fill_us) } else { goal.ordered_us }
 }
 
-fn is_met(row: &Row, on_h100: bool) -> Option<bool> {
-    Some(row.us_median? <= goal_us(row, on_h100)?)
+fn is_met(row: &Row, report: &Report) -> Option<bool> {
+    Some(row.us_median? <= goal_us(row, report)?)
 }
 
-fn table_cells(row: &Row, peers: &[PeerRow], on_h100: bool) -> Vec<String> {
+fn table_cells(row: &Row, report: &Report) -> Vec<String> {
     let mut cells = vec![markdown::shape(row), row.dtype.clone(), row.keep_ratio.to_string(), row.order.clone()];
     for (extra, default) in [(&row.selector, "auto"), (&row.score, "norm")] {
         if !extra.is_empty() && extra != default {
@@ -125,36 +171,31 @@ fn table_cells(row: &Row, peers: &[PeerRow], on_h100: bool) -> Vec<String> {
     if row.mode == DECODE {
         cells[3] += ", norms cached";
     }
-    cells.push(micros(goal_us(row, on_h100)));
+    cells.push(micros(goal_us(row, report)));
     let Some(us) = row.us_median else {
         cells.push(row.error.clone().unwrap_or_default());
         cells.resize(14, String::new());
         return cells;
     };
     let yes_no = |met: bool| if met { "yes" } else { "**no**" }.to_owned();
-    let tokens = f64::from(row.layers) * f64::from(row.batch_rows) * f64::from(row.seq_len);
-    let best = fastest(row, peers, |p| p.us_median);
-    let listed = goal_of(row, on_h100).map(|g| g.torch_us);
+    let best = fastest(row, &report.peers, |p| p.us_median);
+    let listed = goal_of(row).filter(|_| is_h100(report)).map(|g| g.torch_us);
     let (torch_us, by) = match best {
         Some((peer, us)) => (Some(us), format!("{} {}", peer.peer.trim_start_matches("torch-"), peer.mode)),
         None => (listed, if listed.is_some() { "design" } else { NONE }.into()),
     };
     let share = row.floor_percent.unwrap_or(0.0);
-    let wanted = if row.order == "fill" { FLOOR_PERCENT.0 } else { FLOOR_PERCENT.1 };
+    let wanted = floor_goal(row);
     cells.extend([
         micros(Some(us)),
-        is_met(row, on_h100).map_or(NONE.into(), yes_no),
+        is_met(row, report).map_or(NONE.into(), yes_no),
         micros(torch_us),
         by,
         torch_us.map_or(NONE.into(), |t| format!("{:.1}×", t / us)),
         micros(row.floor_us),
         format!("{share:.1}"),
-        if key_bytes(row) < LARGE_BYTES || row.mode == DECODE {
-            NONE.into()
-        } else {
-            format!("{wanted} {}", yes_no(share >= wanted))
-        },
-        format!("{:.4}", us * 1e3 / tokens),
+        if has_floor_goal(row) { format!("{wanted} {}", yes_no(share >= wanted)) } else { NONE.into() },
+        format!("{:.4}", us * 1e3 / row.tokens() as f64),
     ]);
     cells
 }
@@ -182,16 +223,24 @@ pub fn ratio(report: &Report) -> Result<String> {
     if rows.is_empty() {
         return Err("no row of ours has its like among PyTorch's".into());
     }
-    Ok(markdown::table(&head, 4, &rows))
+    Ok(markdown::header(report) + &markdown::table(&head, 4, &rows))
 }
 
 /// Two runs, row by row: times, and whether they left the same bits.
-pub fn compare(a: &Report, b: &Report) -> Result<String> {
+#[derive(Debug)]
+pub struct Comparison {
+    pub text: String,
+    /// Rows of other bits.
+    pub num_different: usize,
+}
+
+pub fn compare(a: &Report, b: &Report) -> Result<Comparison> {
     let head = ["rows × n × d", "dtype", "keep", "order", "selector", "score by", "a µs", "b µs", "b / a", "hash"];
     let mut rows = Vec::new();
+    let mut num_different = 0;
     for row in &a.rows {
         let key = |r: &Row| {
-            let case = (r.dtype.clone(), r.order.clone(), r.selector.clone(), score_of(r).to_owned(), r.norms.clone());
+            let case = (r.dtype.clone(), r.order.clone(), r.selector.clone(), r.score().to_owned(), r.norms.clone());
             (r.mode.clone(), markdown::shape(r), case)
         };
         let Some(other) = b.rows.iter().find(|r| key(r) == key(row) && r.kept == row.kept) else { continue };
@@ -201,10 +250,11 @@ pub fn compare(a: &Report, b: &Report) -> Result<String> {
             (a, b) if a == b => "equal",
             _ => "**differs**",
         };
+        num_different += usize::from(hash == "**differs**");
         let mut cells = vec![markdown::shape(row), row.dtype.clone(), row.keep_ratio.to_string(), row.order.clone()];
         cells.extend([
             row.selector.clone(),
-            score_of(row).into(),
+            row.score().into(),
             micros(row.us_median),
             micros(other.us_median),
             ratio,
@@ -218,5 +268,8 @@ pub fn compare(a: &Report, b: &Report) -> Result<String> {
     let name = |r: &Report| {
         format!("{} · {} · wgpu {} · commit {} · {}", r.adapter.name, r.adapter.driver_info, r.wgpu, r.commit, r.date)
     };
-    Ok(format!("a: {}\n\nb: {}\n\n{}", name(a), name(b), markdown::table(&head, 5, &rows)))
+    let left_out = [a, b].map(|r| r.rows.len() - rows.len());
+    let counts = format!("In one report alone: {} rows of a, {} of b.", left_out[0], left_out[1]);
+    let text = format!("a: {}\n\nb: {}\n\n{}\n{counts}\n", name(a), name(b), markdown::table(&head, 5, &rows));
+    Ok(Comparison { text, num_different })
 }

@@ -1,0 +1,167 @@
+//! The example `bench` as a user runs it: a run on the adapter that is there, and reports side by side.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const RECORDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/record");
+
+/// The example's executable, which `cargo test` builds beside the tests (but `cargo test --test bench_cli` does not).
+fn executable() -> PathBuf {
+    let test = std::env::current_exe().expect("a path");
+    let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps");
+    let path = profile.join("examples").join(format!("bench{}", std::env::consts::EXE_SUFFIX));
+    assert!(path.exists(), "{} is missing: cargo build --example bench", path.display());
+    path
+}
+
+fn bench(args: &[&str]) -> Output {
+    Command::new(executable()).args(args).output().expect("a run")
+}
+
+fn succeed(args: &[&str]) -> String {
+    let output = bench(args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "bench {args:?}: {stderr}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Exit code 2 and one line.
+fn fail(args: &[&str]) -> String {
+    let output = bench(args);
+    let stderr = String::from_utf8(output.stderr).expect("text");
+    assert_eq!((output.status.code(), stderr.lines().count()), (Some(2), 1), "bench {args:?}: {stderr}");
+    stderr
+}
+
+fn record(name: &str) -> String {
+    format!("{RECORDS}/{name}")
+}
+
+fn read(path: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).expect(path)).expect("a report")
+}
+
+#[test]
+fn tables_are_those_of_the_records() {
+    for (folder, date) in [("nvidia-h100-80gb-hbm3", "2026-11-27"), ("nvidia-h200", "2026-11-30")] {
+        let table = succeed(&["table", "--json", &record(&format!("{folder}/{date}-design.json"))]);
+        let recorded = std::fs::read_to_string(record(&format!("{folder}/{date}-table.md"))).expect("a record");
+        assert_eq!(table, recorded, "{folder}");
+    }
+    let scaling = succeed(&["table", "--json", &record("nvidia-h100-80gb-hbm3/2026-11-27-scaling.json")]);
+    assert!(scaling.contains("0.1910 to 0.2337 ns/token from 65536 to 1048576 tokens a row, 22 % apart"), "{scaling}");
+    let floor = succeed(&["table", "--json", &record("nvidia-h100-80gb-hbm3/2026-11-27-floor.json")]);
+    assert!(floor.contains("32 of 81 rows by fill from 256 MiB of keys on take 88 % of their floor"), "{floor}");
+    assert!(floor.contains("54 of 81 rows by positional from 256 MiB of keys on take 80 % of their floor"), "{floor}");
+}
+
+/// The floor is what DESIGN has for it: the sum is made here from what a row says of itself.
+#[test]
+fn floors_are_bytes_over_the_best_rate() {
+    let path = record("nvidia-h100-80gb-hbm3/2026-11-27-design.json");
+    let (report, table) = (read(&path), succeed(&["table", "--json", &path]));
+    let rate = ["copy_kernel_gb_s", "copy_buffer_gb_s", "torch_copy_gb_s"]
+        .map(|name| report["rates"][name].as_f64().unwrap_or(0.0))
+        .into_iter()
+        .fold(0.0, f64::max);
+    let lines: Vec<&str> = table.lines().filter(|l| l.contains("| f16 ")).collect();
+    let rows = report["rows"].as_array().expect("rows");
+    assert_eq!(lines.len(), rows.len());
+    for (row, line) in rows.iter().zip(lines) {
+        let number = |name: &str| row[name].as_f64().expect(name);
+        let keys =
+            if row["mode"] == "decode" { 0.0 } else { number("layers") * number("batch_rows") * number("seq_len") };
+        let bytes = (keys + 4.0 * number("num_moved")) * number("head_dim") * 2.0;
+        let percent = 100.0 * bytes / rate / 1e3 / number("us_median");
+        let cell = line.trim_matches('|').split('|').nth(11).expect("% floor").trim();
+        assert_eq!(cell, format!("{percent:.1}"), "{line}");
+    }
+}
+
+#[test]
+fn reports_of_other_bits_fail() {
+    let path = record("nvidia-h200/2026-11-30-design.json");
+    let same = succeed(&["compare", &path, &path]);
+    assert!(same.contains("equal") && !same.contains("differs"), "{same}");
+    assert!(same.contains("In one report alone: 0 rows of a, 0 of b."), "{same}");
+    let dir = tempfile::tempdir().expect("a folder");
+    let changed = dir.path().join("changed.json");
+    let mut report = read(&path);
+    report["rows"][1]["hash"] = "0123456789abcdef".into();
+    report["rows"].as_array_mut().expect("rows").pop();
+    std::fs::write(&changed, report.to_string()).expect("a file");
+    let output = bench(&["compare", &path, changed.to_str().expect("a path")]);
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(2), "{stdout}");
+    assert_eq!(stdout.matches("**differs**").count(), 1, "{stdout}");
+    assert!(stdout.contains("In one report alone: 1 rows of a, 0 of b."), "{stdout}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("1 rows left other bits"));
+}
+
+/// A rate or a time of another device makes no floor and no speed-up.
+#[test]
+fn peers_of_another_device_are_refused() {
+    let ours = record("nvidia-h200/2026-11-30-design.json");
+    let theirs = record("nvidia-h100-80gb-hbm3/2026-11-27-torch.json");
+    let refused = fail(&["table", "--json", &ours, "--torch", &theirs]);
+    assert!(refused.contains("of NVIDIA H100 80GB HBM3, the adapter is NVIDIA H200"), "{refused}");
+    succeed(&["ratio", "--json", &ours, "--torch", &record("nvidia-h200/2026-11-30-torch.json")]);
+}
+
+#[test]
+fn plots_are_of_one_kind_of_work() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let plot = dir.path().join("plot.svg");
+    let ours = record("nvidia-h100-80gb-hbm3/2026-11-27-design.json");
+    let output = plot.to_str().expect("a path");
+    succeed(&["plot", "--json", &ours, "--rows", "8", "--keep", "0.5", "--output", output]);
+    let svg = std::fs::read_to_string(&plot).expect("a plot");
+    assert!(svg.contains("PyTorch tuned") && svg.contains("keynorm fill"), "lines of both");
+    assert!(!svg.contains("keydiff") && !svg.contains("decode"), "peers that did other work");
+    let mut report = read(&record("nvidia-h100-80gb-hbm3/2026-11-27-keydiff.json"));
+    report["rows"].as_array_mut().expect("rows").retain(|row| row["score"] == "keydiff");
+    let keydiff = dir.path().join("keydiff.json");
+    std::fs::write(&keydiff, report.to_string()).expect("a file");
+    succeed(&["plot", "--json", keydiff.to_str().expect("a path"), "--output", output]);
+    let svg = std::fs::read_to_string(&plot).expect("a plot");
+    assert!(svg.contains(", keydiff\n"), "the title says what was timed");
+    assert!(svg.contains("PyTorch keydiff") && !svg.contains("PyTorch tuned"), "peers that did the same work");
+}
+
+/// A whole run, of few tokens: its files, and that what it says of itself adds up.
+#[test]
+fn a_run_writes_what_it_measured() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
+    let (json, csv, md) = (path("r.json"), path("r.csv"), path("r.md"));
+    let files = ["--output-json", &json, "--output-csv", &csv, "--output-md", &md];
+    let small = ["--repetitions", "2", "--warmup", "0", "--flush-mb", "1", "--head-dim", "16", "--dtype", "f16,f32"];
+    let cases = ["--shape", "3x700", "--keep", "0.3", "--order", "fill,positional"];
+    succeed(&[&["run"][..], &cases, &small, &files].concat());
+    let report = read(&json);
+    let rows = report["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 4);
+    for row in rows {
+        assert_eq!(
+            (&row["kept"], &row["rows_checked"], &row["error"]),
+            (&210.into(), &3.into(), &Value::Null),
+            "{row}"
+        );
+        let (moved, expected) =
+            (row["num_moved"].as_f64().expect("moved"), row["num_moved_expected"].as_f64().expect("expected"));
+        assert!((moved / expected - 1.0).abs() < 0.2, "{moved} rows moved of {expected}");
+        assert!(row["us_median"].as_f64().expect("a time") > 0.0, "{row}");
+    }
+    let text = std::fs::read_to_string(&csv).expect("a file");
+    let head: Vec<&str> = text.lines().next().expect("names").split(',').collect();
+    assert_eq!(text.lines().count(), 5);
+    for name in ["us_median", "hash", "adapter", "driver", "wgpu", "commit", "command", "floor_rate_gb_s", "void"] {
+        assert!(head.contains(&name), "{name} of {head:?}");
+    }
+    assert!(std::fs::read_to_string(&md).expect("a file").contains("| 3 × 700 × 16 |"));
+    let again = path("again.json");
+    succeed(&[&["run"][..], &cases, &small, &["--output-json", &again]].concat());
+    assert!(!succeed(&["compare", &json, &again]).contains("differs"));
+}
