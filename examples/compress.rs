@@ -99,6 +99,8 @@ fn run(args: &Args) -> Result<(), Failure> {
         for (name, info) in std::mem::take(&mut input.others) {
             input.read(&info, |at, bytes| output.write(&name, at, bytes))?;
         }
+        // It may be what is replaced, which not every system does to an open file.
+        drop(input);
         output.finish()?;
     }
     report::print(&lines);

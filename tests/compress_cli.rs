@@ -388,7 +388,7 @@ fn bad_caches_are_refused() {
     let (input, output) = (dir.path().join("in.safetensors"), dir.path().join("out.safetensors"));
     let (path, out_path) = (input.to_str().expect("text"), output.to_str().expect("text"));
     let f16 = FileDtype::F16;
-    let faults: [(&str, FileDtype, &[usize], &str); 10] = [
+    let faults: [(&str, FileDtype, &[usize], &str); 13] = [
         ("layers.0.values", f16, &[2, 2, 149, 64], "layers.0.values has seq_len 149, but layers.0.keys has 150"),
         ("layers.0.values", f16, &[2, 1, 150, 64], "layers.0.values has num_kv_heads 1, but layers.0.keys has 2"),
         ("layers.0.values", f16, &[1, 2, 150, 64], "layers.0.values has batch 1, but layers.0.keys has 2"),
@@ -399,6 +399,14 @@ fn bad_caches_are_refused() {
         ("layers.3.keys", f16, &[1, 3, 97, 20], "layers.3: keys.head_dim is 20 elements"),
         ("layers.3.positions", f16, &[1, 3, 97], "layers.3.positions is F16 [1, 3, 97], expected U32 [1, 3, 97]"),
         ("layers.7.keys", f16, &[1, 3, 97, 80], "tensor layers.7.values is missing"),
+        (
+            "layers.00.keys",
+            f16,
+            &[1, 3, 97, 80],
+            "tensor layers.00.keys: expected a layer index from 0 to 65535 without",
+        ),
+        ("layers.65536.positions", f16, &[1], "tensor layers.65536.positions: expected a layer index from 0 to 65535"),
+        ("layers.99999999999.keys", f16, &[1], "tensor layers.99999999999.keys: expected a layer index"),
     ];
     for (name, dtype, shape, expected) in faults {
         let mut cache = random_cache(Dtype::F16);
@@ -464,4 +472,24 @@ fn a_refused_run_leaves_an_earlier_output_alone() {
     assert_eq!(got.status.code(), Some(2), "exit code");
     assert_eq!(std::fs::read(&output).expect("a file"), b"earlier", "the earlier output");
     assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 1, "no temporary file");
+}
+
+/// Whoever may not read a cache may not read what takes its place, and a link that leads nowhere stays one.
+#[cfg(unix)]
+#[test]
+fn what_is_replaced_keeps_its_permissions() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().expect("a folder");
+    let cache = dir.path().join("cache.safetensors");
+    write(&cache, &random_cache(Dtype::F16));
+    std::fs::set_permissions(&cache, std::fs::Permissions::from_mode(0o600)).expect("permissions");
+    let path = cache.to_str().expect("text");
+    succeed(&["--input", path, "--output", path, "--skip-layers", "3"]);
+    assert_eq!(std::fs::metadata(&cache).expect("a file").permissions().mode() & 0o777, 0o600);
+    assert_eq!(read(&cache)["layers.0.keys"].1, [2, 2, 75, 64], "compressed in place");
+
+    let link = dir.path().join("link.safetensors");
+    std::os::unix::fs::symlink("nowhere", &link).expect("a link");
+    refuse(&["--input", path, "--output", link.to_str().expect("text")], None, "is a link to nothing");
+    assert!(link.is_symlink(), "the link is left alone");
 }

@@ -179,11 +179,23 @@ fn read_header(file: &mut File, file_bytes: u64) -> Result<(Metadata, u64), Fail
     Ok((metadata, 8 + header_bytes))
 }
 
-/// Index and part of a name of the form `layers.{i}.{part}`.
-fn parse_name(name: &str) -> Option<(u32, &str)> {
-    let (index, part) = name.strip_prefix("layers.")?.split_once('.')?;
-    let parsed: u32 = index.parse().ok()?;
-    (parsed.to_string() == index && matches!(part, "keys" | "values" | "positions")).then_some((parsed, part))
+/// Highest index of a layer; the policies name all layers below it.
+const MAX_LAYER: u32 = 65_535;
+
+/// Index and part of a name of the form `layers.{i}.{part}`; `None` of another form. An index that is written otherwise is
+/// refused: such a layer would be left as it is among others that are compressed.
+fn parse_name(name: &str) -> Result<Option<(u32, &str)>, Failure> {
+    let Some((index, part)) = name.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) else {
+        return Ok(None);
+    };
+    let is_number = !index.is_empty() && index.bytes().all(|b| b.is_ascii_digit());
+    if !is_number || !matches!(part, "keys" | "values" | "positions") {
+        return Ok(None);
+    }
+    let parsed = index.parse().ok().filter(|&parsed: &u32| parsed <= MAX_LAYER && parsed.to_string() == index);
+    let parsed =
+        parsed.ok_or(format!("tensor {name}: expected a layer index from 0 to {MAX_LAYER} without leading zeros"))?;
+    Ok(Some((parsed, part)))
 }
 
 type Sorted = (Vec<Layer>, Vec<(String, TensorInfo)>);
@@ -194,7 +206,7 @@ fn sort_tensors(header: &Metadata) -> Result<Sorted, Failure> {
     let names = header.offset_keys();
     for name in &names {
         let Some(info) = header.info(name) else { continue };
-        match parse_name(name) {
+        match parse_name(name)? {
             Some((index, part)) => {
                 parts.entry(index).or_default().insert(part, info.clone());
             }

@@ -69,6 +69,7 @@ fn target(path: &Path) -> std::io::Result<PathBuf> {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => std::fs::canonicalize(path),
         Ok(_) => Err(std::io::Error::other("exists and is not a regular file")),
+        Err(_) if path.is_symlink() => Err(std::io::Error::other("is a link to nothing")),
         Err(_) => Ok(path.to_owned()),
     }
 }
@@ -81,6 +82,10 @@ fn temporary(path: &Path, header: &[u8]) -> std::io::Result<NamedTempFile> {
     prefix.push(".");
     let open = |path: &Path| File::options().read(true).write(true).create_new(true).open(path);
     let mut file = tempfile::Builder::new().prefix(&prefix).suffix(".part").make_in(folder, open)?;
+    // Whoever may not read what is replaced may not read this either.
+    if let Ok(replaced) = std::fs::metadata(path) {
+        file.as_file().set_permissions(replaced.permissions())?;
+    }
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(header)?;
     Ok(file)
