@@ -86,15 +86,16 @@ impl Builder<'_> {
             let scores = scores.transpose()?;
             if let Some((buffer, lattice)) = scores {
                 placed.add(buffer, lattice)?;
+                self.check_scores(&lattice)?;
             }
             let same_buffer = view.keys.buffer == view.values.buffer;
             let windows = if self.pages.is_some() {
                 pool_windows((&keys, &values), same_buffer, shape.rows_per_layer(), self.limits())?
             } else {
-                layer_windows(&keys, &values, same_buffer, self.limits())
+                layer_windows((&keys, &values), scores.as_ref().map(|s| &s.1), same_buffer, self.limits())
             };
             let scores = scores.map(|s| s.1);
-            self.check_rows(&keys, &values, scores.as_ref(), &windows)?;
+            self.check_rows(&keys, &values, &windows)?;
             let table = tables.get(compressed).map(|t| t.1);
             let compressed = u32::try_from(compressed).unwrap_or(u32::MAX);
             layers.push(CheckedLayer { compressed, layer, keys, values, scores, windows, table });
@@ -102,30 +103,26 @@ impl Builder<'_> {
         Ok(layers)
     }
 
-    /// Rows of the caller's scores fit a binding, and those of keys and values where their bands are not scored.
-    fn check_rows(
-        &self,
-        keys: &Lattice,
-        values: &Lattice,
-        scores: Option<&Lattice>,
-        windows: &LayerWindows,
-    ) -> Result<(), ArgumentError> {
-        let limit = self.limits().max_binding_bytes;
-        let LayerWindows::Rows { windows, .. } = windows else {
-            if self.plan.policy.score_in_use() == Score::KeyNorm {
-                return Ok(());
+    /// Rows of the caller's scores fit a binding, each by itself.
+    fn check_scores(&self, scores: &Lattice) -> Result<(), ArgumentError> {
+        let limits = self.limits();
+        let sizes = (0..self.plan.shape.rows_per_layer()).map(|row| rows_range(scores, row..row + 1, limits).size);
+        match sizes.max() {
+            Some(row_bytes) if row_bytes > limits.max_binding_bytes => {
+                Err(ArgumentError::RowExceedsBinding { argument: SCORES, row_bytes, limit: limits.max_binding_bytes })
             }
-            let longer = if keys.row_span() >= values.row_span() { keys } else { values };
-            let (argument, row_bytes) = (longer.argument, longer.row_span());
-            return Err(ArgumentError::RowExceedsBinding { argument, row_bytes, limit });
-        };
-        for (scores, window) in scores.iter().flat_map(|s| windows.iter().map(move |w| (s, w))) {
-            let row_bytes = rows_range(scores, window, self.limits()).size;
-            if row_bytes > limit {
-                return Err(ArgumentError::RowExceedsBinding { argument: SCORES, row_bytes, limit });
-            }
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Rows of keys and values fit a binding where their bands are not scored.
+    fn check_rows(&self, keys: &Lattice, values: &Lattice, windows: &LayerWindows) -> Result<(), ArgumentError> {
+        if matches!(windows, LayerWindows::Rows { .. }) || self.plan.policy.score_in_use() == Score::KeyNorm {
+            return Ok(());
+        }
+        let longer = if keys.row_span() >= values.row_span() { keys } else { values };
+        let (argument, row_bytes, limit) = (longer.argument, longer.row_span(), self.limits().max_binding_bytes);
+        Err(ArgumentError::RowExceedsBinding { argument, row_bytes, limit })
     }
 
     /// The tables of the compressed layers. Layers may share one, so tables are not compared with each other.

@@ -130,7 +130,7 @@ impl Builder<'_> {
                 rows_per_layer: shape.rows_per_layer(),
                 pad0: 0,
             };
-            let scores = layer.scores.as_ref().map_or(window.keys, |s| rows_range(s, window, self.limits()));
+            let scores = layer.scores.as_ref().map_or(window.keys, |s| rows_range(s, window.rows(), self.limits()));
             let given = layer.scores.as_ref().map(|s| tensor_layout(s, first_row, scores, Access::Word));
             let place = ScoredSlots { keys, slots: 0..u32::MAX, table_base, table_stride };
             let norm = self.norm_params(&rows, place);

@@ -158,7 +158,7 @@ fn windows(inner: &PlanInner, keys: &Lattice) -> Result<Vec<Window>, ArgumentErr
         offset_alignment: c.offset_alignment,
         max_rows: c.max_workgroups.min(inner.scratch.max_rows(c.max_binding_bytes)),
     };
-    match layer_windows(keys, keys, false, limits) {
+    match layer_windows((keys, keys), None, false, limits) {
         LayerWindows::Rows { windows, .. } => Ok(windows),
         LayerWindows::Bands { .. } => {
             let (row_bytes, limit) = (keys.row_span(), limits.max_binding_bytes);

@@ -1,5 +1,7 @@
 //! Windows: runs of whole rows whose bytes fit one binding; where a row alone does not, bands of its tokens that do.
 
+use std::ops::Range;
+
 use crate::lattice::Lattice;
 
 /// A range of a buffer that is bound.
@@ -36,6 +38,12 @@ pub(crate) struct Window {
     pub values: BoundRange,
 }
 
+impl Window {
+    pub const fn rows(&self) -> Range<u32> {
+        self.first_row..self.first_row + self.num_rows
+    }
+}
+
 /// What a binding may be.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WindowLimits {
@@ -69,13 +77,18 @@ pub(crate) struct Band {
     pub range: BoundRange,
 }
 
-/// The windows of a layer.
-pub(crate) fn layer_windows(keys: &Lattice, values: &Lattice, same_buffer: bool, limits: WindowLimits) -> LayerWindows {
-    let windows = cover(keys, values, false, limits).and_then(|split| {
+/// The windows of a layer, whose rows of `scores` fit a binding too, as each does.
+pub(crate) fn layer_windows(
+    (keys, values): (&Lattice, &Lattice),
+    scores: Option<&Lattice>,
+    same_buffer: bool,
+    limits: WindowLimits,
+) -> LayerWindows {
+    let windows = cover((keys, values), scores, false, limits).and_then(|split| {
         if !same_buffer || !split.iter().any(|w| w.keys.intersects(w.values)) {
             return Some((split, false));
         }
-        Some((cover(keys, values, true, limits)?, true))
+        Some((cover((keys, values), scores, true, limits)?, true))
     });
     match windows {
         Some((windows, joined)) => LayerWindows::Rows { windows, joined },
@@ -140,13 +153,19 @@ fn slot_of(slot: u64) -> u32 {
 }
 
 /// Windows of whole rows, if each row fits a binding.
-fn cover(keys: &Lattice, values: &Lattice, joined: bool, limits: WindowLimits) -> Option<Vec<Window>> {
+fn cover(
+    (keys, values): (&Lattice, &Lattice),
+    scores: Option<&Lattice>,
+    joined: bool,
+    limits: WindowLimits,
+) -> Option<Vec<Window>> {
     let num_rows = keys.batch_size * keys.num_kv_heads;
     let mut windows = Vec::new();
     let mut first_row = 0;
     while first_row < num_rows {
         let mut accepted = None;
         let mut spans = [span_of(keys, first_row), span_of(values, first_row)];
+        let mut scored = scores.map(|s| span_of(s, first_row));
         for row in first_row..num_rows.min(first_row.saturating_add(limits.max_rows)) {
             spans[0] = union(spans[0], span_of(keys, row));
             spans[1] = union(spans[1], span_of(values, row));
@@ -156,7 +175,9 @@ fn cover(keys: &Lattice, values: &Lattice, joined: bool, limits: WindowLimits) -
             } else {
                 spans.map(|s| BoundRange::aligned(s, limits))
             };
-            if ranges.iter().any(|r| r.size > limits.max_binding_bytes) {
+            scored = scores.zip(scored).map(|(s, span)| union(span, span_of(s, row)));
+            let scored = scored.map(|span| BoundRange::aligned(span, limits));
+            if ranges.into_iter().chain(scored).any(|r| r.size > limits.max_binding_bytes) {
                 break;
             }
             accepted = Some(Window { first_row, num_rows: row - first_row + 1, keys: ranges[0], values: ranges[1] });
@@ -178,8 +199,7 @@ fn union(a: (u64, u64), b: (u64, u64)) -> (u64, u64) {
 }
 
 /// What a window's rows of another tensor span.
-pub(crate) fn rows_range(lattice: &Lattice, window: &Window, limits: WindowLimits) -> BoundRange {
-    let rows = window.first_row..window.first_row + window.num_rows;
+pub(crate) fn rows_range(lattice: &Lattice, rows: Range<u32>, limits: WindowLimits) -> BoundRange {
     let span = rows.map(|row| span_of(lattice, row)).reduce(union);
     BoundRange::aligned(span.unwrap_or((0, 0)), limits)
 }
@@ -219,7 +239,8 @@ mod tests {
         for (strides, rows_a_group) in [(Strides::hnd(3, 300_000, 64), 1), (nhd, 3), (token_major, 6), (padded, 1)] {
             for offset in [0, 4, (5 << 30) + 12] {
                 let lattice = lattice(offset, &strides);
-                let LayerWindows::Bands { keys, values } = layer_windows(&lattice, &lattice, true, LIMITS) else {
+                let LayerWindows::Bands { keys, values } = layer_windows((&lattice, &lattice), None, true, LIMITS)
+                else {
                     panic!("a row fits a binding");
                 };
                 assert_eq!(keys, values, "two equal tensors");

@@ -259,3 +259,17 @@ fn kept_scores_of_keydiff() {
     (case.lengths, case.appended) = (vec![99], vec![150]);
     run_running(gpu, &case, &BUILT);
 }
+
+/// Windows hold rows whose keys and values fit a binding, and their scores too: here a row's take over half of one, and
+/// two sequences' lie apart.
+#[test]
+fn scores_of_the_callers_by_windows() {
+    for order in [Order::Fill, Order::Positional] {
+        let policy =
+            Policy { order, score: Score::External(ExternalScore::F32), ..Policy::new(Budget::keep_ratio(0.4)) };
+        let mut case = Case::new(shape(3, 5, 1000, 16, Dtype::F16), policy);
+        case.lengths = vec![1000, 0, 731];
+        case.options.max_binding_bytes = Some(1 << 16);
+        run_external(gpu(), &case, ExternalScore::F32, &BUILT);
+    }
+}
