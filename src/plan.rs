@@ -117,6 +117,17 @@ impl Plan {
         Ok(workspace)
     }
 
+    /// As [`Plan::create_workspace`], waiting until the device's answers are in.
+    ///
+    /// # Errors
+    /// As [`Plan::create_workspace`].
+    pub async fn create_workspace_async(&self) -> Result<Workspace, BuildError> {
+        let mut checks = Checks::default();
+        let workspace = Workspace::new(&self.inner.kernels, self.inner.scratch, &mut checks)?;
+        checks.finish_async().await?;
+        Ok(workspace)
+    }
+
     /// An empty cache state of this plan's shape: all lengths 0, all sequences active.
     ///
     /// # Errors
@@ -125,6 +136,17 @@ impl Plan {
         let mut checks = Checks::default();
         let state = CacheState::new(&self.inner.kernels, &self.inner.shape, &self.inner.policy, &mut checks)?;
         checks.finish()?;
+        Ok(state)
+    }
+
+    /// As [`Plan::create_state`], waiting until the device's answers are in.
+    ///
+    /// # Errors
+    /// As [`Plan::create_workspace`].
+    pub async fn create_state_async(&self) -> Result<CacheState, BuildError> {
+        let mut checks = Checks::default();
+        let state = CacheState::new(&self.inner.kernels, &self.inner.shape, &self.inner.policy, &mut checks)?;
+        checks.finish_async().await?;
         Ok(state)
     }
 

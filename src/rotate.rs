@@ -97,9 +97,39 @@ impl Plan {
         state: &CacheState,
         rope: &Rope,
     ) -> Result<BoundRotation, BuildError> {
+        let mut checks = Checks::default();
+        let bound = self.rotation(device, keys, state, rope, &mut checks)?;
+        checks.finish().inspect_err(|_| self.inner.kernels.forget())?;
+        Ok(bound)
+    }
+
+    /// As [`Plan::bind_rotation`], waiting until the device's answers are in.
+    ///
+    /// # Errors
+    /// As [`Plan::bind_rotation`].
+    pub async fn bind_rotation_async(
+        &self,
+        device: &wgpu::Device,
+        keys: &[TensorView<'_>],
+        state: &CacheState,
+        rope: &Rope,
+    ) -> Result<BoundRotation, BuildError> {
+        let mut checks = Checks::default();
+        let bound = self.rotation(device, keys, state, rope, &mut checks)?;
+        checks.finish_async().await.inspect_err(|_| self.inner.kernels.forget())?;
+        Ok(bound)
+    }
+
+    fn rotation(
+        &self,
+        device: &wgpu::Device,
+        keys: &[TensorView<'_>],
+        state: &CacheState,
+        rope: &Rope,
+        checks: &mut Checks,
+    ) -> Result<BoundRotation, BuildError> {
         let inner = &self.inner;
         check(inner, device, keys, state, rope)?;
-        let mut checks = Checks::default();
         let mut params = ParamsBlock::default();
         let mut drafts = Vec::new();
         let mut placed = Placed::default();
@@ -123,10 +153,8 @@ impl Plan {
                 (params.push(&block), num_layers)
             })
             .collect();
-        let params = params.into_buffer(device, "keynorm.rotate.params", wgpu::BufferUsages::UNIFORM, &mut checks);
-        let bound = bound(self, state, rope, (&drafts, &runs), &params, &mut checks);
-        checks.finish().inspect_err(|_| inner.kernels.forget())?;
-        Ok(bound)
+        let params = params.into_buffer(device, "keynorm.rotate.params", wgpu::BufferUsages::UNIFORM, checks);
+        Ok(bound(self, state, rope, (&drafts, &runs), &params, checks))
     }
 }
 

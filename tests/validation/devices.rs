@@ -102,8 +102,12 @@ fn grids_and_buffers_below_what_a_plan_needs() {
     let plan = noop.compressor().plan(&KvShape { capacity: 1 << 18, ..shape() }, &policy()).expect("a sound plan");
     let expected = |needed| format!(r#"Limit {{ limit: "max_buffer_size", needed: {needed}, available: 1048576 }}"#);
     // Six rows of order keys, each with a note that alignment makes 64 words; six of positions.
-    assert_error("workspace", plan.create_workspace(), &expected(6 * 4 * ((1 << 18) + 64)));
-    assert_error("state", plan.create_state(), &expected((6 * 4) << 18));
+    for workspace in [plan.create_workspace(), pollster::block_on(plan.create_workspace_async())] {
+        assert_error("workspace", workspace, &expected(6 * 4 * ((1 << 18) + 64)));
+    }
+    for state in [plan.create_state(), pollster::block_on(plan.create_state_async())] {
+        assert_error("state", state, &expected((6 * 4) << 18));
+    }
     assert_usable(&noop, &noop.compressor().plan(&shape(), &policy()).expect("a sound plan"));
 }
 

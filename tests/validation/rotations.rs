@@ -55,6 +55,13 @@ fn rotations() {
     let quantised = keynorm::TensorSpec::new(keynorm::Dtype::Q8_0, 64);
     assert_error("quantised", rope.check(&quantised), r#"Unsupported { what: "a rotation of quantised keys" }"#);
     let bound = bind(&[keys], &rope).expect("a sound rotation");
+    let later = |keys: &[TensorView<'_>]| {
+        pollster::block_on(positional.bind_rotation_async(&noop.device, keys, &draft.state, &rope))
+    };
+    let awaited = later(&[keys]).expect("a sound rotation");
+    assert_clean(&noop, |pass| awaited.record(pass, 10).expect("a sound record"));
+    let none = later(&[]);
+    assert_error("none", none, r#"Argument(WrongCount { argument: "keys", got: 0, expected: 1 })"#);
     assert_clean(&noop, |pass| bound.record(pass, 10).expect("a sound record"));
     assert_clean(&noop, |pass| {
         assert_error("long", bound.record(pass, 11), r#"TooLarge { argument: "max_len", got: 11, limit: 10 }"#);
