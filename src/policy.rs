@@ -192,8 +192,8 @@ pub enum Order {
 #[non_exhaustive]
 pub enum Selector {
     /// As measured: where rows of up to 8192 tokens (the `max_len` of the record) fill the device, or are short, each is
-    /// compressed whole by one workgroup, in one dispatch; where they are few, of up to 16384, in two; elsewhere radix, which
-    /// was the faster at every length tried so far.
+    /// compressed whole by one workgroup, in one dispatch; where they are few, of up to 16384, in two; elsewhere radix, whose
+    /// passes are as many however long a row is.
     #[default]
     Auto,
     /// A parallel bitonic sort of the order keys: in workgroup memory where a row fits, tiles and merges beyond.
