@@ -204,9 +204,9 @@ impl Bound {
         Ok(())
     }
 
-    /// Records the norms of tokens that have none yet, up to `max_new` a row (and what fills their last tile), into [`CacheState::key_norms`]: the one
-    /// stage of a policy with [`Policy::cached_norms`](crate::Policy::cached_norms) that reads keys. A decode loop records
-    /// it with its small number of new tokens, as late as just before a compression, and then
+    /// Records the norms of tokens that have none yet, up to `max_new` a row (and what fills their last tile), into
+    /// [`CacheState::key_norms`]: the one stage of a policy with [`Policy::cached_norms`](crate::Policy::cached_norms) that reads
+    /// keys. A decode loop records it with its small number of new tokens, as late as just before a compression, and then
     /// [`Stages::FROM_NORMS`]; [`Bound::record`] alone looks for new tokens over the whole of `max_len`.
     ///
     /// Norms do not depend on RoPE; whoever changes a key in place sets `scored` back: see

@@ -45,8 +45,8 @@ impl BoundRotation {
     /// `max_len` above the capacity; nothing is recorded then.
     ///
     /// # Determinism
-    /// The same bits on every device, but for elements below 2⁻¹⁰⁰, whose products a device may flush to zero. An element of 32 bits is within 2⁻²¹ of its pair's length of the exact rotation, one
-    /// of 16 bits rounded from there to even.
+    /// The same bits on every device, but for elements below 2⁻¹⁰⁰, whose products a device may flush to zero. An element of 32
+    /// bits is within 2⁻²¹ of its pair's length of the exact rotation, one of 16 bits rounded from there to even.
     pub fn record(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) -> Result<(), ArgumentError> {
         let limit = self.plan.shape.capacity;
         if max_len > limit {
