@@ -574,7 +574,7 @@ def main():
     timer = Timer(device, args.repetitions, args.warmup)
     name, driver = describe(device)
     report = {"tool": "torch_knorm", "torch": torch.__version__, "cuda": torch.version.cuda,
-              "device": name, "driver": driver, "threads": torch.get_num_threads(),
+              "device": name, "device_type": device.type, "driver": driver, "threads": torch.get_num_threads(),
               "repetitions": args.repetitions, "warmup": args.warmup}
 
     def save():

@@ -316,16 +316,21 @@ impl Bench<'_> {
     }
 }
 
-/// Of keys whose norms differ nine tenths of what is expected move, or all but some hundred rows; of others perhaps none. By
-/// `positional` a row's tokens before the first that is dropped stay.
+/// Of keys whose norms differ so many rows move at least; of others perhaps none. By `fill` the kept tokens behind the budget do,
+/// by `positional` those behind the first that is dropped. The data are random, so they are nearly what is expected.
 fn least_moved(row: &Row) -> f64 {
     if row.norms != "wide" {
         return 0.0;
     }
-    let expected = row.num_moved_expected;
-    let before_first = f64::from(row.seq_len) / f64::from(row.seq_len - row.kept + 1);
-    let stay = if row.order == "fill" { 0.0 } else { 3.0 * before_first * f64::from(row.layers * row.batch_rows) };
-    (0.9 * expected).min(expected - 200.0) - stay
+    let [rows, kept, dropped] = [row.layers * row.batch_rows, row.kept, row.seq_len - row.kept].map(f64::from);
+    let (expected, deviation) = if row.order == "fill" {
+        let expected = rows * kept * dropped / f64::from(row.seq_len.max(1));
+        (expected, expected.sqrt())
+    } else {
+        let stay = kept / (dropped + 1.0);
+        (rows * (kept - stay), 2.0 * stay * rows.sqrt())
+    };
+    0.9 * expected - 8.0 * deviation
 }
 
 /// The mode of a row whose norms were cached.

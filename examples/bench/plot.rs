@@ -40,6 +40,12 @@ pub struct Filter {
     /// Head dimension of the plot.
     #[arg(long)]
     pub head_dim: Option<u32>,
+    /// Score of the plot, as reports name it.
+    #[arg(long)]
+    pub score: Option<String>,
+    /// Mode of the plot, as reports name it: compress, decode, pages of 16.
+    #[arg(long)]
+    pub mode: Option<String>,
 }
 
 struct Series {
@@ -97,6 +103,8 @@ impl Filter {
             && self.keep.is_none_or(|k| (k - panel.keep_ratio).abs() < 1e-9)
             && self.dtype.as_ref().is_none_or(|d| *d == panel.dtype)
             && self.head_dim.is_none_or(|d| d == panel.head_dim)
+            && self.score.as_ref().is_none_or(|s| *s == panel.score)
+            && self.mode.as_ref().is_none_or(|m| *m == panel.mode)
     }
 
     /// The accepted panel with the most points, the first of several.

@@ -193,8 +193,10 @@ pub struct PeerReport {
     pub tool: String,
     pub torch: Option<String>,
     pub device: String,
-    /// Of a GPU.
+    /// Of a GPU, where it is known.
     pub driver: Option<String>,
+    /// `cuda` or `cpu`; early reports do not say.
+    pub device_type: Option<String>,
     pub copy_gb_s: Option<f64>,
     pub read_gb_s: Option<f64>,
     pub rows: Vec<PeerRow>,
@@ -208,8 +210,12 @@ impl PeerReport {
 
     /// PyTorch says what it ran on: rates and times are of one device.
     pub fn check_device(&self, adapter: &Adapter) -> Result<(), String> {
-        let on_cpu = adapter.device_type == "Cpu";
-        let is_same = if on_cpu { self.driver.is_none() } else { self.device == adapter.name };
+        let on_cpu = self.device_type.as_ref().map_or(self.driver.is_none(), |kind| kind == "cpu");
+        let is_same = match adapter.device_type.as_str() {
+            "Cpu" => on_cpu,
+            // One of the names may say more.
+            _ => !on_cpu && (self.device.starts_with(&adapter.name) || adapter.name.starts_with(&self.device)),
+        };
         if self.torch.is_none() || is_same {
             return Ok(());
         }

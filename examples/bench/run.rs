@@ -106,7 +106,7 @@ fn new_bench<'a>(args: &RunArgs, gpu: &'a Gpu, peers: &[PeerReport]) -> Result<B
 fn new_report(args: &RunArgs, gpu: &Gpu, bench: &Bench<'_>) -> Report {
     let info = &gpu.info;
     let own = bench.rates.own_copy_gb_s();
-    let slow = info.name.contains("H100") && own < H100_COPY_GB_S;
+    let slow = info.name.contains("H100") && info.name.contains("HBM3") && own < H100_COPY_GB_S;
     Report {
         tool: "keynorm-bench".into(),
         version: env!("CARGO_PKG_VERSION").into(),

@@ -64,7 +64,7 @@ pub fn table(report: &Report) -> String {
         "dtype",
         "keep",
         "order",
-        "H100 goal µs",
+        "goal µs",
         "µs",
         "goal met",
         "PyTorch best µs",
@@ -85,8 +85,10 @@ fn verdicts(report: &Report) -> String {
     let with_goal = report.rows.iter().filter(|r| goal_us(r, report).is_some());
     let missed = with_goal.clone().filter(|r| is_met(r, report) != Some(true)).count();
     if with_goal.clone().count() > 0 {
-        let goals = if is_h100(report) { "" } else { " of an H100" };
-        text += &format!("{missed} of {} rows with a goal{goals} in time missed it or failed.\n", with_goal.count());
+        text += &format!("{missed} of {} rows with a goal in time missed it or failed.\n", with_goal.clone().count());
+        if !is_h100(report) && with_goal.clone().any(|r| r.score() == "norm") {
+            text += "The goals are those of an H100, whatever the card.\n";
+        }
     }
     for order in ["fill", "positional"] {
         let large = report.rows.iter().filter(|r| r.order == order && has_floor_goal(r));
@@ -150,6 +152,7 @@ fn goal_us(row: &Row, report: &Report) -> Option<f64> {
     if report.adapter.device_type == "Cpu" {
         return None;
     }
+    // Of this card's floor.
     if row.capacity.is_none() && (row.batch_rows, row.seq_len) == MANY_ROWS {
         return row.floor_us.map(|us| us / MANY_ROWS_FLOOR_SHARE + MANY_ROWS_EXTRA_US);
     }
@@ -238,12 +241,12 @@ pub fn compare(a: &Report, b: &Report) -> Result<Comparison> {
     let head = ["rows × n × d", "dtype", "keep", "order", "selector", "score by", "a µs", "b µs", "b / a", "hash"];
     let mut rows = Vec::new();
     let mut num_different = 0;
+    let key = |r: &Row| {
+        let case = (r.dtype.clone(), r.order.clone(), r.selector.clone(), r.score().to_owned(), r.norms.clone());
+        (r.mode.clone(), markdown::shape(r), case, r.keep_ratio.to_bits())
+    };
     for row in &a.rows {
-        let key = |r: &Row| {
-            let case = (r.dtype.clone(), r.order.clone(), r.selector.clone(), r.score().to_owned(), r.norms.clone());
-            (r.mode.clone(), markdown::shape(r), case)
-        };
-        let Some(other) = b.rows.iter().find(|r| key(r) == key(row) && r.kept == row.kept) else { continue };
+        let Some(other) = b.rows.iter().find(|r| key(r) == key(row)) else { continue };
         let ratio = row.us_median.zip(other.us_median).map_or(NONE.into(), |(a, b)| format!("{:.3}", b / a));
         let hash = match (row.hash.as_str(), other.hash.as_str()) {
             ("", _) | (_, "") => NONE,
@@ -268,8 +271,9 @@ pub fn compare(a: &Report, b: &Report) -> Result<Comparison> {
     let name = |r: &Report| {
         format!("{} · {} · wgpu {} · commit {} · {}", r.adapter.name, r.adapter.driver_info, r.wgpu, r.commit, r.date)
     };
-    let left_out = [a, b].map(|r| r.rows.len() - rows.len());
-    let counts = format!("In one report alone: {} rows of a, {} of b.", left_out[0], left_out[1]);
+    let lacking =
+        |r: &Report, of: &Report| of.rows.iter().filter(|row| r.rows.iter().all(|o| key(o) != key(row))).count();
+    let counts = format!("In one report alone: {} rows of a, {} of b.", lacking(b, a), lacking(a, b));
     let text = format!("a: {}\n\nb: {}\n\n{}\n{counts}\n", name(a), name(b), markdown::table(&head, 5, &rows));
     Ok(Comparison { text, num_different })
 }
