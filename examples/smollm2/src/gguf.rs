@@ -146,11 +146,12 @@ impl Gguf {
         }
         // Llama 3's scaling is a tensor.
         ensure!(!self.has("rope_freqs.weight"), "rope_freqs.weight: RoPE scaling is not supported");
-        for part in ["q", "k", "v", "output"] {
-            let name = format!("blk.0.attn_{part}.bias");
-            ensure!(!self.has(&name), "{name}: biases are not supported");
+        let mut biases: Vec<_> = self.content.tensor_infos.keys().filter(|name| name.ends_with(".bias")).collect();
+        biases.sort();
+        match biases.first() {
+            Some(name) => bail!("{name}: biases are not supported"),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Whether the file has a tensor of this name.

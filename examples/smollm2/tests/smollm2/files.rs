@@ -43,6 +43,7 @@ fn what_the_model_would_ignore_or_lacks_is_refused() {
         (config(&scaled("yarn"), &[embedding]), "llama.rope.scaling.type yarn"),
         (config(&[], &[embedding, "rope_freqs.weight"]), "rope_freqs.weight"),
         (config(&[], &[embedding, "blk.0.attn_q.bias"]), "blk.0.attn_q.bias"),
+        (config(&[], &[embedding, "blk.3.ffn_up.bias"]), "blk.3.ffn_up.bias"),
     ] {
         let error = format!("{:#}", got.unwrap_err());
         assert!(error.contains(expected), "{error}");
