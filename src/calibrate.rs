@@ -153,7 +153,7 @@ impl Calibration {
 
     /// The policies that carry it out, for caches of so many KV heads: one for each score and window, with the other layers
     /// left whole and a budget a layer. Plan each for the shape of the whole cache, bind all to one state, and record one
-    /// after the other. Layers and heads beyond those are left whole.
+    /// after the other. Layers and heads beyond those keep every token.
     ///
     /// # Errors
     /// A keep ratio that is NaN or outside 0..=1.

@@ -62,7 +62,9 @@ impl Plan {
         let rules = rows.map(|(layer, head)| policy.rule_of(layer, head)).collect::<Result<_, _>>()?;
         let num_rows = layers.len() as u64 * u64::from(shape.rows_per_layer());
         let scratch = ScratchLayout::new(shape, policy, num_rows, &kernels.capabilities);
-        scratch.check(if policy.pool.is_some() { shape.num_kv_heads } else { 1 }, &kernels.capabilities)?;
+        if !layers.is_empty() {
+            scratch.check(if policy.pool.is_some() { shape.num_kv_heads } else { 1 }, &kernels.capabilities)?;
+        }
         let tiles = ScoreTiles::new(shape, policy, kernels.capabilities.serial);
         check_grid(shape, &tiles, &kernels.capabilities)?;
         let inner = PlanInner {

@@ -137,8 +137,9 @@ impl Schedule {
     ///
     /// # Errors
     /// A count other than `batch_size`; a length above the capacity; a trigger of 0 tokens; a cap above the capacity; a
-    /// cap for a policy whose budgets depend on keys ([`Budget::MaxNorm`](crate::Budget::MaxNorm), a pool) or on the caller's
-    /// order keys ([`ExternalScore::OrderKeys`](crate::ExternalScore::OrderKeys)): how long rows are is then known on the GPU alone.
+    /// cap for a policy whose budgets depend on keys ([`Budget::MaxNorm`](crate::Budget::MaxNorm), a pool), on segments or on the
+    /// caller's order keys ([`ExternalScore::OrderKeys`](crate::ExternalScore::OrderKeys)): how long rows are is then known on the
+    /// GPU alone.
     pub fn new(plan: &Plan, trigger: Trigger, lengths: &[u32]) -> Result<Self, ArgumentError> {
         let inner = &plan.inner;
         let capacity = inner.shape.capacity;

@@ -82,7 +82,8 @@ fn temporary(path: &Path, header: &[u8]) -> std::io::Result<NamedTempFile> {
     prefix.push(".");
     let open = |path: &Path| File::options().read(true).write(true).create_new(true).open(path);
     let mut file = tempfile::Builder::new().prefix(&prefix).suffix(".part").make_in(folder, open)?;
-    // Whoever may not read what is replaced may not read this either.
+    // Of the mode: the owner and group are those of whoever writes.
+    #[cfg(unix)]
     if let Ok(replaced) = std::fs::metadata(path) {
         file.as_file().set_permissions(replaced.permissions())?;
     }

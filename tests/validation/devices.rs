@@ -96,6 +96,8 @@ fn grids_and_buffers_below_what_a_plan_needs() {
         other => panic!("{other:?}"),
     }
     assert_usable(&noop, &row(1 << 16).expect("a row of scratch fits"));
+    let whole = Policy { skip_layers: vec![0], ..policy() };
+    compressor.plan(&KvShape { capacity: 1 << 18, ..shape() }, &whole).expect("no row needs any");
 
     let limits = wgpu::Limits { max_buffer_size: 1 << 20, ..Default::default() };
     let noop = noop_with(&limits, wgpu::Features::empty(), 4);
