@@ -1,30 +1,19 @@
 //! The example `bench` as a user runs it: a run on the adapter that is there, and reports side by side.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod common;
+
+use std::process::Output;
 
 use serde_json::Value;
 
 const RECORDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/record");
 
-/// The example's executable, which `cargo test` builds beside the tests (but `cargo test --test bench_cli` does not).
-fn executable() -> PathBuf {
-    let test = std::env::current_exe().expect("a path");
-    let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps");
-    let path = profile.join("examples").join(format!("bench{}", std::env::consts::EXE_SUFFIX));
-    assert!(path.exists(), "{} is missing: cargo build --example bench", path.display());
-    path
-}
-
 fn bench(args: &[&str]) -> Output {
-    Command::new(executable()).args(args).output().expect("a run")
+    common::run("bench", args)
 }
 
 fn succeed(args: &[&str]) -> String {
-    let output = bench(args);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "bench {args:?}: {stderr}");
-    String::from_utf8(output.stdout).expect("text")
+    common::succeed("bench", args)
 }
 
 /// Exit code 2 and one line.

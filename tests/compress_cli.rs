@@ -1,8 +1,10 @@
 //! The example `compress` as a user runs it: its output against the reference, its messages, its exit codes.
 
+mod common;
+
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 
 use keynorm::reference::{self, CacheRow};
 use keynorm::{Budget, Direction, Dtype, Order, Policy, TensorSpec};
@@ -11,24 +13,12 @@ use safetensors::tensor::{Dtype as FileDtype, TensorView};
 
 const BUNDLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/smollm2_kv_512_f16.safetensors");
 
-/// The example's executable, which `cargo test` builds beside the tests (but `cargo test --test compress_cli` does not).
-fn executable() -> PathBuf {
-    let test = std::env::current_exe().expect("a path");
-    let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps");
-    let path = profile.join("examples").join(format!("compress{}", std::env::consts::EXE_SUFFIX));
-    assert!(path.exists(), "{} is missing: cargo build --example compress", path.display());
-    path
-}
-
 fn compress(args: &[&str]) -> Output {
-    Command::new(executable()).args(args).output().expect("a run")
+    common::run("compress", args)
 }
 
 fn succeed(args: &[&str]) -> String {
-    let output = compress(args);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "compress {args:?}: {stderr}");
-    String::from_utf8(output.stdout).expect("text")
+    common::succeed("compress", args)
 }
 
 /// A tensor: element type, shape, bytes.
