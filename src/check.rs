@@ -88,13 +88,13 @@ impl Builder<'_> {
                 placed.add(buffer, lattice)?;
                 self.check_scores(&lattice)?;
             }
+            let scores = scores.map(|s| s.1);
             let same_buffer = view.keys.buffer == view.values.buffer;
             let windows = if self.pages.is_some() {
                 pool_windows((&keys, &values), same_buffer, shape.rows_per_layer(), self.limits())?
             } else {
-                layer_windows((&keys, &values), scores.as_ref().map(|s| &s.1), same_buffer, self.limits())
+                layer_windows((&keys, &values), scores.as_ref(), same_buffer, self.limits())
             };
-            let scores = scores.map(|s| s.1);
             self.check_rows(&keys, &values, &windows)?;
             let table = tables.get(compressed).map(|t| t.1);
             let compressed = u32::try_from(compressed).unwrap_or(u32::MAX);
