@@ -107,7 +107,7 @@ impl Gguf {
     ///
     /// # Errors
     /// Another architecture than Llama, a key that is missing, or something that the model here would ignore: RoPE scaling,
-    /// biases of the attention.
+    /// biases.
     pub fn config(&self) -> Result<Config> {
         let architecture = self.value("general.architecture")?.to_string()?;
         ensure!(architecture == "llama", "architecture {architecture}: only llama is supported");
