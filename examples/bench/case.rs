@@ -218,7 +218,6 @@ impl Expected {
         if found.num_moved < first.num_moved {
             return Err(format!("void: a repetition moved {} rows, the first {}", found.num_moved, first.num_moved));
         }
-        // Random keys leave a binomial number of rows to move, of which this is far less than any.
         if (found.num_moved as f64) < self.least_moved {
             return Err(format!("void: {} rows moved, at least {:.0} were to", found.num_moved, self.least_moved));
         }
@@ -245,7 +244,11 @@ impl Bench<'_> {
         row.scratch_bytes = prepared.plan.workspace_bytes();
         let all_rows = data.shape.num_layers * data.shape.rows_per_layer();
         let num_kept = u64::from(all_rows) * u64::from(prepared.kept);
-        let mut expected = Expected { num_kept, least_moved: least_moved(row), first: None };
+        let (moved, deviation) = expected_moved(row);
+        row.num_moved_expected = moved;
+        // Of keys whose norms are close or equal perhaps none.
+        let least_moved = if row.norms == "wide" { 0.9 * moved - 8.0 * deviation } else { 0.0 };
+        let mut expected = Expected { num_kept, least_moved, first: None };
         let (_, found) = prepared.repeat(&self.clock, &self.flush, &[Stages::ALL])?;
         expected.accept(found)?;
         if self.check {
@@ -316,21 +319,16 @@ impl Bench<'_> {
     }
 }
 
-/// Of keys whose norms differ so many rows move at least; of others perhaps none. By `fill` the kept tokens behind the budget do,
-/// by `positional` those behind the first that is dropped. The data are random, so they are nearly what is expected.
-fn least_moved(row: &Row) -> f64 {
-    if row.norms != "wide" {
-        return 0.0;
-    }
+/// Rows that random keys make one expect to move, of one tensor, and how far from it they may be: by `fill` the kept tokens behind
+/// the budget, by `positional` those behind the first that is dropped.
+fn expected_moved(row: &Row) -> (f64, f64) {
     let [rows, kept, dropped] = [row.layers * row.batch_rows, row.kept, row.seq_len - row.kept].map(f64::from);
-    let (expected, deviation) = if row.order == "fill" {
+    if row.order == "fill" {
         let expected = rows * kept * dropped / f64::from(row.seq_len.max(1));
-        (expected, expected.sqrt())
-    } else {
-        let stay = kept / (dropped + 1.0);
-        (rows * (kept - stay), 2.0 * stay * rows.sqrt())
-    };
-    0.9 * expected - 8.0 * deviation
+        return (expected, expected.sqrt());
+    }
+    let stay = kept / (dropped + 1.0);
+    (rows * (kept - stay), 2.0 * stay * rows.sqrt())
 }
 
 /// The mode of a row whose norms were cached.
@@ -338,11 +336,6 @@ pub const DECODE: &str = "decode";
 
 fn new_row(data: &Data, case: Case) -> Row {
     let shape = &data.shape;
-    let rows = shape.num_layers * shape.rows_per_layer();
-    let moved_share = match case.order {
-        Order::Fill => case.keep_ratio * (1.0 - case.keep_ratio),
-        _ => case.keep_ratio,
-    };
     Row {
         peer: "keynorm".into(),
         mode: data.pages.as_ref().map_or_else(
@@ -364,7 +357,6 @@ fn new_row(data: &Data, case: Case) -> Row {
             _ => "norm".into(),
         },
         norms: data.norms.name(),
-        num_moved_expected: f64::from(rows) * f64::from(data.seq_len) * moved_share,
         ..Row::default()
     }
 }

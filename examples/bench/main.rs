@@ -68,8 +68,9 @@ fn compare(a: &Path, b: &Path) -> gpu::Result<()> {
     print!("{}", compared.text);
     match compared.num_different {
         0 => Ok(()),
-        // f32 sets may differ between devices within the documented tolerance.
-        count => Err(format!("{count} rows left other bits")),
+        count => {
+            Err(format!("{count} rows left other bits (f32 sets of two devices may, within the documented tolerance)"))
+        }
     }
 }
 

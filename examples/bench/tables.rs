@@ -101,9 +101,8 @@ fn verdicts(report: &Report) -> String {
     }
     for (name, times) in by_length(report) {
         let (least, most) = times.iter().fold((f64::INFINITY, 0.0_f64), |(a, b), t| (a.min(t.1), b.max(t.1)));
-        let lengths = (times[0].0, times[times.len() - 1].0);
         let spread = 100.0 * (most / least - 1.0);
-        let (from, to) = lengths;
+        let (from, to) = (LONG_ROWS.start(), LONG_ROWS.end());
         text += &format!(
             "{name}: {least:.4} to {most:.4} ns/token from {from} to {to} tokens a row, {spread:.0} % apart.\n"
         );
