@@ -3,10 +3,12 @@
 //!   emission is our own. Reference: src/reference/top_k.rs, exact.
 //! Bindings: shared/top_k_rows.wgsl, and
 //!   6 histogram read_write atomic u32 [row, histogram_stride]: counts of first digits, and other counts
-//! Entry points: radix_row · dispatch (1, SCOUTS + num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens
+//! Entry points: radix_row · dispatch (1, SCOUTS + num_rows, 1) · none | subgroups: rows up to 8 * WG_SIZE tokens, or twice
+//!   as many with PAIR_WORDS
 //!   count_digits · dispatch (ceil(max_len / (8 * WG_SIZE)), num_rows, 1) · none | subgroups: longer rows, whose
 //!   selection radix_long.wgsl goes on with
-//! Overrides: WG_SIZE = 256, 512 or 1024; IN_ORDER = false; SCOUTS = 0, rows of the grid that shared/scout.wgsl speaks of
+//! Overrides: WG_SIZE = 256, 512 or 1024; IN_ORDER = false; SCOUTS = 0, rows of the grid that shared/scout.wgsl speaks of;
+//!   PAIR_WORDS = 0, or in radix_row 4 * WG_SIZE
 //! Workgroup bytes: 32 * WG_SIZE, beyond 512 half of it, + 4 * WG_SIZE + 224
 //! Algorithm: a first digit of eleven bits leaves about a hundredth of the keys in the bin of the threshold. radix_row
 //!   holds a row's keys in registers and ranks those of the bin against each other.
@@ -18,18 +20,21 @@
 override WG_SIZE: u32 = 256u;
 override IN_ORDER: bool = false; // kept tokens keep their order, else movers fill holes
 override SCOUTS: u32 = 0u; // of radix_row
+override PAIR_WORDS: u32 = 0u; // of radix_row: words to stage two slots each of a tile, where rows have two tiles
 
 const SLOT_WORDS: u32 = 0u;
-const PAIR_WORDS: u32 = 0u;
 const BY_TILE: bool = true;
 
 var<workgroup> wg_row: SelectRow;
 
 fn select_whole_row(grid: vec3<u32>, index: u32) {
     let wg = behind_scouts(grid);
-    var raw: Keys;
+    var raw: HeldKeys;
     if !is_scout(grid) {
-        raw = load_raw(wg.y, index);
+        raw.first = load_raw(wg.y, index);
+        if PAIR_WORDS > 0u {
+            raw.second = load_raw(wg.y, WG_SIZE + index);
+        }
     }
     if index == 0u {
         wg_row = SelectRow();
@@ -39,9 +44,16 @@ fn select_whole_row(grid: vec3<u32>, index: u32) {
     }
     start_selection(index);
     var s = workgroupUniformLoad(&wg_row);
-    let k = mask_keys(raw, s.row.len, index);
-    s = select_in_row(index, HeldKeys(k, k), s, parts_left_out(grid, 1u, NUM_PARTS));
-    _ = emit_tile(index, wg.y, s, k, 0u, 0u, 0u);
+    var k = HeldKeys(mask_keys(raw.first, s.row.len, index), Keys());
+    if PAIR_WORDS > 0u {
+        k.second = mask_keys(raw.second, s.row.len, WG_SIZE + index);
+    }
+    s = select_in_row(index, k, s, parts_left_out(grid, 1u, NUM_PARTS));
+    let counts = emit_tile(index, wg.y, s, k.first, 0u, 0u, 0u).total;
+    if PAIR_WORDS > 0u {
+        workgroupBarrier(); // what the first tile has staged has been read
+        _ = emit_tile(index, wg.y, s, k.second, 8u * WG_SIZE, counts & 0xffffu, counts >> 16u);
+    }
     if index == 0u && !is_scout(grid) {
         write_row_info(wg.y, s, vec4<u32>(s.threshold, s.num_ties, 0u, 0u));
     }

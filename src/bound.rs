@@ -280,7 +280,7 @@ impl Bound {
             Selector::Bitonic if max_len <= sort_len => Path::BitonicRow,
             Selector::Bitonic => Path::BitonicLong,
             Selector::Auto | Selector::Radix => {
-                if max_len <= ROW_TOKENS * self.plan.kernels.capabilities.row_workgroup {
+                if max_len <= self.plan.kernels.capabilities.longest_row() {
                     Path::RadixRow
                 } else {
                     Path::RadixLong
@@ -392,7 +392,8 @@ impl Bound {
         let (select, capabilities) = (&self.plan.select, &self.plan.kernels.capabilities);
         if self.path(max_len) == Path::RadixRow {
             let row = usize::from(max_len > ROW_TOKENS * WORKGROUP) + usize::from(max_len > 2 * ROW_TOKENS * WORKGROUP);
-            let row = (&select.radix_rows[row], 1, capabilities.scouts_of_rows());
+            let pairs = select.radix_pairs.as_ref().filter(|_| max_len > capabilities.longest_of_eights());
+            let row = (pairs.unwrap_or(&select.radix_rows[row]), 1, capabilities.scouts_of_rows());
             return [Some(row), None, None, None].into_iter().flatten();
         }
         let tiles = max_len.div_ceil(SELECT_TILE);

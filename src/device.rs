@@ -2,6 +2,7 @@
 
 use crate::error::BuildError;
 use crate::module::Reduction;
+use crate::plan::ROW_TOKENS;
 
 /// Whether an optional feature is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -145,6 +146,17 @@ pub(crate) struct Capabilities {
 const LEAST_SUBGROUP: u32 = 4;
 
 impl Capabilities {
+    /// Tokens of the longest row of which an invocation of the widest workgroups holds one eight.
+    pub const fn longest_of_eights(&self) -> u32 {
+        ROW_TOKENS * self.row_workgroup
+    }
+
+    /// Tokens of the longest row that a workgroup selects from by itself: with two eights an invocation, but on a CPU, where
+    /// locals go through memory at each barrier. See `benches/record`.
+    pub const fn longest_row(&self) -> u32 {
+        if self.serial { self.longest_of_eights() } else { 2 * self.longest_of_eights() }
+    }
+
     /// How `lanes` lanes of a token are added.
     pub fn reduction(&self, lanes: u32) -> Reduction {
         if lanes <= self.shuffle_lanes {

@@ -20,6 +20,8 @@ fn tiles_each(serial: bool, num_tiles: u64) -> impl Iterator<Item = u32> {
 pub(crate) struct SelectPipelines {
     /// By workgroups of [`WORKGROUP`], twice that, and of [`Capabilities::row_workgroup`](crate::device::Capabilities).
     pub radix_rows: [wgpu::ComputePipeline; 3],
+    /// Of longer rows, two eights an invocation.
+    pub radix_pairs: Option<wgpu::ComputePipeline>,
     pub count_digits: wgpu::ComputePipeline,
     /// By workgroups that take ever more tiles of a row; none of the bitonic selector.
     pub long: Vec<LongPipelines>,
@@ -76,14 +78,21 @@ impl SelectPipelines {
         let sort_len = f64::from(kernels.capabilities.sort_len);
         let in_order = ("IN_ORDER", f64::from(u8::from(policy.order == Order::Positional)));
         let subgroups = kernels.capabilities.shuffle_lanes > 0;
-        let mut radix = |entry, workgroup: u32, scouts: u32| {
-            let constants = [("WG_SIZE", f64::from(workgroup)), in_order, ("SCOUTS", scouts.into())];
+        let mut radix = |entry, (workgroup, pair_words): (u32, u32), scouts: u32| {
+            let constants = [
+                ("WG_SIZE", f64::from(workgroup)),
+                in_order,
+                ("SCOUTS", scouts.into()),
+                ("PAIR_WORDS", pair_words.into()),
+            ];
             kernels.pipeline(Module::Radix { subgroups }, entry, &constants, checks)
         };
         let scouts = kernels.capabilities.scouts_of_rows();
         let radix_rows =
-            [WORKGROUP, row_workgroup.min(2 * WORKGROUP), row_workgroup].map(|w| radix("radix_row", w, scouts));
-        let count_digits = radix("count_digits", WORKGROUP, 0);
+            [WORKGROUP, row_workgroup.min(2 * WORKGROUP), row_workgroup].map(|w| radix("radix_row", (w, 0), scouts));
+        let pairs = capacity.min(kernels.capabilities.longest_row()) > kernels.capabilities.longest_of_eights();
+        let radix_pairs = pairs.then(|| radix("radix_row", (row_workgroup, 4 * row_workgroup), scouts));
+        let count_digits = radix("count_digits", (WORKGROUP, 0), 0);
         let long = |entry, (workgroup, each): (f64, u32), from_sorted: bool, checks: &mut Checks| {
             let settles = entry == "settle";
             let scouts = if from_sorted || settles { 0 } else { kernels.capabilities.scouts_of_parts() };
@@ -136,6 +145,7 @@ impl SelectPipelines {
         let cached = policy.cached_norms;
         Self {
             radix_rows,
+            radix_pairs,
             count_digits,
             long: by_each,
             settle,

@@ -3,7 +3,7 @@
 use crate::device::Capabilities;
 use crate::error::BuildError;
 use crate::kernel::{Checks, Kernels};
-use crate::plan::{ROW_TOKENS, SELECT_TILE};
+use crate::plan::SELECT_TILE;
 use crate::policy::{Order, Policy, Selector};
 use crate::score::sums_layout;
 use crate::scouts::MOST_SCOUT_ROWS;
@@ -71,7 +71,7 @@ pub struct Workspace {
 impl ScratchLayout {
     pub fn new(shape: &KvShape, policy: &Policy, num_rows: u64, capabilities: &Capabilities) -> Self {
         let sort_len = capabilities.sort_len;
-        let row_len = ROW_TOKENS * capabilities.row_workgroup;
+        let row_len = capabilities.longest_row();
         // Behind the keys there is room for a note of the row.
         let order_stride = (shape.capacity + ROW_NOTE_WORDS).next_multiple_of(64);
         let positional = policy.order == Order::Positional;

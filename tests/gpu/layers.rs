@@ -207,7 +207,7 @@ fn scores_directions_and_budgets() {
 fn long_rows() {
     for order in ORDERS {
         for data in [Data::Special, Data::Ties, Data::Near { spread: 20 }] {
-            let mut case = long(order, 3, 9000);
+            let mut case = long(order, 3, 17_000);
             case.data = data;
             run_together(&case);
             // The selector counts first digits itself.
@@ -240,7 +240,7 @@ fn more_than_a_binding_holds() {
 #[test]
 fn status_is_of_a_layer() {
     let gpu = gpu();
-    for (capacity, selector) in [(1100, Selector::Auto), (1100, Selector::Radix), (9000, Selector::Auto)] {
+    for (capacity, selector) in [(1100, Selector::Auto), (1100, Selector::Radix), (17_000, Selector::Auto)] {
         let mut case = long(Order::Fill, 3, capacity);
         // Enough rows for the first to be taken whole.
         (case.shape.num_layers, case.policy.selector, case.one_buffer) = (24, selector, true);

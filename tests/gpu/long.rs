@@ -46,6 +46,28 @@ fn rows_of_one_workgroup() {
     }
 }
 
+/// By two eights of tokens an invocation, of workgroups of 1024 and of 256.
+#[test]
+fn rows_of_two_eights() {
+    let small = gpu_of_small_workgroups();
+    let built = Built::default();
+    let kinds = [Switch::On, Switch::Off].into_iter().flat_map(|s| DIRECTIONS.map(|direction| (s, direction)));
+    for (subgroups, direction) in kinds {
+        for (data, order) in DATA.into_iter().flat_map(|data| ORDERS.map(|order| (data, order))) {
+            let case = |lengths: &[u32]| {
+                let mut case = case(lengths, Dtype::F16, radix(0.5, order));
+                case.options = Options::with_subgroups(subgroups);
+                (case.policy.direction, case.data) = (direction, data);
+                case
+            };
+            // Ends within the second tile, at its end, and within the first.
+            run(&case(&[16_384, 8193, 100]));
+            let case = case(&[2049, 4096]);
+            Fixture::built(&small, &case, &built).compress_and_compare(&small, &case, "256 invocations");
+        }
+    }
+}
+
 /// By dispatches that follow each other. The stages apart count first digits in the selector.
 #[test]
 fn rows_of_many_workgroups() {
@@ -77,11 +99,11 @@ fn taken_tiles() {
         for score in [Score::KeyNorm, Score::ValueKeyRatio] {
             for order in ORDERS {
                 let policy = Policy { score, ..radix(0.5, order) };
-                let mut case = Case::new(shape(4, 4, 9000, 64, Dtype::F16), policy);
+                let mut case = Case::new(shape(4, 4, 17_000, 64, Dtype::F16), policy);
                 case.options = Options::with_subgroups(subgroups);
-                case.lengths = vec![9000, 8500, 300, 9000];
+                case.lengths = vec![17_000, 16_500, 300, 17_000];
                 case.active = vec![true, true, true, false];
-                case.appended = vec![4500, 4750, 140, 0];
+                case.appended = vec![8500, 8750, 140, 0];
                 let mut fixture = Fixture::new(gpu, &case);
                 fixture.compress_and_compare(gpu, &case, "first");
                 fixture.append(gpu, &case);

@@ -22,7 +22,7 @@ fn spec() -> impl Strategy<Value = TensorSpec> {
 /// Around the sizes of workgroups, subgroups, sorts and tiles.
 fn capacity() -> impl Strategy<Value = u32> {
     let edge = prop::sample::select(vec![1, 2, 3, 4, 63, 64, 65, 255, 256, 257, 1023, 1024, 1025, 2047, 2048, 2049]);
-    prop_oneof![6 => 1_u32..400, 3 => edge, 1 => 4000_u32..9000]
+    prop_oneof![6 => 1_u32..400, 3 => edge, 1 => 4000_u32..20_000]
 }
 
 fn shape() -> impl Strategy<Value = KvShape> {

@@ -275,7 +275,7 @@ fn two_plans_share_a_state() {
 fn a_row_beyond_max_len_harms_no_other() {
     let gpu = gpu();
     for order in [Order::Fill, Order::Positional] {
-        let lengths = [(9000, 3000), (9000, 8192), (400, 100), (20_000, 9000)];
+        let lengths = [(9000, 3000), (9000, 8192), (400, 100), (20_000, 9000), (20_000, 17_000)];
         let hows = [(Switch::Auto, Selector::Auto), (Switch::On, Selector::Auto), (Switch::On, Selector::Radix)];
         for ((capacity, max_len), (subgroups, selector)) in lengths.into_iter().flat_map(|l| hows.map(|how| (l, how))) {
             let policy = Policy { order, selector, ..Policy::new(Budget::keep_ratio(0.5)) };

@@ -108,9 +108,9 @@ fn settled(order: Order, data: Data, subgroups: Switch) -> Case {
 
 /// Rows of more tiles than workgroups of the score, beside one of fewer, twice.
 fn taken_tiles(subgroups: Switch) -> Case {
-    let mut case = Case::new(shape(2, 8, 9000, 64, Dtype::F16), policy(0.5, Selector::Radix, Order::Fill));
+    let mut case = Case::new(shape(2, 8, 17_000, 64, Dtype::F16), policy(0.5, Selector::Radix, Order::Fill));
     case.options = Options::with_subgroups(subgroups);
-    (case.lengths, case.appended) = (vec![9000, 300], vec![4500, 7000]);
+    (case.lengths, case.appended) = (vec![17_000, 300], vec![8500, 13_000]);
     case
 }
 
@@ -507,7 +507,11 @@ pub fn quick() -> Vec<Quick> {
             add("ties", with(ties(selector, order)), false);
             add("least", with(least(selector, order, 0, Direction::Lowest)), false);
         }
-        add("long", with(long(Selector::Radix, Order::Fill)), false);
+        let eights = long(Selector::Radix, Order::Fill);
+        let mut longer = Case { lengths: vec![17_500, 4000], appended: vec![9250, 9009], ..eights.clone() };
+        longer.shape.capacity = 18_000;
+        add("long", with(longer), false);
+        add("two eights a row", with(eights), false);
         add("taken tiles", taken_tiles(subgroups), false);
     }
     for (selector, order) in pairs {
