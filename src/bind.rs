@@ -173,13 +173,14 @@ impl Builder<'_> {
         };
         let copies = rows(&self.workspace.norm_copies, scratch.copies_stride);
         let status = self.state.status().as_entire_binding();
-        let [top_k, order_keys, meta, positions, lists, infos, _, rules] =
+        let [top_k, order_keys, meta, positions, lists, infos, histogram, rules] =
             [0, 1, 2, 3, 4, 5, 6, 7].map(|i| &bindings[i]);
         let state_bindings = [top_k, meta, positions, lists, infos, &status, &norms, &copies].map(Clone::clone);
         let state_group = self.group(LayoutKind::State, &state_bindings, checks);
         let order_group = self.plan.policy.cached_norms.then(|| {
             let params = params_binding::<OrderParams>(params, 0);
-            let bindings = [&params, meta, positions, &norms, order_keys, &copies, &status].map(Clone::clone);
+            let bindings =
+                [&params, meta, positions, &norms, order_keys, &copies, &status, histogram].map(Clone::clone);
             self.group(LayoutKind::Order, &bindings, checks)
         });
         let reserve_group = self.plan.policy.segments.then(|| {

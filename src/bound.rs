@@ -105,7 +105,7 @@ impl Bound {
     /// rows at execution, sizes the grids and chooses the kernels; the lengths themselves are read from the cache state on the
     /// GPU. With 0 nothing is recorded, but of a paged cache what empties [`Bound::freed_pages`]. A row that is longer all the
     /// same stays as it is, or it is undefined which of its tokens are kept and which status bits are set for it; other rows are
-    /// not affected.
+    /// not affected, but for heads that share a pool with it, whose budgets are undefined too.
     ///
     /// Neither submits, polls, maps nor creates anything, and leaves the pass with another pipeline and bind groups 0
     /// and 1.
@@ -173,7 +173,7 @@ impl Bound {
         }
         if stages.has(Stages::SCORE) {
             if cached {
-                self.record_order(pass, max_len);
+                self.record_order(pass, max_len, fused);
             } else {
                 self.record_score(pass, max_len, fused);
             }
@@ -247,12 +247,13 @@ impl Bound {
         Ok(())
     }
 
-    fn record_order(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
+    fn record_order(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32, fused: bool) {
         let Some(order) = &self.plan.select.order else { return };
-        pass.set_pipeline(order);
+        let (pipeline, tile) = order.of(fused, u64::from(max_len) * self.plan.scratch.num_rows);
+        pass.set_pipeline(pipeline);
         for window in &self.selects {
             pass.set_bind_group(0, &window.order_group, &[window.order_params]);
-            pass.dispatch_workgroups(max_len.div_ceil(4 * WORKGROUP), window.num_rows, 1);
+            pass.dispatch_workgroups(max_len.div_ceil(tile), window.num_rows, 1);
         }
     }
 

@@ -333,7 +333,11 @@ impl Builder<'_> {
             keep_copies: u32::from(self.plan.scratch.copies_stride > 0),
             share_low: word(policy.share_bits()),
             share_high: word(policy.share_bits() >> 32),
+            histogram_stride: p.histogram_stride,
+            digit_shift: p.digit_shift,
+            digit_window: p.digit_window,
             pad0: 0,
+            pad1: 0,
         })
     }
 

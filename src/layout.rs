@@ -87,7 +87,7 @@ impl LayoutKind {
             Self::KeyNorm => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false)],
             Self::KeyDiff => &[(1, false), (2, true), (3, true), (4, false), (5, false), (6, false), (7, false)],
             Self::TopK => &[(1, true), (2, true), (3, true), (4, false), (5, false), (6, false), (7, true)],
-            Self::Order => &[(1, true), (2, true), (3, false), (4, false), (5, false), (6, false)],
+            Self::Order => &[(1, true), (2, true), (3, false), (4, false), (5, false), (6, false), (7, false)],
             Self::Reserve => &[(1, false), (2, true), (3, true)],
             Self::Pool => &[(1, true), (2, true), (3, false), (4, false), (5, true), (6, false)],
             Self::State => &[(1, false), (2, false), (3, true), (4, true), (5, false), (6, false), (7, true)],

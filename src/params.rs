@@ -177,7 +177,11 @@ pub struct OrderParams {
     pub keep_copies: u32,
     pub share_low: u32,
     pub share_high: u32,
+    pub histogram_stride: u32,
+    pub digit_shift: u32,
+    pub digit_window: u32,
     pub pad0: u32,
+    pub pad1: u32,
 }
 
 /// Mirror of `TensorLayout` in shared/address_*.wgsl.

@@ -334,7 +334,7 @@ impl PlanInner {
 
     /// Whether the score stage may count first digits: nothing changes order keys after it, or counts others.
     pub fn may_fuse(&self) -> bool {
-        !self.policy.cached_norms && !self.policy.segments && !self.has_norm_limit()
+        !self.policy.segments && !self.has_norm_limit()
     }
 
     fn max_protected(&self, max_len: u32) -> u32 {

@@ -28,13 +28,46 @@ pub(crate) struct SelectPipelines {
     /// Where rows may have more than [`MANY_TILES`].
     pub settle: Option<wgpu::ComputePipeline>,
     pub bitonic: Option<BitonicPipelines>,
-    pub order: Option<wgpu::ComputePipeline>,
+    pub order: Option<OrderPipelines>,
     pub reserve: Option<wgpu::ComputePipeline>,
     /// `count` and `pick`.
     pub pool: Option<[wgpu::ComputePipeline; 2]>,
     pub finish: wgpu::ComputePipeline,
     pub append: wgpu::ComputePipeline,
     pub mark_scored: wgpu::ComputePipeline,
+}
+
+/// From cached norms to order keys.
+#[derive(Debug)]
+pub(crate) struct OrderPipelines {
+    plain: wgpu::ComputePipeline,
+    /// With the histogram fused, of ever more tokens; none where rows are short.
+    fused: Option<[wgpu::ComputePipeline; 3]>,
+}
+
+impl OrderPipelines {
+    /// Tokens of all rows from which on workgroups take more of them, since each adds its histogram to the row's. See
+    /// `benches/record`.
+    const MORE: [u64; 2] = [1 << 19, 1 << 21];
+    /// Rounds of four tokens an invocation.
+    const ROUNDS: [u32; 3] = [1, 2, 4];
+
+    /// What is dispatched for so many tokens of all rows, and tokens of a workgroup.
+    pub fn of(&self, fused: bool, num_tokens: u64) -> (&wgpu::ComputePipeline, u32) {
+        let tile = 4 * WORKGROUP;
+        let ix = Self::MORE.iter().filter(|&&more| num_tokens >= more).count();
+        let fused = self.fused.as_ref().filter(|_| fused);
+        fused.map_or((&self.plain, tile), |fused| (&fused[ix], tile * Self::ROUNDS[ix]))
+    }
+
+    fn new(kernels: &Kernels, is_long: bool, checks: &mut Checks) -> Self {
+        let mut pipeline = |entry, rounds: u32| {
+            let constants = [("WG_SIZE", WORKGROUP.into()), ("ROUNDS", rounds.into())];
+            kernels.pipeline(Module::Order, entry, &constants, checks)
+        };
+        let plain = pipeline("order", 1);
+        Self { plain, fused: is_long.then(|| Self::ROUNDS.map(|rounds| pipeline("count_order", rounds))) }
+    }
 }
 
 /// Of rows that no workgroup holds.
@@ -134,6 +167,8 @@ impl SelectPipelines {
                 emit,
             }
         });
+        let is_long = by_digits && capacity > kernels.capabilities.longest_row();
+        let order = policy.cached_norms.then(|| OrderPipelines::new(kernels, is_long, checks));
         let mut other = |module, entry, cached: bool| {
             let mut constants = vec![("WG_SIZE", narrow)];
             if module == Module::State {
@@ -150,7 +185,7 @@ impl SelectPipelines {
             long: by_each,
             settle,
             bitonic,
-            order: cached.then(|| other(Module::Order, "order", cached)),
+            order,
             reserve: policy.segments.then(|| other(Module::Reserve, "reserve", cached)),
             pool: policy.pool.map(|_| ["count", "pick"].map(|entry| other(Module::Pool, entry, cached))),
             finish: other(Module::State, "finish", cached),

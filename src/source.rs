@@ -44,8 +44,10 @@ impl Module {
         let moves = concat!(shader!("shared/fill.wgsl"), shader!("shared/walk.wgsl"));
         let rows = rows.as_str();
         let order_key = shader!("shared/order_key.wgsl");
-        let write_key = shader!("shared/write_key.wgsl");
-        let score_rows = concat!(shader!("shared/score_rows.wgsl"), shader!("shared/write_key.wgsl"));
+        let count_digits = shader!("shared/count_digits.wgsl");
+        let write_key = concat!(shader!("shared/write_key.wgsl"), shader!("shared/count_digits.wgsl"));
+        let score_rows = [shader!("shared/score_rows.wgsl"), write_key].concat();
+        let score_rows = score_rows.as_str();
         let info = shader!("shared/row_info.wgsl");
         let scan = scan_by(false);
         let stage = shader!("shared/top_k_emit.wgsl");
@@ -170,7 +172,7 @@ impl Module {
             ]
             .concat(),
             Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
-            Self::Order => [shader!("order.wgsl"), order_key, recent, state].concat(),
+            Self::Order => [shader!("order.wgsl"), order_key, count_digits, digits, recent, state].concat(),
             Self::Reserve => [shader!("reserve.wgsl"), params, state, scan].concat(),
             Self::Pool => [shader!("pool.wgsl"), params, rule, info, layout, scan].concat(),
             Self::Rotate { dtype } => [

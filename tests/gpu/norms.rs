@@ -1,7 +1,7 @@
 //! Cached norms: the same sets without reading keys again, path independence, and what is done about missing norms.
 
 use keynorm::reference::key_norm;
-use keynorm::{Budget, Direction, Dtype, Order, Policy, Selector, Stages, Status};
+use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Selector, Stages, Status, Switch};
 
 use crate::support::{Case, Data, Fixture, download, gpu, run, shape, submit};
 
@@ -32,10 +32,15 @@ fn cached_norms_give_the_same_as_reading_the_keys() {
                 run(&case);
             }
         }
-        let mut case = Case::new(shape(2, 1, 18_000, 16, Dtype::F16), policy.clone());
-        case.lengths = vec![17_500, 9_000];
-        case.appended = vec![400, 1];
-        run(&case);
+        for subgroups in [Switch::Auto, Switch::On] {
+            // Far more than a workgroup of any size selects from by itself, and than one counts.
+            let mut case = Case::new(shape(2, 1, 18_000, 16, Dtype::F16), policy.clone());
+            case.options = Options::with_subgroups(subgroups);
+            (case.policy.sinks, case.policy.recent) = (2, 17);
+            case.lengths = vec![17_500, 9_000];
+            case.appended = vec![8750, 1];
+            run(&case);
+        }
     }
 }
 

@@ -577,6 +577,9 @@ pub fn quick() -> Vec<Quick> {
     }
     for (selector, order) in pairs {
         add("cached", cached(selector, order), false);
+        let mut case = long(selector, order);
+        case.policy.cached_norms = true;
+        add("cached, long", case, false);
     }
     for selector in [Selector::Radix, Selector::Bitonic] {
         add("norm limit", norm_limit(selector), false);

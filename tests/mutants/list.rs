@@ -36,6 +36,8 @@ pub const BY_HAND: &[(&str, &str, &str)] = &[
         "bitcast<u32>(sum) & 0x7fffffffu, INFINITY_BITS), INFINITY_BITS",
     ),
     ("order.wgsl", "norm_copies[ix] = norm;", ""),
+    ("order.wgsl", "(wg.x * ROUNDS + round) * 4u", "wg.x * ROUNDS * 4u"),
+    ("order.wgsl", "count_slot(o, wg.y, slot + 3u * WG_SIZE, d);", ""),
     ("pool.wgsl", "(row_len(local_row) - num_protected) / 2u", "row_len(local_row) / 2u"),
     ("pool.wgsl", "min(key, MAX_SCORE) + (0x80000000u", "min(key, MAX_SCORE) / 2u + (0x40000000u"),
     ("pool.wgsl", "kept += max(below + counted, own);", "kept += below + counted;"),
