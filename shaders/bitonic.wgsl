@@ -62,12 +62,13 @@ fn bitonic_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_i
     let local_row = wg.y;
     if index == 0u {
         wg_row = select_row_of(local_row);
+        wg_row.row = leave_longer(wg_row.row, SORT_LEN);
         wg_below = 0u;
         wg_protected = 0u;
         wg_within = 0u;
     }
     var s = workgroupUniformLoad(&wg_row);
-    let len = s.row.len;
+    let len = select(0u, s.row.len, s.row.active_row);
     var sort_len = 2u;
     while sort_len < len {
         sort_len <<= 1u;

@@ -84,8 +84,7 @@ fn fill(
 ) {
     // A row's keys and values one after the other: buffers of a layer are likely to lie side by side.
     let info = row_infos[params.first_info + wg.z];
-    // Of a row that exceeds the recorded max_len the number may be that of an earlier record.
-    let num_moved = min(info.num_moved, len_of(info));
+    let num_moved = num_moved_of(info);
     if wg.y == 0u {
         fill_keys_part(wg.z, wg.x, num_workgroups.x, index, len_of(info), num_moved);
     } else {

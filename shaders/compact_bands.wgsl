@@ -59,7 +59,7 @@ fn row_base_of(local_row: u32) -> u32 {
 // Words of `lists` from move 0 to its source.
 fn sources_of(local_row: u32) -> u32 {
     let info = row_infos[params.first_info + local_row];
-    let first_mover = select(len_of(info) - info.num_moved, 0u, params.order == POSITIONAL);
+    let first_mover = select(len_of(info) - num_moved_of(info), 0u, params.order == POSITIONAL);
     return local_row * params.lists_stride + first_mover;
 }
 
@@ -90,7 +90,7 @@ fn lower_bound(local_row: u32, moves: Moves, source: u32, slot: u32, both: bool)
 
 fn moves_of(local_row: u32) -> Moves {
     let info = row_infos[params.first_info + local_row];
-    var all = Moves(0u, info.num_moved);
+    var all = Moves(0u, num_moved_of(info));
     if params.order == POSITIONAL {
         let budget = select(0u, budget_of(info), is_active(info));
         all = Moves(min(info.first_moved, budget), budget);

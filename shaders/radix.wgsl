@@ -40,6 +40,7 @@ fn select_whole_row(grid: vec3<u32>, index: u32) {
         wg_row = SelectRow();
         if !is_scout(grid) {
             wg_row = select_row_of(wg.y);
+            wg_row.row = leave_longer(wg_row.row, tiles_held() * 8u * WG_SIZE);
         }
     }
     start_selection(index);

@@ -168,6 +168,7 @@ fn collect_tiles(grid: vec3<u32>, grid_width: u32, index: u32) {
         high = histogram[row_quad(wg.y) + 2u * index + 1u];
         counts = histogram[row_quad(wg.y) + COUNTS_IX];
         s = select_row_of(wg.y);
+        s.row = leave_longer(s.row, num_tiles * TILE);
     }
     s.num_protected = counts.x;
     s.num_within = counts.z;

@@ -103,15 +103,6 @@ fn most_scored() -> u32 {
     return select(select(8u * WG_SIZE, 4u * WG_SIZE, WG_SIZE > MOST_WHOLE), SLOT_WORDS, SLOT_WORDS > 0u);
 }
 
-// A row of more tokens than `most`, which is longer than was said when this was recorded, counts as inactive: it stays as it
-// is. Of inactive rows such a one alone may still report that it is over the capacity.
-fn leave_longer(r: Row, most: u32) -> Row {
-    var row = r;
-    row.active_row = r.active_row && r.len <= most;
-    row.over_capacity = r.over_capacity && r.active_row;
-    return row;
-}
-
 fn rule_of(layer_ix: u32, row: u32) -> RowRule {
     let heads = params.state.num_kv_heads;
     return rules[params.first_rule + layer_ix * heads + divided(row, heads).rest];

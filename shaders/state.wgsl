@@ -63,9 +63,9 @@ fn finish_slot(local_row: u32, info: RowInfo, state_row: u32, j: u32) {
             positions[positions_base + j] = num_seen_of(info) - (len_of(info) - j);
         }
     }
-    if j < info.num_moved {
+    if j < num_moved_of(info) {
         let hole = lists[list_base + j];
-        let mover = lists[list_base + len_of(info) - info.num_moved + j];
+        let mover = lists[list_base + len_of(info) - num_moved_of(info) + j];
         var position = num_seen_of(info) - (len_of(info) - mover);
         if mover < compacted_of(info) {
             position = positions[positions_base + mover];

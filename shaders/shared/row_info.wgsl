@@ -23,6 +23,11 @@ fn compacted_of(info: RowInfo) -> u32 {
     return info.tokens.z;
 }
 
+// Of a row that exceeds the recorded max_len it may be that of an earlier record, of a longer row.
+fn num_moved_of(info: RowInfo) -> u32 {
+    return min(info.num_moved, len_of(info));
+}
+
 fn num_seen_of(info: RowInfo) -> u32 {
     return info.tokens.w;
 }

@@ -13,6 +13,15 @@ struct SelectRow {
     num_ties: u32,  // keys equal to it that are kept
 }
 
+// A row of more tokens than `most`, which is longer than was said when this was recorded, counts as inactive: it stays as it
+// is. Of inactive rows such a one alone may still report that it is over the capacity.
+fn leave_longer(r: Row, most: u32) -> Row {
+    var row = r;
+    row.active_row = r.active_row && r.len <= most;
+    row.over_capacity = r.over_capacity && r.active_row;
+    return row;
+}
+
 // What a row keeps of its keys: the pool's word, or that of its rule. An inactive row keeps everything.
 fn row_budget(s: SelectRow) -> u32 {
     let pooled = s.pooled_budget & ~POOL_RAISED;
