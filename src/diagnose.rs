@@ -65,7 +65,7 @@ impl CacheState {
     /// `None` for a state without norms, or with scores in their place.
     ///
     /// # Errors
-    /// [`ReadError::Poll`] and [`ReadError::Map`] where the device fails.
+    /// As [`read_words`](crate::kept::read_words).
     pub async fn norm_variation(
         &self,
         device: &wgpu::Device,

@@ -388,6 +388,9 @@ pub enum ReadError {
     /// An argument is refused.
     #[error(transparent)]
     Argument(#[from] ArgumentError),
+    /// The device refused to copy for it.
+    #[error(transparent)]
+    Device(#[from] BuildError),
     /// Waiting for the device failed.
     #[error("waiting for the device failed: {0}")]
     Poll(String),

@@ -1,7 +1,8 @@
 //! Convenience for tests and tools: submit, wait, read back what was kept. The recording core never blocks; this does.
 
 use crate::bound::Bound;
-use crate::error::ReadError;
+use crate::error::{ArgumentError, ReadError};
+use crate::kernel::Checks;
 use crate::state::{CacheState, Status};
 
 /// What a cache holds after a compression.
@@ -26,8 +27,11 @@ impl Bound {
     /// Records the whole compression into passes of its own, submits it, waits, and reads back what was kept.
     ///
     /// # Errors
-    /// As [`Bound::encode`]; [`ReadError::Poll`] and [`ReadError::Map`] where the device fails.
+    /// As [`Bound::encode`]; another device than the plan's; as [`read_words`].
     pub async fn compress(&self, device: &wgpu::Device, queue: &wgpu::Queue, max_len: u32) -> Result<Kept, ReadError> {
+        if self.plan.kernels.device != *device {
+            return Err(ArgumentError::WrongDevice { argument: "device" }.into());
+        }
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         self.encode(&mut encoder, max_len)?;
         queue.submit([encoder.finish()]);
@@ -39,7 +43,7 @@ impl CacheState {
     /// Reads the state back, after everything submitted so far.
     ///
     /// # Errors
-    /// [`ReadError::Poll`] and [`ReadError::Map`] where the device fails.
+    /// As [`read_words`].
     pub async fn read(&self, device: &wgpu::Device, queue: &wgpu::Queue) -> Result<Kept, ReadError> {
         let meta = read_words(device, queue, self.meta()).await?;
         let status = read_words(device, queue, self.status()).await?;
@@ -72,21 +76,33 @@ impl CacheState {
 /// Reads a whole buffer with usage `COPY_SRC`, after everything submitted so far.
 ///
 /// # Errors
-/// [`ReadError::Poll`] and [`ReadError::Map`] where the device fails.
+/// A buffer without that usage, or whose size is no multiple of 4; [`ReadError::Device`] where the device refuses the copy, as it
+/// does one from another device's buffer or for which it has no memory; [`ReadError::Poll`] and [`ReadError::Map`] where it fails.
 pub async fn read_words(
     device: &wgpu::Device,
     queue: &wgpu::Queue,
     buffer: &wgpu::Buffer,
 ) -> Result<Vec<u32>, ReadError> {
-    let staging = device.create_buffer(&wgpu::BufferDescriptor {
-        label: Some("keynorm.read"),
-        size: buffer.size(),
-        usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-        mapped_at_creation: false,
+    if !buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
+        return Err(ArgumentError::MissingUsage { argument: "buffer", missing: "COPY_SRC".to_owned() }.into());
+    }
+    if !buffer.size().is_multiple_of(4) {
+        return Err(ArgumentError::Misaligned { argument: "buffer", got: buffer.size() }.into());
+    }
+    let mut checks = Checks::default();
+    let staging = checks.guard(device, "keynorm.read", || {
+        let staging = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("keynorm.read"),
+            size: buffer.size(),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, buffer.size());
+        queue.submit([encoder.finish()]);
+        staging
     });
-    let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, buffer.size());
-    queue.submit([encoder.finish()]);
+    checks.finish_async().await?;
     let (sender, receiver) = futures_channel::oneshot::channel();
     staging.map_async(wgpu::MapMode::Read, .., move |result| {
         let _ = sender.send(result); // the receiver is gone only if this future was dropped

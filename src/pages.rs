@@ -154,7 +154,7 @@ impl FreedPages {
     /// Reads everything back, after what has been submitted so far: one list a layer, one entry a sequence.
     ///
     /// # Errors
-    /// [`ReadError::Poll`] and [`ReadError::Map`] where the device fails.
+    /// As [`read_words`](crate::kept::read_words).
     pub async fn read(&self, device: &wgpu::Device, queue: &wgpu::Queue) -> Result<Vec<Vec<SequencePages>>, ReadError> {
         let words = read_words(device, queue, &self.buffer).await?;
         let stride = self.stride as usize;

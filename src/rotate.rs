@@ -89,7 +89,8 @@ impl Plan {
     ///
     /// # Errors
     /// A plan of [`Order::Fill`], whose slots are out of order: positions that follow them would change the order of the
-    /// tokens. Rows that are larger than a binding. Else as [`Plan::bind`] and [`Rope::check`].
+    /// tokens. One with segments, which are ranges of original positions, or with cached scores by KeyDiff, which compare keys with
+    /// those that were dropped. Rows that are larger than a binding. Else as [`Plan::bind`] and [`Rope::check`].
     pub fn bind_rotation(
         &self,
         device: &wgpu::Device,
@@ -170,6 +171,14 @@ fn check(
     }
     if inner.policy.order == Order::Fill {
         return Err(ArgumentError::Unsupported { what: "a rotation to slots that are out of order (Order::Fill)" });
+    }
+    if inner.policy.segments {
+        let what = "a rotation with Policy::segments, which are ranges of original positions";
+        return Err(ArgumentError::Unsupported { what });
+    }
+    if inner.policy.caches_sums() {
+        let what = "a rotation with cached scores by KeyDiff, which it would change";
+        return Err(ArgumentError::Unsupported { what });
     }
     rope.check(&inner.shape.keys)?;
     crate::state::check_count("keys", keys.len(), inner.shape.num_layers as usize)?;

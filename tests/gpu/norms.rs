@@ -44,6 +44,17 @@ fn cached_norms_give_the_same_as_reading_the_keys() {
     }
 }
 
+/// A workgroup counts the first digits of 2048 tokens where there are so many in all, and of 4096.
+#[test]
+fn many_cached_norms() {
+    for (rows, capacity, order) in [(3, 180_000, Order::Positional), (9, 240_000, Order::Fill)] {
+        let policy = Policy { order, cached_norms: true, ..Policy::new(Budget::keep_ratio(0.5)) };
+        let mut case = Case::new(shape(rows, 1, capacity, 16, Dtype::F16), policy);
+        case.lengths = (0..rows).map(|row| capacity - 1000 * row).collect();
+        run(&case);
+    }
+}
+
 /// Only new keys are read: old ones are overwritten with NaN after their norms were taken, and nothing changes.
 #[test]
 fn a_later_compression_reads_no_old_keys() {

@@ -581,6 +581,11 @@ pub fn quick() -> Vec<Quick> {
         case.policy.cached_norms = true;
         add("cached, long", case, false);
     }
+    // So many tokens that a workgroup counts more of them.
+    let mut many = settled(Order::Fill, Data::Random, Switch::Auto);
+    (many.lengths[1], many.policy.cached_norms) = (265_000, true);
+    many.appended.clear();
+    add("cached, many", many, false);
     for selector in [Selector::Radix, Selector::Bitonic] {
         add("norm limit", norm_limit(selector), false);
     }

@@ -338,13 +338,13 @@ pub const EXCUSED: &[(&str, &str, usize, &str)] = &[
     ),
     ("shared/scan.wgsl", ";", 1, "lavapipe runs lower invocations first, and only their values are read"),
     (
-        "shared/write_key.wgsl",
+        "shared/count_digits.wgsl",
         "for (var b = index; b <= NUM_BINS; b += WG_SIZE) {",
         0,
         "equivalent: a bin beyond the last is kept off by the bounds check",
     ),
     (
-        "shared/write_key.wgsl",
+        "shared/count_digits.wgsl",
         "if index == 0u && atomicLoad(&num_protected) >= 0u {",
         0,
         "equivalent: nothing is added where there is nothing",

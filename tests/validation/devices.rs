@@ -370,9 +370,7 @@ fn refused_shaders() {
     assert_usable(&noop, &compressor.plan(&shape(), &policy()).expect("a sound plan"));
 }
 
-/// Buffers of another device of the same instance: wgpu sees them, and the host's error handler does not.
-#[test]
-fn buffers_of_another_device() {
+fn two_of_an_instance() -> [Noop; 2] {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends: wgpu::Backends::NOOP,
         backend_options: wgpu::BackendOptions {
@@ -381,7 +379,13 @@ fn buffers_of_another_device() {
         },
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     });
-    let [one, two] = [0, 1].map(|_| request(&instance, &wgpu::Limits::default(), wgpu::Features::empty()));
+    [0, 1].map(|_| request(&instance, &wgpu::Limits::default(), wgpu::Features::empty()))
+}
+
+/// Buffers of another device of the same instance: wgpu sees them, and the host's error handler does not.
+#[test]
+fn buffers_of_another_device() {
+    let [one, two] = two_of_an_instance();
     let plans = [&one, &two].map(|n| n.compressor().plan(&shape(), &policy()).expect("a sound plan"));
     let draft = Draft { device: two.device.clone(), ..Draft::new(&one, &plans[0]) };
     assert_error("device", draft.bind(&plans[0]), r#"Argument(WrongDevice { argument: "device" })"#);
@@ -406,6 +410,27 @@ fn buffers_of_another_device() {
     }
 }
 
+/// Without a handler of the host's wgpu panics on what nobody captures.
+#[test]
+fn read_backs_that_cannot_be_are_errors() {
+    let [noop, other] = two_of_an_instance();
+    let plan = noop.compressor().plan(&shape(), &policy()).expect("a sound plan");
+    let bound = Draft::new(&noop, &plan).bind(&plan).expect("a sound binding");
+    let compressed = pollster::block_on(bound.compress(&other.device, &other.queue, 10));
+    assert_error("another device", compressed, r#"Argument(WrongDevice { argument: "device" })"#);
+    let read = pollster::block_on(bound.state().read(&other.device, &other.queue));
+    assert!(matches!(read, Err(ReadError::Device(BuildError::Device { .. }))), "another device's buffer: {read:?}");
+    for (usage, size, expected) in [
+        (wgpu::BufferUsages::STORAGE, 256, r#"Argument(MissingUsage { argument: "buffer", missing: "COPY_SRC" })"#),
+        (wgpu::BufferUsages::COPY_SRC, 6, r#"Argument(Misaligned { argument: "buffer", got: 6 })"#),
+    ] {
+        let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
+        let buffer = noop.device.create_buffer(&descriptor);
+        let words = pollster::block_on(keynorm::kept::read_words(&noop.device, &noop.queue, &buffer));
+        assert_error(expected, words, expected);
+    }
+}
+
 #[test]
 fn a_lost_device_is_an_error() {
     let noop = noop();
@@ -416,7 +441,7 @@ fn a_lost_device_is_an_error() {
     noop.device.on_uncaptured_error(Arc::new(|_| ()));
     noop.device.destroy();
     let read = pollster::block_on(bound.compress(&noop.device, &noop.queue, 10));
-    assert!(matches!(read, Err(ReadError::Poll(_) | ReadError::Map(_))), "{read:?}");
+    assert!(matches!(read, Err(ReadError::Device(_) | ReadError::Poll(_) | ReadError::Map(_))), "{read:?}");
     assert_message("lost", &read.expect_err("an error"));
     let alive = crate::support::noop();
     assert_usable(&alive, &alive.compressor().plan(&shape(), &policy()).expect("a sound plan"));

@@ -73,8 +73,8 @@ fn rotations() {
         bind(&[TensorView { offset_bytes: 16, ..keys }], &rope),
         r#"Argument(OutsideBuffer { argument: "keys", end: 7696, buffer_bytes: 7680 })"#,
     );
-    let shape = keynorm::KvShape { num_layers: 2, ..shape() };
-    let two = noop.compressor().plan(&shape, &Policy { order: Order::Positional, ..policy() }).expect("a sound plan");
+    let layers = keynorm::KvShape { num_layers: 2, ..shape() };
+    let two = noop.compressor().plan(&layers, &Policy { order: Order::Positional, ..policy() }).expect("a sound plan");
     let state = two.create_state().expect("a state");
     assert_error(
         "the same keys twice",
@@ -87,4 +87,20 @@ fn rotations() {
         filled.bind_rotation(&noop.device, &[keys], &draft.state, &rope),
         r#"Argument(Unsupported { what: "a rotation to slots that are out of order (Order::Fill)" })"#,
     );
+    let segments = Policy { order: Order::Positional, segments: true, ..policy() };
+    let cached = Policy {
+        order: Order::Positional,
+        cached_norms: true,
+        skip_layers: vec![],
+        ..Policy::keydiff(keynorm::Budget::keep_ratio(0.5))
+    };
+    for (name, policy, what) in [
+        ("segments", segments, "a rotation with Policy::segments, which are ranges of original positions"),
+        ("cached scores", cached, "a rotation with cached scores by KeyDiff, which it would change"),
+    ] {
+        let plan = noop.compressor().plan(&shape(), &policy).expect("a sound plan");
+        let state = plan.create_state().expect("a state");
+        let refused = plan.bind_rotation(&noop.device, &[keys], &state, &rope);
+        assert_error(name, refused, &format!("Argument(Unsupported {{ what: {what:?} }})"));
+    }
 }
