@@ -76,8 +76,9 @@ impl CacheState {
 /// Reads a whole buffer with usage `COPY_SRC`, after everything submitted so far.
 ///
 /// # Errors
-/// A buffer without that usage, or whose size is no multiple of 4; [`ReadError::Device`] where the device refuses the copy, as it
-/// does one from another device's buffer or for which it has no memory; [`ReadError::Poll`] and [`ReadError::Map`] where it fails.
+/// A buffer without that usage, or whose size is no multiple of 4; [`ReadError::Device`] where the device refuses the copy, as
+/// it does one from another device's buffer, or one for which it has no memory; [`ReadError::Poll`] and [`ReadError::Map`] where
+/// it fails.
 pub async fn read_words(
     device: &wgpu::Device,
     queue: &wgpu::Queue,

@@ -132,7 +132,8 @@ pub struct SequencePages {
     pub num_kept: u32,
     /// Tokens of the longest head.
     pub longest: u32,
-    /// Ids of the pages after them, in the order of the table.
+    /// Ids of the pages after them, in the order of the table, up to where this layer's longest head ended before: where layers
+    /// share a table, others may still use them.
     pub freed: Vec<u32>,
 }
 

@@ -32,7 +32,8 @@ pub struct Due {
 ///
 /// It counts on what it is told: that all sequences are active where it says that a compression is due, and that it is recorded;
 /// that prefixes are those of [`Schedule::set_prefixes`]; that order keys, if the caller writes them, hold no more zeros than
-/// the budget; that keys are not rotated to slots where budgets differ by head.
+/// the budget; that keys are not rotated to slots where budgets differ by head. Layers that its plan leaves whole are taken to
+/// keep every token, though another plan may compress them: then it refuses tokens beyond the capacity too early.
 ///
 /// # Example
 /// The paper's streaming rule with the recommended protection: at the cap, 98 % are kept.
