@@ -84,15 +84,20 @@ pub(crate) fn layer_windows(
     same_buffer: bool,
     limits: WindowLimits,
 ) -> LayerWindows {
-    let windows = cover((keys, values), scores, false, limits).and_then(|split| {
-        if !same_buffer || !split.iter().any(|w| w.keys.intersects(w.values)) {
-            return Some((split, false));
-        }
-        Some((cover((keys, values), scores, true, limits)?, true))
-    });
-    match windows {
-        Some((windows, joined)) => LayerWindows::Rows { windows, joined },
-        None => LayerWindows::Bands { keys: band(keys, limits), values: band(values, limits) },
+    let rows = |ranges| cover((keys, values), scores, ranges, limits);
+    let rows_of = |windows, joined| LayerWindows::Rows { windows, joined };
+    let apart = rows(if same_buffer { Ranges::Disjoint } else { Ranges::Any });
+    if let Some(windows) = apart.as_ref().filter(|windows| windows.len() == 1) {
+        return rows_of(windows.clone(), false);
+    }
+    // Of two tensors that meet between aligned addresses only some rows have ranges in common: one binding for both where that
+    // takes fewer windows.
+    let joined = if same_buffer { rows(Ranges::Joined) } else { None };
+    match (apart, joined) {
+        (Some(apart), Some(joined)) if joined.len() < apart.len() => rows_of(joined, true),
+        (Some(apart), _) => rows_of(apart, false),
+        (None, Some(joined)) => rows_of(joined, true),
+        (None, None) => LayerWindows::Bands { keys: band(keys, limits), values: band(values, limits) },
     }
 }
 
@@ -152,11 +157,22 @@ fn slot_of(slot: u64) -> u32 {
     u32::try_from(slot).unwrap_or(u32::MAX)
 }
 
-/// Windows of whole rows, if each row fits a binding.
+/// The ranges of keys and values of a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ranges {
+    /// Of two buffers.
+    Any,
+    /// Of one buffer.
+    Disjoint,
+    /// One that holds both.
+    Joined,
+}
+
+/// Windows of whole rows, if there are such of each row.
 fn cover(
     (keys, values): (&Lattice, &Lattice),
     scores: Option<&Lattice>,
-    joined: bool,
+    how: Ranges,
     limits: WindowLimits,
 ) -> Option<Vec<Window>> {
     let num_rows = keys.batch_size * keys.num_kv_heads;
@@ -169,7 +185,7 @@ fn cover(
         for row in first_row..num_rows.min(first_row.saturating_add(limits.max_rows)) {
             spans[0] = union(spans[0], span_of(keys, row));
             spans[1] = union(spans[1], span_of(values, row));
-            let ranges = if joined {
+            let ranges = if how == Ranges::Joined {
                 let both = BoundRange::aligned(union(spans[0], spans[1]), limits);
                 [both, both]
             } else {
@@ -177,6 +193,9 @@ fn cover(
             };
             scored = scores.zip(scored).map(|(s, span)| union(span, span_of(s, row)));
             let scored = scored.map(|span| BoundRange::aligned(span, limits));
+            if how == Ranges::Disjoint && ranges[0].intersects(ranges[1]) {
+                break;
+            }
             if ranges.into_iter().chain(scored).any(|r| r.size > limits.max_binding_bytes) {
                 break;
             }
@@ -253,6 +272,33 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Values behind keys, between two aligned addresses: `(rows of each window, joined)`.
+    #[test]
+    fn tensors_that_meet_have_few_windows() {
+        let spec = TensorSpec::new(Dtype::F16, 64);
+        let of = |num_kv_heads: u32, offset: u64, strides: Strides, max_binding_bytes: u64| {
+            let shape = KvShape { num_layers: 1, batch_size: 1, num_kv_heads, capacity: 120, keys: spec, values: spec };
+            let lattice = |offset| Lattice::new("keys", &shape, &spec, offset, &strides).expect("a sound tensor");
+            let (keys, values) = (lattice(64), lattice(64 + offset));
+            let LayerWindows::Rows { windows, joined } =
+                layer_windows((&keys, &values), None, true, WindowLimits { max_binding_bytes, ..LIMITS })
+            else {
+                panic!("every row fits a binding");
+            };
+            for w in &windows {
+                let fits = w.keys.size.max(w.values.size) <= max_binding_bytes;
+                assert!(fits && joined == w.keys.intersects(w.values), "{w:?}");
+            }
+            (windows.iter().map(|w| w.num_rows).collect::<Vec<_>>(), joined)
+        };
+        let hnd = Strides::hnd(4, 120, 64);
+        assert_eq!(of(4, 61_440, hnd, 1 << 16), (vec![3, 1], false), "both do not fit one binding");
+        assert_eq!(of(4, 61_440, hnd, 1 << 17), (vec![4], true), "both do");
+        assert_eq!(of(4, 61_440 + 192, hnd, 1 << 17), (vec![4], false), "they begin at an aligned address");
+        let interleaved = Strides { batch: 4 * 240 * 64, head: 240 * 64, token: 128 };
+        assert_eq!(of(4, 128, interleaved, 1 << 17), (vec![4], true), "token by token");
     }
 
     fn check_group(lattice: &Lattice, group: &RowGroup) {
