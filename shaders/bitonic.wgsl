@@ -104,7 +104,7 @@ fn bitonic_row(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_i
     s.num_protected = wg_protected;
     s.num_within = wg_within;
     s.budget = row_budget(s);
-    let rank = max(s.budget, 1u) - 1u;
+    let rank = min(max(s.budget, 1u), sort_len) - 1u; // of a row that is left it does not matter
     let threshold = tile[rank];
     for (var i = index; i < rank; i += WG_SIZE) {
         if tile[i] < threshold && tile[i + 1u] == threshold {

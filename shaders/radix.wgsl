@@ -20,7 +20,7 @@
 override WG_SIZE: u32 = 256u;
 override IN_ORDER: bool = false; // kept tokens keep their order, else movers fill holes
 override SCOUTS: u32 = 0u; // of radix_row
-override PAIR_WORDS: u32 = 0u; // of radix_row: words to stage two slots each of a tile, where rows have two tiles
+override PAIR_WORDS: u32 = 0u; // of radix_row: 0, or for rows of two tiles words for the slots of one, two a word
 
 const SLOT_WORDS: u32 = 0u;
 const BY_TILE: bool = true;
@@ -45,9 +45,10 @@ fn select_whole_row(grid: vec3<u32>, index: u32) {
     }
     start_selection(index);
     var s = workgroupUniformLoad(&wg_row);
-    var k = HeldKeys(mask_keys(raw.first, s.row.len, index), Keys());
+    let len = select(0u, s.row.len, s.row.active_row); // of a row that is left nothing is counted
+    var k = HeldKeys(mask_keys(raw.first, len, index), Keys());
     if PAIR_WORDS > 0u {
-        k.second = mask_keys(raw.second, s.row.len, WG_SIZE + index);
+        k.second = mask_keys(raw.second, len, WG_SIZE + index);
     }
     s = select_in_row(index, k, s, parts_left_out(grid, 1u, NUM_PARTS));
     let counts = emit_tile(index, wg.y, s, k.first, 0u, 0u, 0u).total;

@@ -91,11 +91,14 @@ fn finish(
     @builtin(local_invocation_index) index: u32,
 ) {
     let info = row_infos[params.first_info + wg.y];
-    if !is_active(info) || len_of(info) == 0u {
-        return;
-    }
     let layer_row = divided(params.first_row + wg.y, params.state.rows_per_layer);
     let layer = params.first_layer + layer_row.quotient;
+    if !is_active(info) || len_of(info) == 0u {
+        if wg.x == 0u && index == 0u && status_of(info) != 0u {
+            atomicOr(&status[layer], status_of(info));
+        }
+        return;
+    }
     let state_row = layer * params.state.rows_per_layer + layer_row.rest;
     for (var j = wg.x * WG_SIZE + index; j < budget_of(info); j += num.x * WG_SIZE) {
         finish_slot(wg.y, info, state_row, j);

@@ -163,7 +163,7 @@ impl Bound {
         }
         let path = self.path(max_len);
         let both = stages.has(Stages::SCORE) && stages.has(Stages::SELECT);
-        let fused = path == Path::RadixLong && both && self.plan.may_fuse();
+        let fused = path == Path::RadixLong && both && self.plan.policy.may_fuse();
         let cached = self.plan.policy.cached_norms;
         if let Some(pages) = self.pages.as_ref().filter(|_| checks_tables(stages)) {
             pages.record_check(pass, !stages.has(Stages::COMPACT));

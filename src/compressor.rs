@@ -53,7 +53,7 @@ impl Compressor {
     pub fn plan(&self, shape: &KvShape, policy: &Policy) -> Result<Plan, BuildError> {
         let mut checks = Checks::default();
         let plan = Plan::new(&self.kernels, shape, policy, &mut checks)?;
-        checks.finish().inspect_err(|_| self.kernels.forget())?;
+        self.kernels.finish(checks)?;
         Ok(plan)
     }
 
@@ -64,7 +64,7 @@ impl Compressor {
     pub async fn plan_async(&self, shape: &KvShape, policy: &Policy) -> Result<Plan, BuildError> {
         let mut checks = Checks::default();
         let plan = Plan::new(&self.kernels, shape, policy, &mut checks)?;
-        checks.finish_async().await.inspect_err(|_| self.kernels.forget())?;
+        self.kernels.finish_async(checks).await?;
         Ok(plan)
     }
 }

@@ -365,7 +365,8 @@ pub enum BuildError {
         /// Name of the feature.
         feature: &'static str,
     },
-    /// The device refused a shader, pipeline, buffer or bind group: a defect of this crate or of the driver.
+    /// The device refused a shader, pipeline, buffer or bind group: a defect of this crate or of the driver; or, of a read-back, a
+    /// buffer of another device or one that is mapped or destroyed.
     #[error("the device refused {label}: {message}")]
     Device {
         /// Label of the object.
@@ -388,7 +389,7 @@ pub enum ReadError {
     /// An argument is refused.
     #[error(transparent)]
     Argument(#[from] ArgumentError),
-    /// The device refused to copy for it.
+    /// The device refused the copy, or has no memory for it.
     #[error(transparent)]
     Device(#[from] BuildError),
     /// Waiting for the device failed.

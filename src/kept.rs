@@ -73,7 +73,8 @@ impl CacheState {
     }
 }
 
-/// Reads a whole buffer with usage `COPY_SRC`, after everything submitted so far.
+/// Reads a whole buffer with usage `COPY_SRC`, after everything submitted so far. `queue` is the device's own: of another's wgpu
+/// tells the host's handler alone, which panics by default.
 ///
 /// # Errors
 /// A buffer without that usage, or whose size is no multiple of 4; [`ReadError::Device`] where the device refuses the copy, as

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::num::NonZeroU32;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::device::{Capabilities, Options, ShaderPatch};
@@ -22,6 +22,15 @@ struct PipelineKey {
     constants: Vec<(&'static str, u64)>,
 }
 
+/// Objects that several calls use.
+#[derive(Debug, Default)]
+struct Built {
+    /// By number of layers.
+    arrays: HashMap<u32, wgpu::BindGroupLayout>,
+    modules: HashMap<Module, wgpu::ShaderModule>,
+    pipelines: HashMap<PipelineKey, wgpu::ComputePipeline>,
+}
+
 /// Everything that is built once for a device.
 #[derive(Debug)]
 pub(crate) struct Kernels {
@@ -30,10 +39,8 @@ pub(crate) struct Kernels {
     pipeline_cache: Option<wgpu::PipelineCache>,
     shader_patch: Option<ShaderPatch>,
     layouts: HashMap<LayoutKind, wgpu::BindGroupLayout>,
-    /// By number of layers.
-    arrays: Mutex<HashMap<u32, wgpu::BindGroupLayout>>,
-    modules: Mutex<HashMap<Module, wgpu::ShaderModule>>,
-    pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
+    /// What the device has accepted.
+    shared: Mutex<Built>,
 }
 
 impl Kernels {
@@ -49,9 +56,7 @@ impl Kernels {
             pipeline_cache: options.pipeline_cache.clone(),
             shader_patch: options.shader_patch.clone(),
             layouts,
-            arrays: Mutex::default(),
-            modules: Mutex::default(),
-            pipelines: Mutex::default(),
+            shared: Mutex::default(),
         })
     }
 
@@ -62,9 +67,44 @@ impl Kernels {
     /// Of the arrays of so many layers; `None` of none.
     pub fn arrays_layout(&self, num_layers: u32, checks: &mut Checks) -> Option<wgpu::BindGroupLayout> {
         let count = NonZeroU32::new(num_layers)?;
-        let mut arrays = self.arrays.lock().unwrap_or_else(PoisonError::into_inner);
-        let create = || checks.guard(&self.device, "keynorm layouts", || create_arrays_layout(&self.device, count));
-        Some(arrays.entry(num_layers).or_insert_with(create).clone())
+        if let Some(layout) = self.found(checks, |built| built.arrays.get(&num_layers).cloned()) {
+            return Some(layout);
+        }
+        let layout = checks.guard(&self.device, "keynorm layouts", || create_arrays_layout(&self.device, count));
+        checks.built.arrays.insert(num_layers, layout.clone());
+        Some(layout)
+    }
+
+    /// What this call has built before, or another whose objects the device has accepted.
+    fn found<T>(&self, checks: &Checks, find: impl Fn(&Built) -> Option<T>) -> Option<T> {
+        find(&checks.built).or_else(|| find(&self.shared()))
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Built> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Checks::finish`]; then other calls may use what has been built.
+    pub fn finish(&self, mut checks: Checks) -> Result<(), BuildError> {
+        let built = std::mem::take(&mut checks.built);
+        checks.finish()?;
+        self.share(built);
+        Ok(())
+    }
+
+    /// As [`Checks::finish_async`]; then other calls may use what has been built.
+    pub async fn finish_async(&self, mut checks: Checks) -> Result<(), BuildError> {
+        let built = std::mem::take(&mut checks.built);
+        checks.finish_async().await?;
+        self.share(built);
+        Ok(())
+    }
+
+    fn share(&self, built: Built) {
+        let mut shared = self.shared();
+        shared.arrays.extend(built.arrays);
+        shared.modules.extend(built.modules);
+        shared.pipelines.extend(built.pipelines);
     }
 
     /// A pipeline, built on first use.
@@ -97,9 +137,8 @@ impl Kernels {
             entry,
             constants: constants.iter().map(|&(name, value)| (name, value.to_bits())).collect(),
         };
-        let mut pipelines = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pipeline) = pipelines.get(&key) {
-            return pipeline.clone();
+        if let Some(pipeline) = self.found(checks, |built| built.pipelines.get(&key).cloned()) {
+            return pipeline;
         }
         let shader = self.module(module, checks);
         let label = format!("{}.{entry}", module.label());
@@ -121,33 +160,25 @@ impl Kernels {
                 cache: self.pipeline_cache.as_ref(),
             })
         });
-        pipelines.insert(key, pipeline.clone());
+        checks.built.pipelines.insert(key, pipeline.clone());
         pipeline
     }
 
-    /// Drops what has been built, so that an object that the device refused is not handed out later.
-    pub fn forget(&self) {
-        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.modules.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.arrays.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-
     fn module(&self, module: Module, checks: &mut Checks) -> wgpu::ShaderModule {
-        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        modules
-            .entry(module)
-            .or_insert_with(|| {
-                let source = module.source_by(self.capabilities.wide);
-                let source = self.shader_patch.as_ref().map_or(source.clone(), |patch| patch.0(&source));
-                checks.guard(&self.device, module.label(), || {
-                    let descriptor = wgpu::ShaderModuleDescriptor {
-                        label: Some(module.label()),
-                        source: wgpu::ShaderSource::Wgsl(source.into()),
-                    };
-                    create_module(&self.device, descriptor, module.has_arrays())
-                })
-            })
-            .clone()
+        if let Some(shader) = self.found(checks, |built| built.modules.get(&module).cloned()) {
+            return shader;
+        }
+        let source = module.source_by(self.capabilities.wide);
+        let source = self.shader_patch.as_ref().map_or(source.clone(), |patch| patch.0(&source));
+        let shader = checks.guard(&self.device, module.label(), || {
+            let descriptor = wgpu::ShaderModuleDescriptor {
+                label: Some(module.label()),
+                source: wgpu::ShaderSource::Wgsl(source.into()),
+            };
+            create_module(&self.device, descriptor, module.has_arrays())
+        });
+        checks.built.modules.insert(module, shader.clone());
+        shader
     }
 }
 
@@ -171,8 +202,8 @@ fn create_module(
     // it in invocations that a branch has left out. The other indices of kernels with arrays (key_norm, compact and row) are made
     // of parameters, which bind has checked against the buffers; of lengths clamped to the capacity; and of slots in lists,
     // which hold zeros or what the selectors have written there, or as many in workgroup memory as it has staged: slots
-    // below such a length. Rows that are longer than workgroup memory holds are left as they are (leave_longer in row.wgsl);
-    // scouts have rows of no tokens.
+    // below such a length. Rows that are longer than workgroup memory holds are left as they are (row.wgsl calls leave_longer of
+    // shared/select_row.wgsl); scouts have rows of no tokens.
     // Where a range begins is clamped to the budget. Keys that workgroup memory sets aside have been counted before, the same
     // ones: no more than fit.
     unsafe { device.create_shader_module_trusted(descriptor, checks) }
@@ -188,6 +219,8 @@ type ScopeFuture = Pin<Box<dyn Future<Output = Option<wgpu::Error>>>>;
 #[derive(Default)]
 pub(crate) struct Checks {
     pending: Vec<(String, ScopeFuture)>,
+    /// What others may use once there is no error: see [`Kernels::finish`].
+    built: Built,
 }
 
 impl Checks {
@@ -229,5 +262,43 @@ fn build_error(label: String, error: &wgpu::Error) -> BuildError {
     match error {
         wgpu::Error::OutOfMemory { .. } => BuildError::OutOfMemory { label },
         other => BuildError::Device { label, message: other.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noop() -> wgpu::Device {
+        let noop = wgpu::NoopBackendOptions { enable: true, ..Default::default() };
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+            backends: wgpu::Backends::NOOP,
+            backend_options: wgpu::BackendOptions { noop, ..Default::default() },
+            ..wgpu::InstanceDescriptor::new_without_display_handle()
+        });
+        let adapter = pollster::block_on(instance.request_adapter(&Default::default())).expect("an adapter");
+        pollster::block_on(adapter.request_device(&Default::default())).expect("a device").0
+    }
+
+    /// While the call that has built it does not know yet.
+    #[test]
+    fn what_is_refused_is_shared_with_nobody() {
+        let options = Options {
+            shader_patch: Some(ShaderPatch(std::sync::Arc::new(|source| format!("{source}\nfn f() {{")))),
+            ..Options::default()
+        };
+        let mut checks = Checks::default();
+        let kernels = Kernels::new(&noop(), &options, &mut checks).expect("the least of devices");
+        kernels.finish(checks).expect("layouts alone");
+        let build = || {
+            let mut checks = Checks::default();
+            let _ = kernels.pipeline(Module::Append, "append", &[("WG_SIZE", 256.0)], &mut checks);
+            checks
+        };
+        let (first, second) = (build(), build());
+        for checks in [second, first, build()] {
+            let refused = kernels.finish(checks);
+            assert!(matches!(refused, Err(BuildError::Device { .. })), "{refused:?}");
+        }
     }
 }

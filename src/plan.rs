@@ -9,7 +9,7 @@ use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Checks, Kernels};
 use crate::moves::MovedRow;
 use crate::pages::{PageShape, PagedKvView, Views};
-use crate::policy::{Budget, BudgetRule, Policy, Rounding};
+use crate::policy::{BudgetRule, Policy, Rounding};
 use crate::score_tiles::ScoreTiles;
 use crate::select::SelectPipelines;
 use crate::shape::KvShape;
@@ -19,7 +19,7 @@ use crate::workspace::{ScratchLayout, Workspace};
 
 /// Invocations of a workgroup, unless it owns a whole row.
 pub(crate) const WORKGROUP: u32 = 256;
-/// Tokens whose keys an invocation of the radix selector holds in registers.
+/// Tokens of a tile whose keys an invocation of the radix selector holds in registers; it may hold two tiles'.
 pub(crate) const ROW_TOKENS: u32 = 8;
 /// Tokens that a workgroup of the long-row dispatches covers.
 pub(crate) const SELECT_TILE: u32 = ROW_TOKENS * WORKGROUP;
@@ -185,7 +185,7 @@ impl Plan {
         let mut checks = Checks::default();
         let views = Views::strided(views, scores);
         let bound = Bound::new(self, device, &views, (state, workspace), &mut checks)?;
-        checks.finish().inspect_err(|_| self.inner.kernels.forget())?;
+        self.inner.kernels.finish(checks)?;
         Ok(bound)
     }
 
@@ -216,7 +216,7 @@ impl Plan {
     ) -> Result<Bound, BuildError> {
         let mut checks = Checks::default();
         let bound = Bound::new(self, device, &Views::paged(pages, views), (state, workspace), &mut checks)?;
-        checks.finish().inspect_err(|_| self.inner.kernels.forget())?;
+        self.inner.kernels.finish(checks)?;
         Ok(bound)
     }
 
@@ -234,7 +234,7 @@ impl Plan {
     ) -> Result<Bound, BuildError> {
         let mut checks = Checks::default();
         let bound = Bound::new(self, device, &Views::paged(pages, views), (state, workspace), &mut checks)?;
-        checks.finish_async().await.inspect_err(|_| self.inner.kernels.forget())?;
+        self.inner.kernels.finish_async(checks).await?;
         Ok(bound)
     }
 
@@ -267,7 +267,7 @@ impl Plan {
         let mut checks = Checks::default();
         let views = Views::strided(views, scores);
         let bound = Bound::new(self, device, &views, (state, workspace), &mut checks)?;
-        checks.finish_async().await.inspect_err(|_| self.inner.kernels.forget())?;
+        self.inner.kernels.finish_async(checks).await?;
         Ok(bound)
     }
 }
@@ -323,18 +323,7 @@ impl PlanInner {
 
     /// Whether what a row keeps is known only from its keys.
     pub fn depends_on_keys(&self) -> bool {
-        self.policy.pool.is_some() || self.has_norm_limit()
-    }
-
-    /// Whether a budget counts the keys up to a limit, which only the select stage's own histogram does.
-    pub fn has_norm_limit(&self) -> bool {
-        let is_limit = |budget: &Budget| matches!(budget, Budget::MaxNorm(_));
-        is_limit(&self.policy.budget) || self.policy.budgets.iter().any(|o| is_limit(&o.budget))
-    }
-
-    /// Whether the score stage may count first digits: nothing changes order keys after it, or counts others.
-    pub fn may_fuse(&self) -> bool {
-        !self.policy.segments && !self.has_norm_limit()
+        self.policy.pool.is_some() || self.policy.has_norm_limit()
     }
 
     fn max_protected(&self, max_len: u32) -> u32 {

@@ -358,6 +358,17 @@ impl Policy {
         self.budgets.iter().rev().find(holds).map_or(self.budget, |o| o.budget)
     }
 
+    /// Whether a budget counts the keys up to a limit, which only the select stage's own histogram does.
+    pub(crate) fn has_norm_limit(&self) -> bool {
+        let is_limit = |budget: &Budget| matches!(budget, Budget::MaxNorm(_));
+        is_limit(&self.budget) || self.budgets.iter().any(|o| is_limit(&o.budget))
+    }
+
+    /// Whether what comes before the selection may count first digits: nothing changes order keys after it, or counts others.
+    pub(crate) fn may_fuse(&self) -> bool {
+        !self.segments && !self.has_norm_limit()
+    }
+
     pub(crate) fn rule_of(&self, layer: u32, head: u32) -> Result<BudgetRule, ArgumentError> {
         Ok(BudgetRule { min_len: self.min_len, ..self.budget_of(layer, head).rule()? })
     }

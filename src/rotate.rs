@@ -89,8 +89,9 @@ impl Plan {
     ///
     /// # Errors
     /// A plan of [`Order::Fill`], whose slots are out of order: positions that follow them would change the order of the
-    /// tokens. One with segments, which are ranges of original positions, or with cached scores by KeyDiff, which compare keys with
-    /// those that were dropped. Rows that are larger than a binding. Else as [`Plan::bind`] and [`Rope::check`].
+    /// tokens. One with segments, which are ranges of original positions. One with cached scores by KeyDiff, which compare keys
+    /// with those that were dropped, or a state that has such scores. Rows that are larger than a binding. Else as [`Plan::bind`]
+    /// and [`Rope::check`].
     pub fn bind_rotation(
         &self,
         device: &wgpu::Device,
@@ -100,7 +101,7 @@ impl Plan {
     ) -> Result<BoundRotation, BuildError> {
         let mut checks = Checks::default();
         let bound = self.rotation(device, keys, state, rope, &mut checks)?;
-        checks.finish().inspect_err(|_| self.inner.kernels.forget())?;
+        self.inner.kernels.finish(checks)?;
         Ok(bound)
     }
 
@@ -117,7 +118,7 @@ impl Plan {
     ) -> Result<BoundRotation, BuildError> {
         let mut checks = Checks::default();
         let bound = self.rotation(device, keys, state, rope, &mut checks)?;
-        checks.finish_async().await.inspect_err(|_| self.inner.kernels.forget())?;
+        self.inner.kernels.finish_async(checks).await?;
         Ok(bound)
     }
 
@@ -176,7 +177,7 @@ fn check(
         let what = "a rotation with Policy::segments, which are ranges of original positions";
         return Err(ArgumentError::Unsupported { what });
     }
-    if inner.policy.caches_sums() {
+    if inner.policy.caches_sums() || state.key_sums().is_some() {
         let what = "a rotation with cached scores by KeyDiff, which it would change";
         return Err(ArgumentError::Unsupported { what });
     }

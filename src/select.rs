@@ -41,32 +41,35 @@ pub(crate) struct SelectPipelines {
 #[derive(Debug)]
 pub(crate) struct OrderPipelines {
     plain: wgpu::ComputePipeline,
-    /// With the histogram fused, of ever more tokens; none where rows are short.
-    fused: Option<[wgpu::ComputePipeline; 3]>,
+    /// With the histogram fused, of ever more tokens: as many as the plan may have.
+    fused: Vec<wgpu::ComputePipeline>,
 }
 
 impl OrderPipelines {
-    /// Tokens of all rows from which on workgroups take more of them, since each adds its histogram to the row's. See
-    /// `benches/record`.
-    const MORE: [u64; 2] = [1 << 19, 1 << 21];
-    /// Rounds of four tokens an invocation.
-    const ROUNDS: [u32; 3] = [1, 2, 4];
+    /// Rounds of four tokens an invocation, and the tokens of all rows from which on it takes so many, since each workgroup adds
+    /// its histogram to the row's. See `benches/record`.
+    const ROUNDS: [(u32, u64); 3] = [(1, 0), (2, 1 << 19), (4, 1 << 21)];
 
     /// What is dispatched for so many tokens of all rows, and tokens of a workgroup.
     pub fn of(&self, fused: bool, num_tokens: u64) -> (&wgpu::ComputePipeline, u32) {
         let tile = 4 * WORKGROUP;
-        let ix = Self::MORE.iter().filter(|&&more| num_tokens >= more).count();
-        let fused = self.fused.as_ref().filter(|_| fused);
-        fused.map_or((&self.plain, tile), |fused| (&fused[ix], tile * Self::ROUNDS[ix]))
+        let of_tokens = self.fused.iter().zip(Self::rounds(num_tokens)).filter(|_| fused).last();
+        of_tokens.map_or((&self.plain, tile), |(pipeline, rounds)| (pipeline, tile * rounds))
     }
 
-    fn new(kernels: &Kernels, is_long: bool, checks: &mut Checks) -> Self {
+    fn rounds(num_tokens: u64) -> impl Iterator<Item = u32> {
+        Self::ROUNDS.into_iter().filter(move |&(_, from)| num_tokens >= from).map(|(rounds, _)| rounds)
+    }
+
+    /// `fused`: the most tokens of all rows, where they may be counted.
+    fn new(kernels: &Kernels, fused: Option<u64>, checks: &mut Checks) -> Self {
         let mut pipeline = |entry, rounds: u32| {
             let constants = [("WG_SIZE", WORKGROUP.into()), ("ROUNDS", rounds.into())];
             kernels.pipeline(Module::Order, entry, &constants, checks)
         };
         let plain = pipeline("order", 1);
-        Self { plain, fused: is_long.then(|| Self::ROUNDS.map(|rounds| pipeline("count_order", rounds))) }
+        let rounds = fused.into_iter().flat_map(Self::rounds);
+        Self { plain, fused: rounds.map(|rounds| pipeline("count_order", rounds)).collect() }
     }
 }
 
@@ -168,7 +171,8 @@ impl SelectPipelines {
             }
         });
         let is_long = by_digits && capacity > kernels.capabilities.longest_row();
-        let order = policy.cached_norms.then(|| OrderPipelines::new(kernels, is_long, checks));
+        let counted = (is_long && policy.may_fuse()).then_some(num_rows * u64::from(capacity));
+        let order = policy.cached_norms.then(|| OrderPipelines::new(kernels, counted, checks));
         let mut other = |module, entry, cached: bool| {
             let mut constants = vec![("WG_SIZE", narrow)];
             if module == Module::State {

@@ -44,8 +44,8 @@ impl Module {
         let moves = concat!(shader!("shared/fill.wgsl"), shader!("shared/walk.wgsl"));
         let rows = rows.as_str();
         let order_key = shader!("shared/order_key.wgsl");
-        let count_digits = shader!("shared/count_digits.wgsl");
-        let write_key = concat!(shader!("shared/write_key.wgsl"), shader!("shared/count_digits.wgsl"));
+        let digit_counts = shader!("shared/digit_counts.wgsl");
+        let write_key = concat!(shader!("shared/write_key.wgsl"), shader!("shared/digit_counts.wgsl"));
         let score_rows = [shader!("shared/score_rows.wgsl"), write_key].concat();
         let score_rows = score_rows.as_str();
         let info = shader!("shared/row_info.wgsl");
@@ -172,7 +172,7 @@ impl Module {
             ]
             .concat(),
             Self::Bitonic => [shader!("bitonic.wgsl"), rows, info, state, scan, emit].concat(),
-            Self::Order => [shader!("order.wgsl"), order_key, count_digits, digits, recent, state].concat(),
+            Self::Order => [shader!("order.wgsl"), order_key, digit_counts, digits, recent, state].concat(),
             Self::Reserve => [shader!("reserve.wgsl"), params, state, scan].concat(),
             Self::Pool => [shader!("pool.wgsl"), params, rule, info, layout, scan].concat(),
             Self::Rotate { dtype } => [

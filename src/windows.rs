@@ -84,20 +84,17 @@ pub(crate) fn layer_windows(
     same_buffer: bool,
     limits: WindowLimits,
 ) -> LayerWindows {
-    let rows = |ranges| cover((keys, values), scores, ranges, limits);
-    let rows_of = |windows, joined| LayerWindows::Rows { windows, joined };
-    let apart = rows(if same_buffer { Ranges::Disjoint } else { Ranges::Any });
-    if let Some(windows) = apart.as_ref().filter(|windows| windows.len() == 1) {
-        return rows_of(windows.clone(), false);
-    }
-    // Of two tensors that meet between aligned addresses only some rows have ranges in common: one binding for both where that
-    // takes fewer windows.
-    let joined = if same_buffer { rows(Ranges::Joined) } else { None };
+    let windows = |ranges| cover((keys, values), scores, ranges, limits);
+    let apart = windows(if same_buffer { Ranges::Disjoint } else { Ranges::Any });
+    // Keys and values whose ranges overlap at one aligned address alone keep apart in more windows; those that interleave cannot.
+    // One binding holds both where that takes fewer.
+    let joined = if same_buffer { windows(Ranges::Joined) } else { None };
     match (apart, joined) {
-        (Some(apart), Some(joined)) if joined.len() < apart.len() => rows_of(joined, true),
-        (Some(apart), _) => rows_of(apart, false),
-        (None, Some(joined)) => rows_of(joined, true),
-        (None, None) => LayerWindows::Bands { keys: band(keys, limits), values: band(values, limits) },
+        (apart, Some(windows)) if apart.as_ref().is_none_or(|apart| windows.len() < apart.len()) => {
+            LayerWindows::Rows { windows, joined: true }
+        }
+        (Some(windows), _) => LayerWindows::Rows { windows, joined: false },
+        _ => LayerWindows::Bands { keys: band(keys, limits), values: band(values, limits) },
     }
 }
 
@@ -168,11 +165,11 @@ enum Ranges {
     Joined,
 }
 
-/// Windows of whole rows, if there are such of each row.
+/// Windows of whole rows; `None` where a row has none.
 fn cover(
     (keys, values): (&Lattice, &Lattice),
     scores: Option<&Lattice>,
-    how: Ranges,
+    ranges_of: Ranges,
     limits: WindowLimits,
 ) -> Option<Vec<Window>> {
     let num_rows = keys.batch_size * keys.num_kv_heads;
@@ -185,7 +182,7 @@ fn cover(
         for row in first_row..num_rows.min(first_row.saturating_add(limits.max_rows)) {
             spans[0] = union(spans[0], span_of(keys, row));
             spans[1] = union(spans[1], span_of(values, row));
-            let ranges = if how == Ranges::Joined {
+            let ranges = if ranges_of == Ranges::Joined {
                 let both = BoundRange::aligned(union(spans[0], spans[1]), limits);
                 [both, both]
             } else {
@@ -193,7 +190,7 @@ fn cover(
             };
             scored = scores.zip(scored).map(|(s, span)| union(span, span_of(s, row)));
             let scored = scored.map(|span| BoundRange::aligned(span, limits));
-            if how == Ranges::Disjoint && ranges[0].intersects(ranges[1]) {
+            if ranges_of == Ranges::Disjoint && ranges[0].intersects(ranges[1]) {
                 break;
             }
             if ranges.into_iter().chain(scored).any(|r| r.size > limits.max_binding_bytes) {

@@ -14,11 +14,10 @@ struct SelectRow {
 }
 
 // A row of more tokens than `most`, which is longer than was said when this was recorded, counts as inactive: it stays as it
-// is. Of inactive rows such a one alone may still report that it is over the capacity.
+// is. That it is over the capacity is reported all the same.
 fn leave_longer(r: Row, most: u32) -> Row {
     var row = r;
     row.active_row = r.active_row && r.len <= most;
-    row.over_capacity = r.over_capacity && r.active_row;
     return row;
 }
 

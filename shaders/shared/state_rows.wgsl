@@ -7,7 +7,7 @@ struct Row {
     positions_base: u32,  // word index of the row's positions
     first_writable: u32,  // slots below this one stay as they are
     active_row: bool,
-    over_capacity: bool,
+    over_capacity: bool,  // of an active sequence
     layer: u32,
     row: u32,             // of the layer
 }
@@ -29,7 +29,7 @@ fn load_row(s: StateLayout, layer: u32, row: u32) -> Row {
     let first_writable = state_meta[s.writable_base + sequence];
     r.first_writable = min(first_writable, s.capacity) * s.writable_unit;
     r.active_row = state_meta[s.inactive_base + layer * s.inactive_stride + sequence] == 0u;
-    r.over_capacity = raw_len > s.capacity;
+    r.over_capacity = r.active_row && raw_len > s.capacity;
     r.layer = layer;
     r.row = row;
     return r;

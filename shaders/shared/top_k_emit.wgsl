@@ -1,4 +1,4 @@
-// Emission: from a row's threshold to its slots, in slot order, by prefix sums. An invocation holds eight keys. The
+// Emission: from a row's threshold to its slots, in slot order, by prefix sums. An invocation holds eight keys of a tile. The
 // module gives IN_ORDER, BY_TILE, and workgroup memory to stage as many slots of 16 bits as a tile has: clear_staged, stage,
 // staged and num_staged; without BY_TILE as many as a row has, whose tiles come in order.
 

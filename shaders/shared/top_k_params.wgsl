@@ -19,7 +19,7 @@ struct Params {
     tile_counts_base: u32,  // words from a row's histogram to its tile counts
     digit_shift: u32,       // of first digits
     digit_window: u32,      // first | len << 16
-    keys_held: u32,         // 8: keys that an invocation holds
+    keys_held: u32,         // 8: keys of a tile that an invocation holds
     pool_pass: u32,         // 0..4: digits of the medians; 4..8: digits of the pool's threshold
     pool_min_tokens: u32,   // tokens that every head keeps of its own
 }

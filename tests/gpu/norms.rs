@@ -33,7 +33,7 @@ fn cached_norms_give_the_same_as_reading_the_keys() {
             }
         }
         for subgroups in [Switch::Auto, Switch::On] {
-            // Far more than a workgroup of any size selects from by itself, and than one counts.
+            // More than a workgroup of any size selects from by itself, and several times what one counts.
             let mut case = Case::new(shape(2, 1, 18_000, 16, Dtype::F16), policy.clone());
             case.options = Options::with_subgroups(subgroups);
             (case.policy.sinks, case.policy.recent) = (2, 17);

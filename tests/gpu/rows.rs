@@ -1,7 +1,9 @@
 //! Whole rows in workgroup memory: in one dispatch where they are short or many, in two where they are few. A GPU takes them so by
 //! itself, a CPU adapter with subgroups switched by hand.
 
-use keynorm::{Budget, BudgetOverride, CacheState, Direction, Dtype, KvShape, Options, Order, Policy, Status, Switch};
+use keynorm::{
+    Budget, BudgetOverride, CacheState, Direction, Dtype, KvShape, Options, Order, Policy, Selector, Status, Switch,
+};
 
 use crate::support::{Built, Case, Data, Fixture, Gpu, Layout, gpu, gpu_of_small_workgroups, run, shape, submit};
 
@@ -204,8 +206,11 @@ fn leaves_longer((gpu, built): (&Gpu, &Built), mut case: Case, said: u32, [held,
 #[test]
 fn rows_over_the_capacity_and_longer_than_said() {
     let gpu = gpu();
-    for (order, sequences) in ORDERS.into_iter().flat_map(|order| [(order, 32), (order, 4)]) {
-        let case = short(3000, 1500, sequences, (order, Switch::On));
+    let kinds = ORDERS.into_iter().flat_map(|order| [(order, 32), (order, 4)]);
+    let selectors = [Selector::Auto, Selector::Radix, Selector::Bitonic];
+    for ((order, sequences), selector) in kinds.flat_map(|kind| selectors.map(|selector| (kind, selector))) {
+        let mut case = short(3000, 1500, sequences, (order, Switch::On));
+        case.policy.selector = selector;
         let mut fixture = Fixture::new(gpu, &case);
         let row = 1;
         let claim = |state: &CacheState| {
@@ -216,7 +221,7 @@ fn rows_over_the_capacity_and_longer_than_said() {
         submit(gpu, |pass| fixture.bound.record(pass, 1500).expect("a record"));
         let kept = pollster::block_on(fixture.state.read(&gpu.device, &gpu.queue)).expect("a read-back");
         let reported = kept.layers[0].status.0 & Status::LENGTH_OVER_CAPACITY.0;
-        assert_eq!(reported, Status::LENGTH_OVER_CAPACITY.0, "{sequences} sequences, {order:?}");
+        assert_eq!(reported, Status::LENGTH_OVER_CAPACITY.0, "{sequences} sequences, {order:?}, {selector:?}");
         // Of inactive sequences nothing is reported.
         fixture.restart(gpu, &case);
         fixture.state.clear_status(&gpu.queue);
@@ -224,7 +229,7 @@ fn rows_over_the_capacity_and_longer_than_said() {
         claim(&fixture.state);
         submit(gpu, |pass| fixture.bound.record(pass, 1500).expect("a record"));
         let kept = pollster::block_on(fixture.state.read(&gpu.device, &gpu.queue)).expect("a read-back");
-        assert_eq!(kept.layers[0].status, Status(0), "{sequences} inactive sequences, {order:?}");
+        assert_eq!(kept.layers[0].status, Status(0), "{sequences} inactive sequences, {order:?}, {selector:?}");
     }
 }
 

@@ -103,4 +103,17 @@ fn rotations() {
         let refused = plan.bind_rotation(&noop.device, &[keys], &state, &rope);
         assert_error(name, refused, &format!("Argument(Unsupported {{ what: {what:?} }})"));
     }
+    // The state of another plan, whose cached scores it would change.
+    let cached = Policy {
+        order: Order::Positional,
+        cached_norms: true,
+        skip_layers: vec![],
+        ..Policy::keydiff(policy().budget)
+    };
+    let state = noop.compressor().plan(&shape(), &cached).expect("a sound plan").create_state().expect("a state");
+    assert_error(
+        "another plan's scores",
+        positional.bind_rotation(&noop.device, &[keys], &state, &rope),
+        r#"Argument(Unsupported { what: "a rotation with cached scores by KeyDiff, which it would change" })"#,
+    );
 }

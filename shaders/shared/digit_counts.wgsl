@@ -1,4 +1,5 @@
-// Counts of first digits that a workgroup makes of its keys, with HISTOGRAM, which the module gives as it gives histogram.
+// First digits counted as keys are made, a workgroup's in `bins`, then added to the row's. The module gives HISTOGRAM, whether
+// it counts, and histogram.
 
 var<workgroup> bins: array<atomic<u32>, NUM_BINS>;
 var<workgroup> num_protected: atomic<u32>;
