@@ -99,7 +99,7 @@ impl Plan {
     }
 
     /// Most tokens that any compressed row of `len` tokens keeps, `num_protected` of them being protected; without
-    /// overrides, [`Budget::MaxNorm`] and pools what each keeps. The GPU computes the same.
+    /// overrides, [`Budget::MaxNorm`](crate::Budget::MaxNorm) and pools what each keeps. The GPU computes the same.
     #[must_use]
     pub fn budget(&self, len: u32, num_protected: u32) -> u32 {
         if self.inner.policy.pool.is_some() {
