@@ -13,7 +13,7 @@
 //! Entry points: order · dispatch (ceil(max_len / (4 * WG_SIZE)), num_rows, 1) · none
 //!   count_order · dispatch (ceil(max_len / (4 * ROUNDS * WG_SIZE)), num_rows, 1) · none: counts first digits too
 //! Overrides: WG_SIZE = 256; ROUNDS = 1
-//! Workgroup bytes: 0; of count_order 8196
+//! Workgroup bytes: 8196 of count_order, of order none
 //! Algorithm: an invocation takes four tokens at a time. Positional compactions move norms from the copies, since a norm's
 //!   new slot may be another's old one. Where count_order counts, the radix selector need not read order keys for that.
 //! Invariants: a token without a norm counts as protected, is marked so that it stays known as such when it moves, and
