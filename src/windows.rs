@@ -275,8 +275,9 @@ mod tests {
     #[test]
     fn tensors_that_meet_have_few_windows() {
         let spec = TensorSpec::new(Dtype::F16, 64);
-        let of = |num_kv_heads: u32, offset: u64, strides: Strides, max_binding_bytes: u64| {
-            let shape = KvShape { num_layers: 1, batch_size: 1, num_kv_heads, capacity: 120, keys: spec, values: spec };
+        let of = |offset: u64, strides: Strides, max_binding_bytes: u64| {
+            let shape =
+                KvShape { num_layers: 1, batch_size: 1, num_kv_heads: 4, capacity: 120, keys: spec, values: spec };
             let lattice = |offset| Lattice::new("keys", &shape, &spec, offset, &strides).expect("a sound tensor");
             let (keys, values) = (lattice(64), lattice(64 + offset));
             let LayerWindows::Rows { windows, joined } =
@@ -291,11 +292,11 @@ mod tests {
             (windows.iter().map(|w| w.num_rows).collect::<Vec<_>>(), joined)
         };
         let hnd = Strides::hnd(4, 120, 64);
-        assert_eq!(of(4, 61_440, hnd, 1 << 16), (vec![3, 1], false), "both do not fit one binding");
-        assert_eq!(of(4, 61_440, hnd, 1 << 17), (vec![4], true), "both do");
-        assert_eq!(of(4, 61_440 + 192, hnd, 1 << 17), (vec![4], false), "they begin at an aligned address");
+        assert_eq!(of(61_440, hnd, 1 << 16), (vec![3, 1], false), "both do not fit one binding");
+        assert_eq!(of(61_440, hnd, 1 << 17), (vec![4], true), "both do");
+        assert_eq!(of(61_440 + 192, hnd, 1 << 17), (vec![4], false), "they begin at an aligned address");
         let interleaved = Strides { batch: 4 * 240 * 64, head: 240 * 64, token: 128 };
-        assert_eq!(of(4, 128, interleaved, 1 << 17), (vec![4], true), "token by token");
+        assert_eq!(of(128, interleaved, 1 << 17), (vec![4], true), "token by token");
     }
 
     fn check_group(lattice: &Lattice, group: &RowGroup) {
