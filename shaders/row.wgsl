@@ -36,30 +36,6 @@
 //!   values is one workgroup's; state and positions are the last workgroup's, and of the state the others know what the
 //!   score has noted (shared/row_note.wgsl).
 
-struct Params {
-    state: StateLayout,
-    keys: TensorLayout,
-    values: TensorLayout,
-    num_rows: u32,        // rows of this window
-    first_row: u32,       // row of layer `layer` that is row 0 here
-    layer: u32,
-    first_sequence: u32,
-    first_rule: u32,      // index of the layer's first rule
-    order_stride: u32,    // words between rows of order_keys
-    keys_held: u32,       // 8: keys of a tile that an invocation holds
-    digit_shift: u32,     // of first digits
-    digit_window: u32,    // first | len << 16
-    direction: u32,       // 0 lowest, 1 highest, 2 random
-    seed_low: u32,
-    seed_high: u32,
-    sinks: u32,           // tokens
-    recent: u32,          // tokens
-    share_low: u32,       // share of the length that `recent` is at most, times 2^40
-    share_high: u32,      // NO_SHARE: no such bound
-    pad0: u32,
-    pad1: u32,
-}
-
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(3) var<storage, read_write> state_meta: array<u32>;
 @group(0) @binding(4) var<storage, read_write> positions: array<u32>;
@@ -84,41 +60,19 @@ override SCOUTS_SCORE: bool = true; // of compress_row: they run the score too. 
 override PAIR_WORDS: u32 = 0u; // of move_row: words to stage two slots each of rows of two tiles, 0 of rows of one
 override SLOT_WORDS: u32 = 0u; // of workgroup memory for keys and slots alone; 0: they share that of the bins
 
-const BY_TILE: bool = false;
 const NAN_NORM: u32 = 0x7fc00000u;
+const MOVES_NORMS: bool = false;
 
-// What of a row is moved.
-struct Moves {
-    first_moved: u32, // positional: first rank whose slot is not its rank
-    num_moved: u32,   // fill: rows to move
-    budget: u32,
+fn norm_at(r: Row, slot: u32) -> u32 {
+    return 0u;
 }
 
-var<workgroup> wg_row: SelectRow;
-var<workgroup> wg_moves: Moves;
-var<workgroup> wg_status: atomic<u32>;
+fn store_norm(r: Row, slot: u32, norm: u32) {
+}
 
 // Most tokens of a row that compress_row holds, a word each.
 fn most_scored() -> u32 {
     return select(select(8u * WG_SIZE, 4u * WG_SIZE, WG_SIZE > MOST_WHOLE), SLOT_WORDS, SLOT_WORDS > 0u);
-}
-
-fn rule_of(layer_ix: u32, row: u32) -> RowRule {
-    let heads = params.state.num_kv_heads;
-    return rules[params.first_rule + layer_ix * heads + divided(row, heads).rest];
-}
-
-fn select_row_of(local_row: u32) -> SelectRow {
-    let layer_row = divided(params.first_row + local_row, params.state.rows_per_layer);
-    var s: SelectRow;
-    s.rule = rule_of(layer_row.quotient, layer_row.rest);
-    s.row = load_row(params.state, params.layer + layer_row.quotient, layer_row.rest);
-    return s;
-}
-
-fn place_of_row(t: TensorLayout, local_row: u32) -> Place {
-    let layer_row = divided(params.first_row + local_row, params.state.rows_per_layer);
-    return place_of(t, layer_row.quotient, layer_row.rest, params.state.num_kv_heads);
 }
 
 fn write_score(wg: vec3<u32>, r: Row, slot: u32, sum: f32, nan: bool) {
@@ -176,108 +130,6 @@ fn load_raw(local_row: u32, eight: u32) -> Keys {
     return Keys(order_keys[ix], order_keys[ix + 1u]);
 }
 
-fn note_first_moved(local_row: u32, rank: u32) {
-    wg_moves.first_moved = rank;
-}
-
-fn note_num_moved(local_row: u32, count: u32) {
-    wg_moves.num_moved = count;
-}
-
-// Nobody asks later which slots were kept.
-fn note_kept(local_row: u32, s: SelectRow, first_slot: u32, kept: u32) {
-}
-
-fn hole_at(local_row: u32, j: u32) -> u32 {
-    return staged(j);
-}
-
-// Movers were staged behind the kept slots of the front, which are the rest of the budget.
-fn mover_at(local_row: u32, len: u32, num_moved: u32, j: u32) -> u32 {
-    return staged(num_staged() - 1u - (wg_moves.budget - num_moved + j));
-}
-
-fn kept_at(local_row: u32, rank: u32) -> u32 {
-    return staged(rank);
-}
-
-// Chooses what stays of a row whose keys the invocations hold, and stages its slots; `left_out` parts are a scout's.
-fn select_slots(index: u32, local_row: u32, k: HeldKeys, row: SelectRow, left_out: u32) -> SelectRow {
-    let s = select_in_row(index, k, row, left_out);
-    if index == 0u {
-        wg_moves = Moves(s.budget, 0u, s.budget);
-    }
-    var keys = k.first;
-    var before = vec2<u32>(0u);
-    for (var t = 0u; t < tiles_held(); t++) {
-        let counts = stage_tile(index, local_row, s, keys, t * 8u * WG_SIZE, before.x, before.y).scanned.total;
-        before += vec2<u32>(counts & 0xffffu, counts >> 16u);
-        keys = k.second;
-    }
-    return s;
-}
-
-fn key_slices() -> u32 {
-    return (KEY_CHUNKS + KEY_SLICE - 1u) / KEY_SLICE;
-}
-
-fn value_slices() -> u32 {
-    return (VALUE_CHUNKS + VALUE_SLICE - 1u) / VALUE_SLICE;
-}
-
-// Positional: kept positions go to their ranks, a tile of loads, a barrier, the stores.
-fn walk_positions(index: u32, r: Row, budget: u32) {
-    for (var first = 0u; first < budget; first += WG_SIZE) {
-        let j = min(first + index, budget - 1u);
-        let position = position_of(r, staged(j));
-        storageBarrier();
-        if first + index < budget {
-            positions[r.positions_base + j] = position;
-        }
-    }
-}
-
-// Fill: positions of the slots that keep theirs, those of holes too, and then again of the holes those of their movers.
-fn fill_positions(local_row: u32, index: u32, r: Row, moves: Moves) {
-    for (var slot = r.compacted + index; slot < moves.budget; slot += WG_SIZE) {
-        positions[r.positions_base + slot] = position_of(r, slot);
-    }
-    storageBarrier();
-    for (var j = index; j < moves.num_moved; j += WG_SIZE) {
-        let mover = mover_at(local_row, r.len, moves.num_moved, j);
-        positions[r.positions_base + hole_at(local_row, j)] = position_of(r, mover);
-    }
-}
-
-// The row's state; `bits` for its layer's status. The row has tokens and is active.
-fn finish_row(s: SelectRow, bits: u32) {
-    let state_row = s.row.layer * params.state.rows_per_layer + s.row.row;
-    state_meta[params.state.lengths_base + state_row] = s.budget;
-    state_meta[params.state.compacted_base + state_row] = s.budget;
-    state_meta[params.state.scored_base + state_row] = 0u;
-    if bits != 0u {
-        atomicOr(&status[s.row.layer], bits);
-    }
-}
-
-// `r` is the row of `s`, known to be the same for the workgroup; `bits` are its score's.
-fn finish(local_row: u32, index: u32, r: Row, s: SelectRow, moves: Moves, bits: u32) {
-    if !r.active_row || r.len == 0u {
-        if s.row.over_capacity {
-            atomicOr(&status[s.row.layer], STATUS_LENGTH_OVER_CAPACITY);
-        }
-        return;
-    }
-    if IN_ORDER {
-        walk_positions(index, r, moves.budget);
-    } else {
-        fill_positions(local_row, index, r, moves);
-    }
-    if index == 0u {
-        finish_row(s, status_bits(s) | bits);
-    }
-}
-
 fn compress(grid: vec3<u32>, index: u32) {
     let wg = behind_scouts(grid);
     if index == 0u {
@@ -314,17 +166,7 @@ fn compress(grid: vec3<u32>, index: u32) {
     if is_scout(grid) {
         return;
     }
-    if IN_ORDER {
-        for (var slice = 0u; slice < key_slices(); slice++) {
-            walk_keys(wg.y, slice, index, moves.budget, moves.first_moved);
-        }
-        for (var slice = 0u; slice < value_slices(); slice++) {
-            walk_values(wg.y, slice, index, moves.budget, moves.first_moved);
-        }
-    } else {
-        fill_keys_part(wg.y, 0u, 1u, index, r.len, moves.num_moved);
-        fill_values_part(wg.y, 0u, 1u, index, r.len, moves.num_moved);
-    }
+    move_whole(wg.y, index, r.len, moves);
     finish(wg.y, index, r, s, moves, atomicLoad(&wg_status));
 }
 

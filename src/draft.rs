@@ -1,6 +1,7 @@
 //! The parameters of every dispatch of a binding, drafted from checked views. No GPU objects but the parameter buffer.
 
-use crate::bound::{POOL_PASSES, sort_steps};
+use crate::bitonic::sort_steps;
+use crate::bound::POOL_PASSES;
 use crate::criterion::Score;
 use crate::first_digit::digit_window;
 use crate::lattice::Lattice;
@@ -10,7 +11,7 @@ use crate::pages::PageShape;
 use crate::params::{AppendParams, CompactParams, KeyNormParams, OrderParams, StateLayout, TensorLayout, TopKParams};
 use crate::params_block::ParamsBlock;
 use crate::plan::{PlanInner, ROW_TOKENS};
-use crate::policy::{Direction, Order};
+use crate::policy::{Direction, Order, Policy};
 use crate::ranges::RangeRule;
 use crate::score::params_of_score;
 use crate::state::{CacheState, NUM_APPEND_SLOTS, append_slot_words};
@@ -314,12 +315,7 @@ impl Builder<'_> {
         if !policy.cached_norms {
             return 0;
         }
-        let (direction, seed) = match (policy.score_in_use(), policy.direction) {
-            // The state keeps 1 - cosine, which is high where the score is low.
-            (Score::KeyDiff, Direction::Lowest) => direction_words(Direction::Highest),
-            (Score::KeyDiff, _) => direction_words(Direction::Lowest),
-            (_, direction) => direction_words(direction),
-        };
+        let (direction, seed) = direction_of(policy);
         params.push(&OrderParams {
             state: p.state,
             first_row: p.first_row,
@@ -363,6 +359,16 @@ pub(crate) const fn direction_words(direction: Direction) -> (u32, u64) {
         Direction::Lowest => (0, 0),
         Direction::Highest => (1, 0),
         Direction::Random { seed } => (2, seed),
+    }
+}
+
+/// Of what scores are made of: keys' norms, or what the state keeps.
+pub(crate) fn direction_of(policy: &Policy) -> (u32, u64) {
+    match (policy.score_in_use(), policy.direction) {
+        // The state keeps 1 - cosine, which is high where the score is low.
+        (Score::KeyDiff, Direction::Lowest) => direction_words(Direction::Highest),
+        (Score::KeyDiff, Direction::Highest) => direction_words(Direction::Lowest),
+        (_, direction) => direction_words(direction),
     }
 }
 

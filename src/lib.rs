@@ -3,6 +3,7 @@
 mod axes;
 mod bands;
 mod bind;
+mod bitonic;
 mod bound;
 mod calibrate;
 mod check;

@@ -128,6 +128,13 @@ pub enum Module {
         /// Layers have buffers of their own, bound as arrays.
         arrays: bool,
     },
+    /// Likewise of cached norms, all in one dispatch.
+    RowCached {
+        /// Sums over a workgroup are by subgroups.
+        subgroups: bool,
+        /// Layers have buffers of their own, bound as arrays.
+        arrays: bool,
+    },
     /// Page tables of a paged cache.
     Pages,
     /// Moves of one tensor's rows that exceed a binding.
@@ -162,6 +169,7 @@ impl Module {
         ];
         for subgroups in [true, false] {
             all.extend([Self::Radix { subgroups }, Self::RadixLong { subgroups }]);
+            all.extend([false, true].map(|arrays| Self::RowCached { subgroups, arrays }));
         }
         all.extend([Dtype::F32, Dtype::F16, Dtype::Bf16].map(|dtype| Self::Rotate { dtype }));
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
@@ -216,6 +224,7 @@ impl Module {
             Self::Append => "keynorm.append",
             Self::Compact { .. } => "keynorm.compact",
             Self::Row { .. } => "keynorm.row",
+            Self::RowCached { .. } => "keynorm.row_cached",
             Self::Pages => "keynorm.pages",
             Self::CompactBands { .. } => "keynorm.compact_bands",
         }
@@ -225,7 +234,7 @@ impl Module {
     pub(crate) fn has_arrays(&self) -> bool {
         match self {
             Self::KeyNorm { tokens, .. } | Self::Compact { tokens, .. } => *tokens == Tokens::Arrays,
-            Self::Row { arrays, .. } => *arrays,
+            Self::Row { arrays, .. } | Self::RowCached { arrays, .. } => *arrays,
             _ => false,
         }
     }
@@ -236,8 +245,8 @@ impl Module {
             Self::ValueKeyRatio { paged, .. } => LayoutKind::score(false, Tokens::by_table(*paged)),
             Self::KeyDiff { paged, .. } => LayoutKind::score(true, Tokens::by_table(*paged)),
             Self::External => LayoutKind::KeyNorm,
-            Self::Row { arrays: false, .. } => LayoutKind::Row,
-            Self::Row { arrays: true, .. } => LayoutKind::RowArrays,
+            Self::Row { arrays: false, .. } | Self::RowCached { arrays: false, .. } => LayoutKind::Row,
+            Self::Row { arrays: true, .. } | Self::RowCached { arrays: true, .. } => LayoutKind::RowArrays,
             Self::Pages => LayoutKind::Pages,
             Self::Radix { .. } | Self::RadixLong { .. } => LayoutKind::TopK,
             Self::Order => LayoutKind::Order,

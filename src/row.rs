@@ -1,10 +1,10 @@
-//! Rows that workgroup memory can select from: a compression in one dispatch, or in two where rows are few and not short. What
-//! they are bound to, and how they are recorded.
+//! Rows that workgroup memory can select from: a compression in one dispatch, or in two where rows are few and not short, or
+//! what follows the norms that are cached. What they are bound to, and how they are recorded.
 
 use crate::bind::{params_binding, range_binding, words_binding};
 use crate::bound::{Bound, LayerWindow};
 use crate::device::Capabilities;
-use crate::draft::{Builder, LayerDraft, RowRange, direction_words, word};
+use crate::draft::{Builder, LayerDraft, RowRange, direction_of, word};
 use crate::first_digit::digit_window;
 use crate::kernel::Checks;
 use crate::layout::LayoutKind;
@@ -12,7 +12,7 @@ use crate::module::{Access, Module};
 use crate::moves::{MovedRow, is_paced, moves_constants, num_slices, slice_chunks, walkers};
 use crate::pages::Views;
 use crate::params::{RowParams, TensorLayout};
-use crate::plan::{ROW_TOKENS, WORKGROUP};
+use crate::plan::{PlanInner, ROW_TOKENS, WORKGROUP};
 use crate::policy::Order;
 use crate::row_choice::{Taken, choices};
 use crate::shape::Dtype;
@@ -34,20 +34,22 @@ struct RowKernel {
     parts: Parts,
     /// As [`Taken`] has it.
     at_once: u32,
+    most_moved: u32,
 }
 
 impl LayerWindow {
     /// What takes rows of up to so many tokens, and its bindings.
-    fn row_kernel(&self, max_len: u32) -> Option<(&wgpu::BindGroup, &RowKernel)> {
+    fn row_kernel(&self, plan: &PlanInner, max_len: u32) -> Option<(&wgpu::BindGroup, &RowKernel)> {
         let row = self.row.as_ref()?;
-        row.kernels.iter().find(|kernel| kernel.most >= max_len).map(|kernel| (&row.group, kernel))
+        let kernel = row.kernels.iter().find(|kernel| kernel.most >= max_len)?;
+        (plan.max_moved(max_len) <= kernel.most_moved).then_some((&row.group, kernel))
     }
 }
 
 /// What of a row a workgroup takes.
 #[derive(Debug, Clone, Copy)]
 enum Parts {
-    /// All of it, its score too, with so many words for its keys and slots ([`Taken`]).
+    /// All of it, its score too unless norms are cached, with so many words for its keys and slots ([`Taken`]).
     Whole { slot_words: u32 },
     /// After its score a share of what is moved, so many tokens at a time: of so many shares at most, keys and values each.
     Shares { unit: u32, most: u32 },
@@ -70,12 +72,14 @@ impl Bound {
     /// Whether to take rows by the kernels of whole rows: all stages are wanted, and every window has one for this length.
     pub(crate) fn takes_rows(&self, stages: Stages, max_len: u32) -> bool {
         let stages = [Stages::SCORE, Stages::SELECT, Stages::COMPACT].iter().all(|&stage| stages.has(stage));
-        stages && self.banded.is_empty() && self.layers.iter().all(|window| window.row_kernel(max_len).is_some())
+        stages
+            && self.banded.is_empty()
+            && self.layers.iter().all(|window| window.row_kernel(&self.plan, max_len).is_some())
     }
 
     pub(crate) fn record_rows(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
         let tiles = self.plan.tiles;
-        let kernels = self.layers.iter().filter_map(|window| Some((window, window.row_kernel(max_len)?)));
+        let kernels = self.layers.iter().filter_map(|window| Some((window, window.row_kernel(&self.plan, max_len)?)));
         for (window, (group, kernel)) in kernels {
             window.choose_arrays(pass);
             if !kernel.parts.is_whole() {
@@ -133,7 +137,7 @@ impl Builder<'_> {
         let (scratch, policy) = (&self.plan.scratch, &self.plan.policy);
         let has_access = [keys.1, values.1] == [Access::Vec4; 2] && self.pages.is_none();
         self.taken(rows.num_rows).next().filter(|_| has_access)?;
-        let (direction, seed) = direction_words(policy.direction);
+        let (direction, seed) = direction_of(policy);
         let (digit_shift, digit_window) = digit_window(policy);
         let share = policy.share_bits();
         Some(RowParams {
@@ -172,6 +176,11 @@ impl Builder<'_> {
         let view = &views.layers[draft.rows.layer as usize];
         let position_words = u64::from(draft.rows.num_rows) * u64::from(self.plan.shape.capacity) + 64;
         let scratch = self.row_scratch(draft.rows.first_scratch_row, draft.rows.num_rows);
+        let scores = if self.plan.policy.cached_norms {
+            words_binding(self.state.norms_or_dummy(), draft.rows.first_position, position_words)
+        } else {
+            scratch.order_keys
+        };
         let mut bindings = vec![params_binding::<RowParams>(params, offset)];
         if draft.array.is_empty() {
             bindings.push(range_binding(view.keys.buffer, draft.window.keys));
@@ -180,7 +189,7 @@ impl Builder<'_> {
         bindings.extend([
             self.state.meta().as_entire_binding(),
             words_binding(self.state.positions(), draft.rows.first_position, position_words),
-            scratch.order_keys,
+            scores,
             self.state.status().as_entire_binding(),
             rules.as_entire_binding(),
         ]);
@@ -189,7 +198,7 @@ impl Builder<'_> {
         let kernel = |taken: Taken| {
             let (parts, slice) = self.row_parts(draft.rows.num_rows, &taken);
             let pipeline = self.row_pipeline(parts, (&taken, slice), draft, checks);
-            RowKernel { most: taken.most, pipeline, parts, at_once: taken.at_once }
+            RowKernel { most: taken.most, pipeline, parts, at_once: taken.at_once, most_moved: taken.most_moved }
         };
         Some(RowStage { group, kernels: self.taken(draft.rows.num_rows).map(kernel).collect() })
     }
@@ -226,6 +235,9 @@ impl Builder<'_> {
         checks: &mut Checks,
     ) -> wgpu::ComputePipeline {
         let shape = &self.plan.shape;
+        if self.plan.policy.cached_norms {
+            return self.cached_pipeline((taken, slice), draft, checks);
+        }
         let (entry, slot_words) = match parts {
             Parts::Whole { slot_words } => ("compress_row", slot_words),
             Parts::Shares { .. } | Parts::Slices(_) => ("move_row", 0),
@@ -251,5 +263,26 @@ impl Builder<'_> {
         let num_layers = word(draft.array.len() as u64);
         let module = Module::Row { dtype: shape.keys.dtype, reduction, arrays: num_layers > 0 };
         self.kernels().pipeline_of(module, entry, num_layers, &constants, checks)
+    }
+
+    /// Of rows whose norms are cached.
+    fn cached_pipeline(
+        &self,
+        (taken, slice): (&Taken, u32),
+        draft: &LayerDraft,
+        checks: &mut Checks,
+    ) -> wgpu::ComputePipeline {
+        let capabilities = &self.kernels().capabilities;
+        let mut constants = vec![
+            ("WG_SIZE", taken.workgroup),
+            ("PAIR_WORDS", taken.pair_words),
+            ("SCOUTS", capabilities.scouts_of_rows()),
+            ("IN_ORDER", u32::from(self.plan.policy.order == Order::Positional)),
+        ];
+        constants.extend(moves_constants(self.moved_in_rows(), slice));
+        let constants: Vec<_> = constants.into_iter().map(|(name, value)| (name, f64::from(value))).collect();
+        let num_layers = word(draft.array.len() as u64);
+        let module = Module::RowCached { subgroups: capabilities.shuffle_lanes > 0, arrays: num_layers > 0 };
+        self.kernels().pipeline_of(module, "compress_cached", num_layers, &constants, checks)
     }
 }

@@ -21,6 +21,8 @@ pub(crate) struct Taken {
     pub slot_words: Option<u32>,
     /// Words of workgroup memory for two slots each where invocations hold two eights of tokens; 0: they hold one.
     pub pair_words: u32,
+    /// Most tokens that `Fill` may have to move of a row.
+    pub most_moved: u32,
 }
 
 /// The kernels of so many rows of a window, which is the only one or not, by ever longer rows.
@@ -34,7 +36,9 @@ pub(crate) fn choices(
     let eights = sizes(capabilities, reduction).map(|workgroup| ROW_TOKENS * workgroup);
     let largest = sizes(capabilities, reduction).next_back().unwrap_or(0);
     let held = eights.chain((largest > 0).then(|| most_of_pairs(largest, capabilities, reduction)));
-    let is_full = |len| len <= ROW_TOKENS * largest && fills_card((shape, len), policy, capabilities, rows);
+    let is_full = |len| {
+        !policy.cached_norms && len <= ROW_TOKENS * largest && fills_card((shape, len), policy, capabilities, rows)
+    };
     let lens = row_lens(shape.capacity, held, is_full);
     lens.into_iter().filter_map(move |len| taken((shape, len), policy, capabilities, rows))
 }
@@ -78,13 +82,16 @@ fn taken(
     // On a CPU the chain is faster: there a workgroup's locals go through memory at each barrier.
     let plain = !capabilities.serial
         && policy.selector == Selector::Auto
-        && policy.score_in_use() == Score::KeyNorm
-        && !policy.cached_norms
+        && (policy.score_in_use() == Score::KeyNorm || policy.cached_norms)
         && !policy.segments
         && policy.pool.is_none()
         && !shape.keys.dtype.is_quantised()
         && !shape.values.dtype.is_quantised();
     let (num_rows, is_alone) = rows;
+    let most_moved = u32::MAX;
+    if policy.cached_norms {
+        return taken_cached((shape, len), policy.order, capabilities, rows).filter(|_| plain);
+    }
     let is_full = fills_card((shape, len), policy, capabilities, rows);
     if !plain || !(is_full || is_alone) {
         return None;
@@ -95,14 +102,56 @@ fn taken(
     if len > ROW_TOKENS * largest {
         let is_held = len <= most_of_pairs(largest, capabilities, reduction);
         let at_once = at_once(largest, num_rows);
-        let pairs = Taken { most: len, workgroup: largest, at_once, slot_words: None, pair_words: len.div_ceil(2) };
+        let pairs =
+            Taken { most: len, workgroup: largest, at_once, slot_words: None, pair_words: len.div_ceil(2), most_moved };
         return (is_held && is_alone && at_once >= LEAST_OF_PAIRS).then_some(pairs);
     }
     let wanted = if is_full { wanted_workgroup(len, num_rows) } else { len.div_ceil(ROW_TOKENS) };
     let workgroup = sizes.find(|&workgroup| workgroup >= wanted).unwrap_or(largest);
     let slot_words = slot_words(len, workgroup, capabilities, reduction).filter(|_| is_full);
     let at_once = at_once(workgroup, num_rows);
-    (slot_words.is_some() || is_alone).then_some(Taken { most: len, workgroup, at_once, slot_words, pair_words: 0 })
+    (slot_words.is_some() || is_alone).then_some(Taken {
+        most: len,
+        workgroup,
+        at_once,
+        slot_words,
+        pair_words: 0,
+        most_moved,
+    })
+}
+
+/// Likewise where norms are cached: in one dispatch, a workgroup to a row, where that has not much to move or rows are enough.
+fn taken_cached(
+    (shape, len): (&KvShape, u32),
+    order: Order,
+    capabilities: &Capabilities,
+    (num_rows, is_alone): (u64, bool),
+) -> Option<Taken> {
+    let reduction = Reduction::Subgroup; // there are no lanes to add
+    let mut sizes = sizes(capabilities, reduction);
+    let largest = sizes.clone().next_back()?;
+    let most_moved = match order {
+        Order::Fill if num_rows >= FULL_ROWS_OF_CACHED => u32::MAX,
+        Order::Fill => most_moved(shape, len, num_rows),
+        Order::Positional if num_rows >= MORE_FULL_ROWS => u32::MAX,
+        Order::Positional => 0,
+    };
+    if !is_alone || most_moved == 0 || len > most_of_pairs(largest, capabilities, reduction) {
+        return None;
+    }
+    let wanted = len.div_ceil(ROW_TOKENS).max(if num_rows <= FEW_ROWS { 2 * WORKGROUP } else { WORKGROUP });
+    let workgroup = sizes.find(|&workgroup| workgroup >= wanted).unwrap_or(largest);
+    let pair_words = if len > ROW_TOKENS * workgroup { len.div_ceil(2) } else { 0 };
+    let at_once = at_once(workgroup, num_rows);
+    Some(Taken { most: len, workgroup, at_once, slot_words: Some(0), pair_words, most_moved })
+}
+
+/// Tokens that a workgroup moves by itself before a dispatch of moves over the whole card is faster, which the more so the
+/// more rows there are takes time of its own. To select from a long row takes a workgroup longer. See `benches/record`.
+fn most_moved(shape: &KvShape, len: u32, num_rows: u64) -> u32 {
+    let row_bytes = u64::from(shape.keys.row_bytes()) + u64::from(shape.values.row_bytes());
+    let bytes = (384 << 10) * 4096 / u64::from(len.max(4096)) * (32 + num_rows) / 32;
+    word(bytes / row_bytes)
 }
 
 /// Most tokens of a row of which so many invocations hold two eights each: no fewer than one eight.
@@ -207,6 +256,8 @@ const MORE_FULL_ROWS: u64 = 96;
 const FULL_ROWS_OF_WINDOWS: u64 = 48;
 /// Likewise of rows of up to 256 KiB of keys, by workgroups of 1024; a third of it of half as many, a sixth of fewer.
 const FULL_ROWS_OF_SHORT: u64 = 48;
+/// Rows of cached norms from which on `Fill` gains by one dispatch whatever is moved.
+const FULL_ROWS_OF_CACHED: u64 = 48;
 /// Rows up to which a workgroup has a multiprocessor for itself.
 const FEW_ROWS: u64 = 128;
 
@@ -339,6 +390,33 @@ mod tests {
                 taken.map(|taken| (taken.workgroup, taken.slot_words))
             });
             assert_eq!(got, expected, "{num_rows} rows of {len}, shuffles of {subgroups} lanes");
+        }
+    }
+
+    /// (invocations, words of pairs, most tokens moved) of rows whose norms are cached.
+    #[test]
+    fn cached_rows_are_taken_where_little_moves_or_rows_are_many() {
+        let limits = capabilities(1024, 49_152, 32);
+        for (len, num_rows, order, expected) in [
+            (512, 256, Order::Fill, Some((256, 0, u32::MAX))),
+            (512, 8, Order::Fill, Some((512, 0, 960))),
+            (4096, 8, Order::Fill, Some((512, 0, 960))),
+            (4097, 8, Order::Fill, Some((1024, 0, 959))),
+            (16_384, 16, Order::Fill, Some((1024, 8192, 288))),
+            (16_384, 48, Order::Fill, Some((1024, 8192, u32::MAX))),
+            (16_385, 48, Order::Fill, None),
+            (4096, 95, Order::Positional, None),
+            (4096, 96, Order::Positional, Some((512, 0, u32::MAX))),
+        ] {
+            let (shape, policy) = geometry(len, Dtype::F16, order);
+            let policy = Policy { cached_norms: true, ..policy };
+            let of = |policy: &Policy, is_alone| {
+                let taken = taken((&shape, len), policy, &limits, (num_rows, is_alone));
+                taken.map(|taken| (taken.workgroup, taken.pair_words, taken.most_moved))
+            };
+            assert_eq!(of(&policy, true), expected, "{num_rows} rows of {len}, {order:?}");
+            assert_eq!(of(&policy, false), None, "one window of several");
+            assert_eq!(of(&Policy { segments: true, ..policy }, true), None, "segments");
         }
     }
 }

@@ -53,6 +53,7 @@ impl Module {
         let stage = shader!("shared/top_k_emit.wgsl");
         let emit = concat!(shader!("shared/top_k_emit.wgsl"), shader!("shared/top_k_list.wgsl"));
         let note = shader!("shared/row_note.wgsl");
+        let whole_row = concat!(shader!("shared/row_params.wgsl"), shader!("shared/whole_row.wgsl"));
         let recent = concat!(shader!("shared/wide.wgsl"), shader!("shared/recent.wgsl"));
         match *self {
             Self::KeyNorm { dtype, vec4, reduction, tokens } => [
@@ -119,6 +120,7 @@ impl Module {
             Self::Row { dtype, reduction, arrays } => [
                 if arrays { ENABLE_ARRAYS } else { "" },
                 shader!("row.wgsl"),
+                whole_row,
                 note,
                 select_row,
                 radix_row,
@@ -138,6 +140,31 @@ impl Module {
                 norm_tokens(reduction),
                 reduce(reduction),
                 row_entry(reduction),
+            ]
+            .concat(),
+            Self::RowCached { subgroups, arrays } => [
+                if arrays { ENABLE_ARRAYS } else { "" },
+                shader!("row_cached.wgsl"),
+                whole_row,
+                select_row,
+                radix_row,
+                scout,
+                moves,
+                digits,
+                rule,
+                shader!("shared/recent.wgsl"),
+                order_key,
+                state,
+                address(if arrays { Tokens::Arrays } else { Tokens::Strided }),
+                if arrays { shader!("shared/keys_arrays.wgsl") } else { keys(true) },
+                if arrays { shader!("shared/values_arrays.wgsl") } else { shader!("shared/values_vec4.wgsl") },
+                stage,
+                scan_by(subgroups),
+                if subgroups {
+                    shader!("shared/row_cached_subgroup.wgsl")
+                } else {
+                    shader!("shared/row_cached_workgroup.wgsl")
+                },
             ]
             .concat(),
             Self::Radix { subgroups } => [

@@ -1,27 +1,39 @@
 //! Cached norms: the same sets without reading keys again, path independence, and what is done about missing norms.
 
 use keynorm::reference::key_norm;
-use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Selector, Stages, Status, Switch};
+use keynorm::{Budget, Direction, Dtype, KvShape, Options, Order, Policy, Selector, Stages, Status, Switch};
 
 use crate::support::{Case, Data, Fixture, download, gpu, run, shape, submit};
 
-fn variants() -> impl Iterator<Item = Policy> {
-    [Selector::Radix, Selector::Bitonic].into_iter().flat_map(|selector| {
-        [Order::Fill, Order::Positional].map(|order| Policy {
-            selector,
-            order,
-            cached_norms: true,
-            ..Policy::new(Budget::keep_ratio(0.5))
+/// Selectors, and what takes rows whole where a device is no CPU.
+fn variants() -> impl Iterator<Item = (Policy, Options)> {
+    let ways = [
+        (Selector::Radix, Switch::Auto),
+        (Selector::Bitonic, Switch::Auto),
+        (Selector::Auto, Switch::On),
+        (Selector::Auto, Switch::Off),
+    ];
+    ways.into_iter().flat_map(|(selector, subgroups)| {
+        [Order::Fill, Order::Positional].map(|order| {
+            let budget = Budget::keep_ratio(0.5);
+            let policy = Policy { selector, order, cached_norms: true, ..Policy::new(budget) };
+            (policy, Options::with_subgroups(subgroups))
         })
     })
 }
 
+fn case_of(shape: KvShape, (policy, options): &(Policy, Options)) -> Case {
+    let mut case = Case::new(shape, policy.clone());
+    case.options = options.clone();
+    case
+}
+
 #[test]
 fn cached_norms_give_the_same_as_reading_the_keys() {
-    for policy in variants() {
+    for variant in variants() {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             for direction in [Direction::Lowest, Direction::Highest, Direction::Random { seed: 3 }] {
-                let mut case = Case::new(shape(2, 3, 300, 64, dtype), policy.clone());
+                let mut case = case_of(shape(2, 3, 300, 64, dtype), &variant);
                 case.shape.num_layers = 3;
                 case.policy.skip_layers = vec![1];
                 case.policy.direction = direction;
@@ -32,13 +44,46 @@ fn cached_norms_give_the_same_as_reading_the_keys() {
                 run(&case);
             }
         }
-        for subgroups in [Switch::Auto, Switch::On] {
-            // More than a workgroup of any size selects from by itself, and several times what one counts.
-            let mut case = Case::new(shape(2, 1, 18_000, 16, Dtype::F16), policy.clone());
-            case.options = Options::with_subgroups(subgroups);
+    }
+}
+
+/// More than a workgroup of any size selects from by itself, and several times what one counts.
+#[test]
+fn cached_norms_of_long_rows() {
+    for (policy, options) in variants() {
+        for subgroups in [Switch::Auto, Switch::On].into_iter().filter(|_| policy.selector != Selector::Auto) {
+            let mut case = case_of(shape(2, 1, 18_000, 16, Dtype::F16), &(policy.clone(), options.clone()));
+            case.options.subgroups = subgroups;
             (case.policy.sinks, case.policy.recent) = (2, 17);
             case.lengths = vec![17_500, 9_000];
             case.appended = vec![8750, 1];
+            run(&case);
+        }
+    }
+}
+
+/// By workgroups of each size, with one eight an invocation and with two, and with rows enough that they are walked too.
+#[test]
+fn rows_whose_norms_are_cached_in_one_dispatch() {
+    for subgroups in [Switch::On, Switch::Off] {
+        for (batch_size, capacity, order, keep_ratio) in [
+            (2, 200, Order::Fill, 0.4),
+            (70, 300, Order::Fill, 0.6),
+            (32, 250, Order::Positional, 0.7),
+            (2, 2500, Order::Fill, 0.8),
+            (1, 5000, Order::Fill, 0.97),
+            (32, 2200, Order::Positional, 0.3),
+            (1, 9000, Order::Fill, 0.99),
+            (16, 8500, Order::Fill, 0.5),
+            (32, 8300, Order::Positional, 0.9),
+        ] {
+            let policy = Policy { order, cached_norms: true, ..Policy::new(Budget::keep_ratio(keep_ratio)) };
+            let options = Options::with_subgroups(subgroups);
+            let mut case = case_of(shape(batch_size, 3, capacity, 16, Dtype::F16), &(policy, options));
+            case.lengths = (0..batch_size).map(|b| capacity - 13 * b % capacity).collect();
+            case.appended = (0..batch_size).map(|b| if b % 3 == 0 { 4 } else { 0 }).collect();
+            case.active = (0..batch_size).map(|b| b % 7 != 1).collect();
+            (case.policy.sinks, case.policy.recent) = (3, 20);
             run(&case);
         }
     }
@@ -58,9 +103,9 @@ fn many_cached_norms() {
 /// Only new keys are read: old ones are overwritten with NaN after their norms were taken, and nothing changes.
 #[test]
 fn a_later_compression_reads_no_old_keys() {
-    for policy in variants() {
+    for variant in variants() {
         let gpu = gpu();
-        let mut case = Case::new(shape(2, 2, 400, 64, Dtype::F16), policy);
+        let mut case = case_of(shape(2, 2, 400, 64, Dtype::F16), &variant);
         case.lengths = vec![300, 200];
         case.appended = vec![60, 40];
         let mut fixture = Fixture::new(gpu, &case);
@@ -86,9 +131,9 @@ fn a_later_compression_reads_no_old_keys() {
 /// A token whose norm was never taken is kept, and told.
 #[test]
 fn tokens_without_a_norm_are_kept_and_told() {
-    for policy in variants() {
+    for variant in variants() {
         let gpu = gpu();
-        let mut case = Case::new(shape(1, 2, 400, 16, Dtype::F16), policy);
+        let mut case = case_of(shape(1, 2, 400, 16, Dtype::F16), &variant);
         case.lengths = vec![300];
         case.appended = vec![80];
         let mut fixture = Fixture::new(gpu, &case);
@@ -120,8 +165,8 @@ fn tokens_without_a_norm_are_kept_and_told() {
 #[test]
 fn norms_of_more_tokens_than_max_new_are_taken_in_turns() {
     let gpu = gpu();
-    for policy in variants() {
-        let mut case = Case::new(shape(2, 2, 500, 64, Dtype::F16), policy);
+    for variant in variants() {
+        let mut case = case_of(shape(2, 2, 500, 64, Dtype::F16), &variant);
         case.lengths = vec![500, 131];
         let mut fixture = Fixture::new(gpu, &case);
         // A turn takes a tile of 128 tokens at least.
@@ -190,8 +235,8 @@ fn path_independence() {
 #[test]
 fn shortened_rows_forget_norms_and_positions() {
     let gpu = gpu();
-    for policy in variants().filter(|p| p.order == Order::Positional) {
-        let mut case = Case::new(shape(1, 2, 200, 16, Dtype::F16), policy);
+    for variant in variants().filter(|(policy, _)| policy.order == Order::Positional) {
+        let mut case = case_of(shape(1, 2, 200, 16, Dtype::F16), &variant);
         case.lengths = vec![100];
         case.appended = vec![30];
         let mut fixture = Fixture::new(gpu, &case);
@@ -205,5 +250,27 @@ fn shortened_rows_forget_norms_and_positions() {
         }
         fixture.append(gpu, &case);
         fixture.compress_and_compare(gpu, &case, "shortened");
+    }
+}
+
+/// A row of more tokens than the kernel holds that was chosen for shorter ones stays as it is.
+#[test]
+fn cached_rows_longer_than_said() {
+    let gpu = gpu();
+    for (policy, options) in variants().filter(|(policy, _)| policy.selector == Selector::Auto) {
+        // Few rows go stage by stage where they are walked.
+        let few = (policy.order == Order::Fill).then_some((3, 1500, 4097));
+        for (batch_size, said, longer) in few.into_iter().chain([(100, 300, 4500)]) {
+            let mut case = case_of(shape(batch_size, 1, 4600, 16, Dtype::F16), &(policy.clone(), options.clone()));
+            case.policy.budget = Budget::keep_ratio(0.9);
+            case.lengths = (0..batch_size).map(|b| said - b).collect();
+            case.lengths[1] = longer;
+            let mut fixture = Fixture::new(gpu, &case);
+            submit(gpu, |pass| fixture.bound.record(pass, said).expect("a record"));
+            let mut without = case.clone();
+            without.active = (0..batch_size).map(|b| b != 1).collect();
+            fixture.compress_host(&without);
+            fixture.compare(gpu, &case, "longer than said");
+        }
     }
 }

@@ -371,6 +371,27 @@ fn cached(selector: Selector, order: Order) -> Case {
     case
 }
 
+/// Likewise rows that one dispatch compresses, of two layers after one that is left out.
+fn cached_rows(order: Order, subgroups: Switch) -> Case {
+    let mut case = whole_rows(order, subgroups);
+    (case.shape.num_layers, case.shape.batch_size, case.one_buffer) = (3, 16, true);
+    case.policy.skip_layers = vec![0];
+    case.policy.cached_norms = true;
+    case.policy.budgets = vec![BudgetOverride { layers: 2..3, heads: 1..2, budget: Budget::keep_ratio(0.8) }];
+    (case.lengths, case.appended) = (case.lengths[..16].to_vec(), case.appended[..16].to_vec());
+    case.active.truncate(16);
+    case
+}
+
+/// Likewise of more tokens than an invocation's eight.
+fn cached_pairs(order: Order, data: Data, subgroups: Switch) -> Case {
+    let mut case = two_eights(order, data, subgroups);
+    case.policy.cached_norms = true;
+    case.policy.budget = Budget::keep_ratio(0.97);
+    (case.lengths, case.appended) = (vec![case.shape.capacity, 300, 290], vec![100, case.shape.capacity - 800, 70]);
+    case
+}
+
 /// Keys up to a limit, in rows for the chain of dispatches.
 fn norm_limit(selector: Selector) -> Case {
     let mut case = long(selector, Order::Fill);
@@ -550,7 +571,10 @@ pub fn quick() -> Vec<Quick> {
     for (subgroups, direction) in
         [(Switch::Auto, Direction::Lowest), (Switch::Off, Direction::Highest), (Switch::On, Direction::Lowest)]
     {
-        add("kept scores", kept_scores(subgroups, direction), false);
+        let mut case = kept_scores(subgroups, direction);
+        add("kept scores", case.clone(), false);
+        (case.policy.selector, case.shape.num_layers, case.policy.skip_layers) = (Selector::Auto, 1, vec![]);
+        add("kept scores of whole rows", case, false);
     }
     for (dtype, direction) in [(Dtype::F16, Direction::Highest), (Dtype::Bf16, Direction::Lowest)] {
         add("ratios", ratios(dtype, direction), false);
@@ -617,6 +641,9 @@ pub fn quick() -> Vec<Quick> {
         (short.shape.capacity, short.lengths, short.appended) = (100, vec![90, 17, 60], vec![10, 40, 38]);
         (short.shape.num_kv_heads, short.policy.budgets) = (1, vec![]);
         add("few rows of a tile", short, false);
+        for subgroups in [Switch::Off, Switch::On] {
+            add("cached rows", cached_rows(order, subgroups), false);
+        }
         let tied = Case { layout: Layout::Nhd, ..ties(Selector::Auto, order) };
         add("whole rows of ties", many_rows(tied, 260), false);
         add("whole rows in narrow workgroups", many_rows(whole_rows(order, Switch::On), 260), false);
@@ -647,6 +674,9 @@ pub fn quick() -> Vec<Quick> {
         (Order::Fill, Data::Random, Switch::Off),
     ] {
         add("rows of two eights", two_eights(order, data, subgroups), false);
+        if order == Order::Fill {
+            add("cached rows of two eights", cached_pairs(order, data, subgroups), false);
+        }
     }
     add("spread", spread(Order::Fill), false);
     add("beyond all bins", beyond(Order::Fill), false);
