@@ -6,7 +6,7 @@
 //! Entry points: bitonic_row · dispatch (1, num_rows, 1) · none: rows up to SORT_LEN, in workgroup memory
 //!   bitonic_tiles, bitonic_merge · dispatch (sorted_len / SORT_LEN, num_rows, 1) · none
 //!   bitonic_step · dispatch (ceil(sorted_len / 2 / WG_SIZE), num_rows, 1) · none
-//!   bitonic_pick · dispatch (1, num_rows, 1) · none
+//!   bitonic_pick · dispatch (ceil(max_len / TILE), num_rows, 1) · none: one workgroup works, longer rows stay as they are
 //! Overrides: WG_SIZE = 256, a multiple of 64; SORT_LEN = 2048, a power of two; IN_ORDER = false
 //! Workgroup bytes: 4 * SORT_LEN + 4 * WG_SIZE + 184
 //! Algorithm: only keys are sorted: the k-th key and the number of its equals within the first k say all, since ties go
@@ -27,6 +27,7 @@ var<workgroup> wg_protected: u32;
 var<workgroup> wg_within: u32;
 
 const BY_TILE: bool = true;
+const TILE: u32 = 2048u; // slots of the dispatches that list what stays, in radix_long.wgsl
 
 fn clear_staged(index: u32) {
 }
@@ -203,10 +204,15 @@ fn num_below(base: u32, len: u32, key: u32) -> u32 {
 }
 
 @compute @workgroup_size(WG_SIZE)
-fn bitonic_pick(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    if index == 0u {
+fn bitonic_pick(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) num: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
+    if wg.x + index == 0u {
         let base = wg.y * params.sorted_stride;
         var s = select_row_of(wg.y);
+        s.row = leave_longer(s.row, num.x * TILE);
         s.num_protected = num_below(base, s.row.len, 1u);
         s.num_within = num_below(base, s.row.len, s.rule.key_limit + 1u);
         s.budget = row_budget(s);

@@ -11,7 +11,7 @@ use crate::moves::{even_slice, slice_chunks};
 use crate::pages::Views;
 use crate::params::BandParams;
 use crate::params_block::ParamsBlock;
-use crate::plan::WORKGROUP;
+use crate::plan::{SELECT_TILE, WORKGROUP};
 use crate::policy::Order;
 use crate::score::Scored;
 use crate::score_tiles::ScoreTiles;
@@ -77,6 +77,9 @@ struct PairDraft {
     params: u32,
 }
 
+/// Tokens of which a selector's workgroup takes no more: rows that it holds, and tiles that it takes in turn.
+const MOST_SELECTED: u32 = 8 * SELECT_TILE;
+
 impl BandedLayer {
     pub(crate) fn record_score(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32, (fused, cached): (bool, bool)) {
         // New tokens, of which there are at most max_len, may lie in any band.
@@ -91,7 +94,9 @@ impl BandedLayer {
 
     /// Every pair, however low the budget: a prefix that stays, or keys, may raise it beyond what was asked for.
     pub(crate) fn record_moves(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {
-        for moves in self.moves.iter().filter(|m| m.first_source < max_len) {
+        // A row that is longer than was said may be selected from all the same, up to what the selectors' workgroups hold.
+        let end = max_len.next_multiple_of(MOST_SELECTED);
+        for moves in self.moves.iter().filter(|m| m.first_source < end) {
             pass.set_pipeline(&moves.pipeline);
             pass.set_bind_group(0, &moves.group, &[moves.params]);
             pass.dispatch_workgroups(moves.workgroups, moves.num_rows, 1);

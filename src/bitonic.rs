@@ -40,7 +40,7 @@ impl Bound {
         }
         pass.set_bind_group(0, group, &[window.params_offset]);
         pass.set_pipeline(&bitonic.pick);
-        pass.dispatch_workgroups(1, rows, 1);
+        pass.dispatch_workgroups(max_len.div_ceil(SELECT_TILE), rows, 1);
         pass.set_bind_group(0, &window.group, &[window.params_offset]);
         for pipeline in [&bitonic.collect, &bitonic.emit] {
             pass.set_pipeline(pipeline);

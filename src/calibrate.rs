@@ -116,8 +116,8 @@ impl Calibration {
     /// starts from the lowest ratio everywhere and raises, again and again, the layer that gains most for what it takes.
     ///
     /// # Errors
-    /// No layer or keep ratio; a layer without candidates, or a candidate with another number of losses than ratios; a
-    /// ratio outside 0..=1 or below the one before it, or a mean below the lowest.
+    /// No layer or keep ratio; a layer without candidates, or a candidate with another number of losses than ratios or one
+    /// that is not a number; a ratio outside 0..=1 or below the one before it, or a mean below the lowest.
     pub fn fit(layers: &[Vec<Candidate>], keep_ratios: &[f64], mean_keep_ratio: f64) -> Result<Self, ArgumentError> {
         check(layers, keep_ratios, mean_keep_ratio)?;
         // What a layer loses at each ratio, by the candidate that is best there.
@@ -201,6 +201,11 @@ fn check(layers: &[Vec<Candidate>], keep_ratios: &[f64], mean_keep_ratio: f64) -
         }
         for candidate in candidates {
             crate::state::check_count("lost", candidate.lost.len(), keep_ratios.len())?;
+            if candidate.lost.iter().any(|lost| lost.is_nan()) {
+                return Err(ArgumentError::Unsupported {
+                    what: "a loss that is not a number (infinity: it cannot be had)",
+                });
+            }
         }
     }
     Ok(())

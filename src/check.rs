@@ -121,7 +121,13 @@ impl Builder<'_> {
             return Ok(());
         }
         let longer = if keys.row_span() >= values.row_span() { keys } else { values };
-        let (argument, row_bytes, limit) = (longer.argument, longer.row_span(), self.limits().max_binding_bytes);
+        let limit = self.limits().max_binding_bytes;
+        let (argument, row_bytes) = (longer.argument, longer.row_span());
+        if row_bytes <= limit {
+            // They meet between aligned addresses, so that one binding would have to hold both.
+            let row_bytes = keys.row_span() + values.row_span();
+            return Err(ArgumentError::RowExceedsBinding { argument: "keys and values", row_bytes, limit });
+        }
         Err(ArgumentError::RowExceedsBinding { argument, row_bytes, limit })
     }
 

@@ -1,5 +1,4 @@
-//! Typed errors: [`ArgumentError`] for what the caller passed, [`BuildError`] for what the device could not give,
-//! [`ReadError`] for the convenience layer.
+//! Typed errors: of what the caller passed, of what the device could not give, and of reading back.
 
 use thiserror::Error;
 
@@ -315,7 +314,7 @@ pub enum ArgumentError {
     RowExceedsBinding {
         /// Name of the argument.
         argument: &'static str,
-        /// Bytes from the row's first to its last element.
+        /// Bytes from the row's first to its last element; of keys and values that meet between aligned addresses those of both.
         row_bytes: u64,
         /// Limit of the device, bytes.
         limit: u64,

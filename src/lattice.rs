@@ -138,19 +138,15 @@ impl Lattice {
         dims
     }
 
-    /// Whether two tensors in one buffer share a byte. Exact for equal strides and for disjoint ranges; for lattices that
-    /// interleave with different strides the search is bounded and an undecided case counts as an overlap.
+    /// Whether two tensors in one buffer share a byte. Exact for equal strides and for disjoint ranges; for lattices whose
+    /// strides differ from some dimension inwards the search from there on is bounded and an undecided case counts as an overlap.
     pub fn overlaps(&self, other: &Self) -> bool {
         if self.end() <= other.offset || other.end() <= self.offset {
             return false;
         }
         let (a, b) = (self.dims(), other.dims());
-        if a == b {
-            let difference = i128::from(other.offset) - i128::from(self.offset);
-            return same_strides_overlap(&a, difference, self.row_bytes, other.row_bytes);
-        }
         let mut steps = 1 << 22;
-        descend((&a, self.offset, self.row_bytes), (&b, other.offset, other.row_bytes), &mut steps)
+        nested_overlap((&a, self.offset, self.row_bytes), (&b, other.offset, other.row_bytes), &mut steps)
     }
 }
 
@@ -170,17 +166,17 @@ pub(crate) fn range_lattice(argument: &'static str, offset: u64, bytes: u64) -> 
     }
 }
 
-/// With nested strides only the two multiples beside the difference can bring rows together in each dimension.
-fn same_strides_overlap(dims: &[(u64, u64)], difference: i128, a_bytes: u64, b_bytes: u64) -> bool {
-    let Some(&(stride, count)) = dims.first() else {
-        return difference < i128::from(a_bytes) && -difference < i128::from(b_bytes);
+/// With nested strides only the two multiples beside the difference can bring rows together in each dimension that both have.
+fn nested_overlap(a: Node<'_>, b: Node<'_>, steps: &mut u32) -> bool {
+    let (Some(&(stride, count)), true) = (a.0.first(), a.0.first() == b.0.first()) else {
+        return descend(a, b, steps);
     };
-    let (stride, most) = (i128::from(stride), i128::from(count) - 1);
-    let near = difference.div_euclid(stride);
-    [near, near + 1]
-        .into_iter()
-        .filter(|m| m.abs() <= most)
-        .any(|m| same_strides_overlap(&dims[1..], difference - m * stride, a_bytes, b_bytes))
+    let near = (i128::from(b.1) - i128::from(a.1)).div_euclid(i128::from(stride));
+    [near, near + 1].into_iter().filter(|m| m.unsigned_abs() < count.into()).any(|m| {
+        // The one that lies before the other goes so many strides ahead.
+        let ahead = |by: i128| u64::try_from(by.max(0)).unwrap_or(0) * stride;
+        nested_overlap((&a.0[1..], a.1 + ahead(m), a.2), (&b.0[1..], b.1 + ahead(-m), b.2), steps)
+    })
 }
 
 type Node<'a> = (&'a [(u64, u64)], u64, u64);
@@ -228,5 +224,69 @@ fn stride_name(argument: &'static str) -> &'static str {
         "values" => "values.strides",
         "scores" => "scores.strides",
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Heads of `bytes` each side by side within a token, from `offset` in it on.
+    fn of_tokens(offset: u64, bytes: u64, capacity: u32) -> Lattice {
+        Lattice {
+            offset,
+            batch_stride: 392 * u64::from(capacity),
+            head_stride: bytes,
+            token_stride: 392,
+            batch_size: 2,
+            num_kv_heads: 2,
+            capacity,
+            ..range_lattice("keys", 0, bytes)
+        }
+    }
+
+    /// Keys of 128 bytes and values of 68 in a million tokens, beside each other but for as many bytes.
+    #[test]
+    fn long_rows_interleave_whatever_a_row_has() {
+        for capacity in [1, 3, 1_000_000] {
+            for (offset, expected) in [(256, false), (255, true), (256 + 4, true)] {
+                let (keys, values) = (of_tokens(0, 128, capacity), of_tokens(offset, 68, capacity));
+                assert_eq!(keys.overlaps(&values), expected, "{capacity} tokens, values from {offset} on");
+                assert_eq!(values.overlaps(&keys), expected, "the other way round");
+            }
+        }
+    }
+
+    /// Against every byte of both, of all offsets and some strides.
+    #[test]
+    fn overlaps_are_those_of_the_bytes() {
+        let bytes_of = |l: &Lattice| {
+            let mut bytes = std::collections::BTreeSet::new();
+            for row in 0..l.batch_size * l.num_kv_heads {
+                for token in 0..u64::from(l.capacity) {
+                    let start = l.row_start(row) + token * l.token_stride;
+                    bytes.extend(start..start + l.row_bytes);
+                }
+            }
+            bytes
+        };
+        let of = |offset, (batch_stride, token_stride, head_stride), row_bytes| Lattice {
+            offset,
+            batch_stride,
+            token_stride,
+            head_stride,
+            batch_size: 2,
+            num_kv_heads: 2,
+            capacity: 3,
+            ..range_lattice("keys", 0, row_bytes)
+        };
+        let strides = [(60, 20, 5), (60, 20, 3), (60, 10, 30), (80, 20, 4), (120, 40, 9)];
+        for (a, b) in strides.iter().flat_map(|a| strides.map(|b| (*a, b))) {
+            for (offset, row_bytes) in (0..130).flat_map(|offset| [1, 3].map(|bytes| (offset, bytes))) {
+                let (a, b) = (of(40, a, 3), of(offset, b, row_bytes));
+                let expected = !bytes_of(&a).is_disjoint(&bytes_of(&b));
+                assert_eq!(a.overlaps(&b), expected, "{a:?} and {b:?}");
+            }
+        }
     }
 }

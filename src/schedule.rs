@@ -31,7 +31,8 @@ pub struct Due {
 /// upper bound of each sequence's rows in the compressed layers.
 ///
 /// It counts on what it is told: that all sequences are active where it says that a compression is due, and that it is recorded;
-/// that prefixes are those of [`Schedule::set_prefixes`]; that order keys, if the caller writes them, hold no more zeros than
+/// that no table of a paged cache is faulty then, or [`Schedule::left_whole`] is told; that prefixes are those of
+/// [`Schedule::set_prefixes`]; that order keys, if the caller writes them, hold no more zeros than
 /// the budget; that keys are not rotated to slots where budgets differ by head. Layers that its plan leaves whole are taken to
 /// keep every token, though another plan may compress them: then it refuses tokens beyond the capacity too early.
 ///
@@ -200,6 +201,25 @@ impl Schedule {
         sequence.lens.fill(Bounds::default());
         (sequence.is_compressed, sequence.may_overlap) = (false, false);
         (sequence.num_seen, sequence.num_new) = (0, 0);
+        Ok(())
+    }
+
+    /// Counts on the last compression having left a sequence as it was, with rows of up to `len` tokens, as one whose table is
+    /// faulty ([`Status::BAD_PAGE`](crate::Status::BAD_PAGE)) or that is not active: what [`Schedule::max_len`] was before it, and
+    /// the tokens since. None of them counts as having a norm. The next step makes a compression due where it was.
+    ///
+    /// # Errors
+    /// A sequence that the shape does not have; a length above the capacity.
+    pub fn left_whole(&mut self, sequence: u32, len: u32) -> Result<(), ArgumentError> {
+        let (limit, capacity) = (self.sequences.len() as u64, self.plan.shape.capacity);
+        let error = ArgumentError::IndexOutOfRange { argument: "sequence", got: sequence.into(), limit };
+        let sequence = self.sequences.get_mut(sequence as usize).ok_or(error)?;
+        if len > capacity {
+            return Err(ArgumentError::TooLarge { argument: "len", got: len.into(), limit: capacity.into() });
+        }
+        // No row is shorter than if it had been compressed.
+        sequence.lens.iter_mut().for_each(|bounds| bounds.most = bounds.most.max(len));
+        sequence.num_new = sequence.num_new.max(len);
         Ok(())
     }
 

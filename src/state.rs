@@ -22,7 +22,8 @@ impl Status {
     /// a value.
     pub const NON_FINITE_KEY: Self = Self(8);
     /// A token of a policy with cached norms had none, since it was appended after the last
-    /// [`Bound::record_norms`](crate::Bound::record_norms) or beyond its `max_new`. It was kept.
+    /// [`Bound::record_norms`](crate::Bound::record_norms) or beyond its `max_new`. It was kept, and will be until the norms of its
+    /// row are taken anew: write 0 to the row's `scored` ([`StateOffsets`]), then record them for all of its tokens.
     pub const NORM_MISSING: Self = Self(16);
 
     /// Whether every bit of `other` is set.

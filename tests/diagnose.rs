@@ -164,6 +164,10 @@ fn fits_follow_the_losses() {
     assert!(refused(&[], &ratios, 0.3).contains("layers"));
     assert!(refused(&[vec![]], &ratios, 0.3).contains("candidates"));
     assert!(refused(&layers, &ratios[..3], 0.3).contains("lost"));
+    for nan in [f64::NAN, -f64::NAN] {
+        let layers = [vec![candidate(Score::KeyNorm, [0.1, nan, 0.0, 0.0])]];
+        assert!(refused(&layers, &ratios, 0.3).contains("a loss that is not a number"));
+    }
     assert_eq!(refused(&layers, &ratios, 0.05), "mean_keep_ratio is 0.05, expected at least 0.1");
     assert_eq!(refused(&layers, &[0.1, 0.5, 0.3, 1.0], 0.3), "keep_ratios is 0.3, expected at least 0.5");
     assert!(refused(&layers, &ratios, 1.5).contains("keep_ratio is 1.5, expected a number from 0 to 1"));

@@ -9,7 +9,7 @@ use crate::pages::{PageShape, SequencePages};
 pub struct SequenceTable<'a> {
     /// Page ids; as many count as `longest` needs.
     pub entries: &'a [u32],
-    /// Tokens of the longest head, over all layers that share the table.
+    /// Tokens of the longest head, over all neighbouring layers that share the table.
     pub longest: u32,
     /// Entries before this one are not written.
     pub first_writable: u32,

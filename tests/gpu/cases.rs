@@ -2,7 +2,7 @@
 
 use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Selector, Switch};
 
-use crate::support::{Case, Data, Layout, run, shape};
+use crate::support::{Case, Data, Fixture, Layout, download, gpu, run, shape};
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 const SELECTORS: [Selector; 3] = [Selector::Auto, Selector::Radix, Selector::Bitonic];
@@ -229,6 +229,29 @@ fn bands_of_rows() {
             run(&case);
             case.policy.cached_norms = true;
             run(&case);
+        }
+    }
+}
+
+/// Which tokens of a row that is longer than was said are kept is undefined, but each keeps its key and its value.
+#[test]
+fn bands_of_rows_longer_than_said() {
+    let gpu = gpu();
+    for (order, selector) in ORDERS.into_iter().flat_map(|order| SELECTORS.map(|selector| (order, selector))) {
+        let mut case = Case::new(shape(1, 2, 2000, 64, Dtype::F16), policy(0.5, selector, order));
+        case.options.max_binding_bytes = Some(1 << 16);
+        case.lengths = vec![1500];
+        let fixture = Fixture::new(gpu, &case);
+        let kept = pollster::block_on(fixture.bound.compress(&gpu.device, &gpu.queue, 600)).expect("a record");
+        for (tensor, before) in fixture.host[0].buffers.iter().enumerate() {
+            let got = download(gpu, &fixture.buffers[0][tensor]);
+            for (row, positions) in kept.layers[0].positions.iter().enumerate() {
+                for (slot, &position) in positions.iter().enumerate() {
+                    let at = |token: usize| (row * 2000 + token) * 128..(row * 2000 + token + 1) * 128;
+                    let (got, expected) = (&got[at(slot)], &before[at(position as usize)]);
+                    assert!(got == expected, "tensor {tensor}, row {row}, slot {slot}: {order:?}, {selector:?}");
+                }
+            }
         }
     }
 }

@@ -209,7 +209,26 @@ fn schedules_of_single_rows_and_whole_layers() {
     schedule.append(&[1, 0]).expect_err("the layer left whole is full");
     let error = r#"IndexOutOfRange { argument: "sequence", got: 2, limit: 2 }"#;
     assert_error("sequence", schedule.reset_sequence(2), error);
+    assert_error("sequence", schedule.left_whole(2, 1), error);
+    assert_error("len", schedule.left_whole(0, 11), r#"TooLarge { argument: "len", got: 11, limit: 10 }"#);
     schedule.reset_sequence(0).expect("a sequence");
     assert_eq!([schedule.max_len(0), schedule.max_len(1)], [Ok(0), Ok(4)], "the other is as it was");
     schedule.append(&[3, 0]).expect("an empty sequence has room");
+}
+
+/// A compression that left a sequence as it was, which the schedule is told, is due again with the next token.
+#[test]
+fn schedules_of_sequences_left_whole() {
+    for trigger in [Trigger::AtCap(6), Trigger::Every(6)] {
+        let mut schedule = Schedule::new(&plan(|_| ()).expect("a plan"), trigger, &[5, 1]).expect("a schedule");
+        let due = schedule.append(&[1, 1]).expect("room").expect("a compression");
+        schedule.left_whole(0, due.max_len).expect("a sequence");
+        assert_eq!([schedule.max_len(0), schedule.max_len(1)], [Ok(6), Ok(1)], "left, and halved");
+        let due = schedule.append(&[1, 0]).expect("room").expect("a compression");
+        assert_eq!((due.max_len, due.max_new), (7, 7), "none of its norms counts as known");
+        assert_eq!([schedule.max_len(0), schedule.max_len(1)], [Ok(4), Ok(1)], "both are halved, rounded up");
+        // A bound below what is known changes nothing.
+        schedule.left_whole(0, 2).expect("a sequence");
+        assert_eq!(schedule.max_len(0), Ok(4));
+    }
 }

@@ -1,6 +1,6 @@
 //! Every score records what wgpu accepts at WebGPU's default limits, and what is wrong about the caller's scores.
 
-use keynorm::{ExternalScore, KvShape, Policy, Score, Strides, TensorView};
+use keynorm::{Dtype, ExternalScore, KvShape, Policy, Score, Strides, TensorSpec, TensorView};
 
 use crate::support::{Draft, assert_error, assert_records, assert_usable, noop, policy, shape};
 
@@ -117,4 +117,31 @@ fn scores_larger_than_a_binding() {
         draft.bind_with_scores(&plan, &[TensorView { buffer: &buffer, offset_bytes: 0, strides }]),
         r#"Argument(RowExceedsBinding { argument: "scores", row_bytes: 360024, limit: 65536 })"#,
     );
+}
+
+/// Keys and values back to back, of which one binding would have to hold both where they meet between aligned addresses.
+#[test]
+fn rows_that_meet_and_are_not_scored_by_bands() {
+    let noop = noop();
+    let mut options = keynorm::Options::default();
+    options.max_binding_bytes = Some(1 << 16);
+    let compressor = keynorm::Compressor::new(&noop.device, options).expect("a compressor");
+    let spec = TensorSpec::new(Dtype::F16, 64);
+    let shape = KvShape { num_layers: 1, batch_size: 1, num_kv_heads: 1, capacity: 499, keys: spec, values: spec };
+    let plan = compressor.plan(&shape, &Policy { score: Score::KeyDiff, ..policy() }).expect("a sound plan");
+    let mut draft = Draft::new(&noop, &plan);
+    let buffer = noop.storage(1 << 18);
+    let row_bytes = 499_u64 * 128;
+    for (offset_bytes, meet) in [(row_bytes, true), (row_bytes.next_multiple_of(256), false)] {
+        let (keys, values) = &mut draft.layers[0];
+        (keys.buffer, values.buffer) = (buffer.clone(), buffer.clone());
+        values.offset_bytes = offset_bytes;
+        if meet {
+            let error =
+                r#"Argument(RowExceedsBinding { argument: "keys and values", row_bytes: 127744, limit: 65536 })"#;
+            assert_error("back to back", draft.bind(&plan), error);
+        } else {
+            draft.bind(&plan).expect("each fits a binding");
+        }
+    }
 }
