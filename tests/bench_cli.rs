@@ -99,6 +99,53 @@ fn reports_of_other_bits_fail() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("1 rows left other bits"));
 }
 
+/// Neither a row without bits nor one whose bits were void is equal to another.
+#[test]
+fn reports_of_failed_rows_fail() {
+    let path = record("nvidia-h200/2026-11-30-design.json");
+    let dir = tempfile::tempdir().expect("a folder");
+    for (name, hash) in [("wrong", Some("")), ("void", None)] {
+        let failed = dir.path().join(name);
+        let mut report = read(&path);
+        report["rows"][1]["error"] = name.into();
+        if let Some(hash) = hash {
+            report["rows"][1]["hash"] = hash.into();
+        }
+        std::fs::write(&failed, report.to_string()).expect("a file");
+        let output = bench(&["compare", &path, failed.to_str().expect("a path")]);
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(2), "{name}: {stdout}");
+        assert_eq!(stdout.matches("**failed**").count(), 1, "{name}: {stdout}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("1 rows failed in one of the reports"), "{name}");
+    }
+}
+
+/// A row whose goal is of its floor, which it has none of where it failed.
+#[test]
+fn failed_rows_count_among_those_with_a_goal() {
+    let path = record("nvidia-h100-80gb-hbm3/2026-11-27-keydiff.json");
+    let verdict = |path: &str| {
+        let table = succeed(&["table", "--json", path]);
+        let line = table.lines().find(|l| l.contains("rows with a goal in time")).expect("a verdict");
+        line.split_whitespace().nth(2).and_then(|count| count.parse::<u32>().ok()).expect("a count")
+    };
+    let mut report = read(&path);
+    let row = report["rows"].as_array_mut().expect("rows").iter_mut().find(|r| r["score"] == "keydiff");
+    let row = row.expect("a row of KeyDiff");
+    (row["error"], row["us_median"], row["floor_us"], row["num_moved"]) =
+        ("void".into(), Value::Null, Value::Null, 0.into());
+    let dir = tempfile::tempdir().expect("a folder");
+    let failed = dir.path().join("failed.json");
+    std::fs::write(&failed, report.to_string()).expect("a file");
+    assert_eq!(verdict(failed.to_str().expect("a path")), verdict(&path));
+}
+
+#[test]
+fn arguments_that_lack_are_named() {
+    assert!(fail(&["compare", "a.json"]).contains("not provided: <B>"));
+    assert!(fail(&["run", "--preset", "foo"]).contains("[possible values: "));
+}
+
 /// A rate or a time of another device makes no floor and no speed-up.
 #[test]
 fn peers_of_another_device_are_refused() {

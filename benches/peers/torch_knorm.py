@@ -287,7 +287,7 @@ def measure_row(row, fn, verify, timer):
             verify(fn())
             row.update(timer.measure(fn))
         row["gb_s"] = round(row["bytes_floor"] / row["us_median"] / 1e3, 3)
-    except (WrongResult, RuntimeError, MemoryError) as error:
+    except (WrongResult, RuntimeError, MemoryError, TypeError) as error:
         row["error"] = short(error)
         log(f"  {row['peer']} {row['mode']}: {row['error']}")
 

@@ -16,9 +16,21 @@ pub fn wgpu_version() -> String {
 
 /// The command line; of paths only the file names.
 pub fn command() -> String {
-    let args = std::env::args().skip(1);
-    let short = args.map(|a| a.rsplit('/').next().unwrap_or_default().to_owned());
-    ["bench".to_owned()].into_iter().chain(short).collect::<Vec<_>>().join(" ")
+    ["bench".to_owned()]
+        .into_iter()
+        .chain(std::env::args().skip(1).map(|a| shortened(&a)))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// An argument, `--name=value` or a list of values, each a path's last part.
+fn shortened(arg: &str) -> String {
+    let (name, values) = match arg.split_once('=') {
+        Some((name, values)) if name.starts_with("--") => (format!("{name}="), values),
+        _ => (String::new(), arg),
+    };
+    let short: Vec<_> = values.split(',').map(|value| value.rsplit(['/', '\\']).next().unwrap_or_default()).collect();
+    name + &short.join(",")
 }
 
 /// The day in UTC, by Howard Hinnant's `civil_from_days`.
@@ -34,4 +46,21 @@ pub fn today() -> String {
     let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     format!("{year}-{month:02}-{day:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shortened;
+
+    #[test]
+    fn commands_name_files_and_options() {
+        for (arg, expected) in [
+            ("--peers", "--peers"),
+            ("a/t16.json,b/t32.json", "t16.json,t32.json"),
+            ("--output-json=/tmp/o.json", "--output-json=o.json"),
+            ("8x1024,8x4096", "8x1024,8x4096"),
+        ] {
+            assert_eq!(shortened(arg), expected);
+        }
+    }
 }

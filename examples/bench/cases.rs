@@ -57,7 +57,8 @@ pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
         for keep_ratio in keeps {
             for &order in &args.order {
                 for &score in &args.score {
-                    let case = |&selector| Case { keep_ratio, order, selector, score, passes: args.passes, cached };
+                    let case =
+                        |&selector| Case { keep_ratio, order, selector, score, passes: args.passes && !cached, cached };
                     cases.extend(args.selector.iter().map(case));
                 }
             }

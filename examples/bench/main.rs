@@ -20,6 +20,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use clap::error::ErrorKind;
 use cli::{Cli, Command, WithPeers};
 use report::Report;
 
@@ -31,8 +32,14 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
+            // The first paragraph says it all; the others are hints, or how to use it where nothing was asked for.
             let text = error.to_string();
-            eprintln!("{}", text.lines().next().unwrap_or_default());
+            if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+                eprint!("{text}");
+            } else {
+                let words: Vec<&str> = text.split("\n\n").next().unwrap_or(&text).split_whitespace().collect();
+                eprintln!("{}", words.join(" "));
+            }
             return ExitCode::from(2);
         }
     };
@@ -66,12 +73,18 @@ fn load(reports: &WithPeers) -> gpu::Result<Report> {
 fn compare(a: &Path, b: &Path) -> gpu::Result<()> {
     let compared = tables::compare(&files::read_json(a)?, &files::read_json(b)?)?;
     print!("{}", compared.text);
-    match compared.num_different {
-        0 => Ok(()),
+    let different = match compared.num_different {
+        0 => None,
         count => {
-            Err(format!("{count} rows left other bits (f32 sets of two devices may, within the documented tolerance)"))
+            Some(format!("{count} rows left other bits (f32 sets of two devices may, within the documented tolerance)"))
         }
-    }
+    };
+    let failed = match compared.num_failed {
+        0 => None,
+        count => Some(format!("{count} rows failed in one of the reports")),
+    };
+    let wrong: Vec<String> = different.into_iter().chain(failed).collect();
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
 }
 
 fn list_adapters() -> gpu::Result<()> {

@@ -128,7 +128,9 @@ fn series_of(report: &Report, panel: &Panel) -> Vec<Series> {
     for (order, label, color) in [("fill", "keynorm fill", BLUE), ("positional", "keynorm positional", SKY)] {
         let points = |value: fn(&Row) -> Option<f64>| {
             let rows = report.rows.iter().filter(|r| r.order == order && panel_of(r) == *panel);
-            sorted(rows.filter_map(|r| value(r).map(|us| (f64::from(r.seq_len), us))))
+            // A floor of nothing to move has no place on a logarithmic axis.
+            let timed = rows.filter_map(|r| value(r).filter(|&us| us > 0.0).map(|us| (f64::from(r.seq_len), us)));
+            sorted(timed)
         };
         let floor_name = label.replace("keynorm", "floor,");
         all.push(Series { name: label.into(), points: points(|r| r.us_median), color, dashed: false });
@@ -177,7 +179,13 @@ fn draw(report: &Report, panel: &Panel, series: &[Series], path: &Path) -> DrawR
         (layers, rows) => format!("{layers} layers × {rows} rows"),
     };
     let named = [(&panel.score, "norm"), (&panel.mode, "compress"), (&panel.selector, "auto")];
-    let what: String = named.iter().filter(|(is, usual)| is != usual).map(|(is, _)| format!(", {is}")).collect();
+    let mut what: String = named.iter().filter(|(is, usual)| is != usual).map(|(is, _)| format!(", {is}")).collect();
+    if panel.norms != "wide" {
+        what += &format!(", norms {}", panel.norms);
+    }
+    if let Some(capacity) = panel.capacity {
+        what += &format!(", room for {capacity}");
+    }
     let title = format!(
         "KV-cache compression: {rows}, head dimension {}, {}, keep {}{what}",
         panel.head_dim, panel.dtype, panel.keep_ratio
@@ -204,7 +212,11 @@ fn draw(report: &Report, panel: &Panel, series: &[Series], path: &Path) -> DrawR
         .bold_line_style(RGBColor(225, 225, 225))
         .axis_style(grey)
         .x_desc("tokens a row (n)")
-        .y_desc(if a.device_type == "Cpu" { "time, µs (median)" } else { "GPU time, µs (median)" })
+        .y_desc(if a.device_type == "Cpu" || report.clock != "gpu" {
+            "time, µs (median)"
+        } else {
+            "GPU time, µs (median)"
+        })
         .x_label_formatter(&|n| tokens(*n))
         .y_label_formatter(&|us| us.to_string())
         .label_style((FONT, 14))

@@ -56,12 +56,16 @@ pub fn run(args: &RunArgs) -> Result<()> {
         save(args, &report)?;
     }
     bar.finish_and_clear();
-    if let Some(path) = &args.plot {
-        plot::plot(&report, &Filter::default(), path)?;
-    }
     print!("{}", markdown::report(&report));
     if args.preset.is_some() {
         print!("\n{}", tables::table(&report));
+    }
+    if let Some(path) = &args.plot {
+        if report.rows.iter().any(|r| r.us_median.is_some()) {
+            plot::plot(&report, &Filter::default(), path)?;
+        } else {
+            eprintln!("{}: not drawn, since no row was timed", path.display());
+        }
     }
     match report.rows.iter().filter(|r| r.error.is_some()).count() {
         _ if report.void.is_some() => Err(report.void.unwrap_or_default()),

@@ -82,7 +82,7 @@ pub fn table(report: &Report) -> String {
 /// How many rows reach their goals, and how even times a token are from 64k to 1M tokens a row.
 fn verdicts(report: &Report) -> String {
     let mut text = String::new();
-    let with_goal = report.rows.iter().filter(|r| goal_us(r, report).is_some());
+    let with_goal = report.rows.iter().filter(|r| has_goal(r, report));
     let missed = with_goal.clone().filter(|r| is_met(r, report) != Some(true)).count();
     if with_goal.clone().count() > 0 {
         text += &format!("{missed} of {} rows with a goal in time missed it or failed.\n", with_goal.clone().count());
@@ -157,6 +157,12 @@ fn goal_us(row: &Row, report: &Report) -> Option<f64> {
     }
     let goal = goal_of(row)?;
     if row.order == "fill" { Some(goal.fill_us) } else { goal.ordered_us }
+}
+
+/// Whether there is one, also where a row that failed has no floor to make it of.
+fn has_goal(row: &Row, report: &Report) -> bool {
+    let of_floor = Row { floor_us: Some(1.0), ..row.clone() };
+    goal_us(&of_floor, report).is_some()
 }
 
 fn is_met(row: &Row, report: &Report) -> Option<bool> {
@@ -234,12 +240,14 @@ pub struct Comparison {
     pub text: String,
     /// Rows of other bits.
     pub num_different: usize,
+    /// Rows that failed in one of the two.
+    pub num_failed: usize,
 }
 
 pub fn compare(a: &Report, b: &Report) -> Result<Comparison> {
     let head = ["rows × n × d", "dtype", "keep", "order", "selector", "score by", "a µs", "b µs", "b / a", "hash"];
     let mut rows = Vec::new();
-    let mut num_different = 0;
+    let (mut num_different, mut num_failed) = (0, 0);
     let key = |r: &Row| {
         let case = (r.dtype.clone(), r.order.clone(), r.selector.clone(), r.score().to_owned(), r.norms.clone());
         (r.mode.clone(), markdown::shape(r), case, r.keep_ratio.to_bits())
@@ -248,11 +256,13 @@ pub fn compare(a: &Report, b: &Report) -> Result<Comparison> {
         let Some(other) = b.rows.iter().find(|r| key(r) == key(row)) else { continue };
         let ratio = row.us_median.zip(other.us_median).map_or(NONE.into(), |(a, b)| format!("{:.3}", b / a));
         let hash = match (row.hash.as_str(), other.hash.as_str()) {
+            _ if row.error.is_some() || other.error.is_some() => "**failed**",
             ("", _) | (_, "") => NONE,
             (a, b) if a == b => "equal",
             _ => "**differs**",
         };
         num_different += usize::from(hash == "**differs**");
+        num_failed += usize::from(hash == "**failed**");
         let mut cells = vec![markdown::shape(row), row.dtype.clone(), row.keep_ratio.to_string(), row.order.clone()];
         cells.extend([
             row.selector.clone(),
@@ -274,5 +284,5 @@ pub fn compare(a: &Report, b: &Report) -> Result<Comparison> {
         |r: &Report, of: &Report| of.rows.iter().filter(|row| r.rows.iter().all(|o| key(o) != key(row))).count();
     let counts = format!("In one report alone: {} rows of a, {} of b.", lacking(b, a), lacking(a, b));
     let text = format!("a: {}\n\nb: {}\n\n{}\n{counts}\n", name(a), name(b), markdown::table(&head, 5, &rows));
-    Ok(Comparison { text, num_different })
+    Ok(Comparison { text, num_different, num_failed })
 }

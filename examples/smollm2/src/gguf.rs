@@ -1,5 +1,6 @@
 //! A Llama-family GGUF file: shape of the model, dequantised matrices, tokenizer.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -139,11 +140,7 @@ impl Gguf {
 
     /// Refuses what the model here would ignore.
     fn check_ignored(&self) -> Result<()> {
-        const SCALING: &str = "llama.rope.scaling.type";
-        if let Some(scaling) = self.content.metadata.get(SCALING) {
-            let scaling = scaling.to_string()?;
-            ensure!(scaling == "none", "{SCALING} {scaling}: RoPE scaling is not supported");
-        }
+        check_scaling(&self.content.metadata)?;
         // Llama 3's scaling is a tensor.
         ensure!(!self.has("rope_freqs.weight"), "rope_freqs.weight: RoPE scaling is not supported");
         let mut biases: Vec<_> = self.content.tensor_infos.keys().filter(|name| name.ends_with(".bias")).collect();
@@ -218,5 +215,53 @@ fn pre_tokenizer(pre: &str) -> Result<PreTokenizerWrapper> {
         "smollm" => Ok(Sequence::new(vec![Digits::new(true).into(), bytes.into()]).into()),
         "gpt-2" | "gpt2" | "default" | "" => Ok(bytes.into()),
         _ => bail!("pre-tokenizer {pre}: only smollm and gpt-2 are supported"),
+    }
+}
+
+/// Refuses RoPE scaling.
+fn check_scaling(metadata: &HashMap<String, Value>) -> Result<()> {
+    const SCALING: &str = "llama.rope.scaling.type";
+    if let Some(scaling) = metadata.get(SCALING) {
+        let scaling = scaling.to_string()?;
+        ensure!(scaling == "none", "{SCALING} {scaling}: RoPE scaling is not supported");
+    } else {
+        // Without a type it is linear, by the factor under either name; 0 means none.
+        for name in ["llama.rope.scaling.factor", "llama.rope.scale_linear"] {
+            if let Some(factor) = metadata.get(name) {
+                let factor = factor.to_f32()?;
+                ensure!(factor == 0.0 || factor == 1.0, "{name} {factor}: RoPE scaling is not supported");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scaled_positions_are_refused() {
+        let check = |entries: &[(&str, Value)]| {
+            check_scaling(&entries.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect())
+        };
+        let (kind, factor, scale) = ("llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.rope.scale_linear");
+        let text = |text: &str| Value::String(text.to_owned());
+        for sound in [
+            &[][..],
+            &[(kind, text("none")), (factor, Value::F32(4.0))],
+            &[(factor, Value::F32(1.0))],
+            &[(scale, Value::F32(0.0))],
+        ] {
+            check(sound).expect("no scaling");
+        }
+        for (refused, name) in [
+            (&[(kind, text("yarn"))][..], kind),
+            (&[(factor, Value::F32(4.0))], factor),
+            (&[(scale, Value::F32(2.0))], scale),
+        ] {
+            let error = check(refused).expect_err(name).to_string();
+            assert!(error.starts_with(name), "{error}");
+        }
     }
 }

@@ -93,6 +93,7 @@ fn settings(common: &Common, args: &Perplexity) -> Result<Settings> {
         first_seed: common.seed,
     };
     ensure!(settings.prefill > 0 && settings.score > 0, "--prefill and --score are at least 1");
+    ensure!(settings.seeds > 0, "--seeds is at least 1");
     check_shares("--keep", &settings.keep, 0.0..=1.0)?;
     check_shares("--offsets", &settings.offsets, 0.0..=1.0)?;
     if args.protocol != Protocol::Prefill {

@@ -318,10 +318,12 @@ fn plots(answers: &[Answer], lengths: &[usize], task: Task) -> Result<Vec<(Strin
                 cells.push(lengths.iter().map(|l| cell(l).map(|c| c.0)).collect());
             }
         }
-        let title = format!("{}: {:.0} % dropped, layers 0 and 1 whole", task.name(), (1.0 - keep) * 100.0);
+        // With as many digits as it has, so that no two are alike.
+        let dropped = ((1.0 - keep) * 1e6).round() / 1e4;
+        let title = format!("{}: {dropped} % dropped, layers 0 and 1 whole", task.name());
         let titles = Titles { title: &title, x: "tokens of context", y: "strategy, depth" };
         let map = HeatMap { columns: columns.clone(), rows, cells, scale: (0.0, 1.0), digits: 2 };
-        let name = format!("{}-{:.0}.svg", task.name(), (1.0 - keep) * 100.0);
+        let name = format!("{}-{dropped}.svg", task.name());
         plots.push((name, heat_map(titles, &map).context("heat map")?));
     }
     Ok(plots)
