@@ -40,6 +40,9 @@ fn score(@builtin(workgroup_id) grid: vec3<u32>, @builtin(local_invocation_index
     let wg = grid.yxz;
     let r = scored_row(wg.y);
     let place = place_of_row(r);
+    if wg.x + index == 0u {
+        write_note(wg.y, r);
+    }
     start_histogram(index);
     for (var slot = wg.x * TILE + index; slot < min(r.len, (wg.x + 1u) * TILE); slot += WG_SIZE) {
         write_key(wg.y, slot, key_of(r, slot, scores[token_base(params.keys, place, slot)]));

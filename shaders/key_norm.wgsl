@@ -85,16 +85,10 @@ fn first_slot(r: Row) -> u32 {
     return params.first_slot;
 }
 
-// As shared/row_note.wgsl says.
 fn note_row(local_row: u32, r: Row) {
-    if CACHED {
-        return;
+    if !CACHED {
+        write_note(local_row, r);
     }
-    let note = (local_row + 1u) * params.order_stride - NOTE_WORDS;
-    order_keys[note] = r.len;
-    order_keys[note + 1u] = r.compacted;
-    order_keys[note + 2u] = r.num_seen;
-    order_keys[note + 3u] = u32(r.over_capacity);
 }
 
 fn write_score(wg: vec3<u32>, r: Row, slot: u32, sum: f32, nan: bool) {

@@ -92,12 +92,19 @@ fn tile_counts(local_row: u32, tile: u32) -> vec2<u32> {
     return min(histogram[tile_quad(local_row, tile)].xy, vec2<u32>(TILE));
 }
 
+// A bin, and how many keys all have.
+struct BinOfAll {
+    found: Found,
+    num_keys: u32,
+}
+
 // Finds the bin of a rank, of which each invocation has eight. Ends at a barrier.
-fn bin_of_rank(index: u32, low: vec4<u32>, high: vec4<u32>, rank: u32) -> Found {
+fn bin_of_rank(index: u32, low: vec4<u32>, high: vec4<u32>, rank: u32) -> BinOfAll {
     // Keys up to the end of each of them.
     let a = vec4<u32>(low.x, low.x + low.y, low.x + low.y + low.z, low.x + low.y + low.z + low.w);
     let b = a.w + vec4<u32>(high.x, high.x + high.y, high.x + high.y + high.z, high.x + high.y + high.z + high.w);
-    let before = exclusive_scan(index, b.w).before;
+    let scanned = exclusive_scan(index, b.w);
+    let before = scanned.before;
     if rank >= before && rank - before < b.w {
         let r = vec4<u32>(rank - before);
         let starts = max(select(vec4<u32>(0u), a, a <= r), select(vec4<u32>(0u), b, b <= r));
@@ -106,7 +113,7 @@ fn bin_of_rank(index: u32, low: vec4<u32>, high: vec4<u32>, rank: u32) -> Found 
         let end = min(min(ends.x, ends.y), min(ends.z, ends.w));
         wg_found = Found(index * 8u + ones(a <= r) + ones(b <= r), r.x - start, end - start);
     }
-    return workgroupUniformLoad(&wg_found);
+    return BinOfAll(workgroupUniformLoad(&wg_found), scanned.total);
 }
 
 // Counts of tiles whose threshold is known.
@@ -176,7 +183,13 @@ fn collect_tiles(grid: vec3<u32>, grid_width: u32, index: u32) {
     if index == 0u {
         wg_found = Found(0u, 0u, 0u); // an empty row finds nothing
     }
-    let found = bin_of_rank(index, low, high, max(s.budget, 1u) - 1u);
+    let bin = bin_of_rank(index, low, high, max(s.budget, 1u) - 1u);
+    let found = bin.found;
+    if bin.num_keys < s.row.len {
+        // It is longer than was said: what has not been counted has no place among the others.
+        s.row.active_row = false;
+        s.budget = s.row.len;
+    }
     // Of an inactive row nothing has been counted, and what its keys hold is not set aside.
     let len = select(0u, s.row.len, s.row.active_row);
     for (var tile = first_tile; tile < end_tile; tile++) {

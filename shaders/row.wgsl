@@ -15,7 +15,7 @@
 //! Entry points: compress_row · dispatch (1, SCOUTS + num_rows, 1) · none | subgroups: rows up to SLOT_WORDS tokens, or if that is 0
 //!   up to 8 * WG_SIZE and 4096; longer ones stay as they are
 //!   move_row · dispatch (parts or parts + 1, SCOUTS + num_rows, 1) · none | subgroups: rows up to 2 * PAIR_WORDS tokens, or if
-//!   that is 0 up to 8 * WG_SIZE, after their score in key_norm.wgsl; parts: of Fill any even number, half for keys, half for
+//!   that is 0 up to 8 * WG_SIZE, after their score; parts: of Fill any even number, half for keys, half for
 //!   values; of Positional the column slices of both
 //! Overrides: WG_SIZE = 256, or 512 or 1024; LANES = 16, a power of two in 2..=32; KEY_LANES, VALUE_LANES = 16, in 1..=48;
 //!   CHUNKS, KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; KEY_SLICE, VALUE_SLICE = 16, chunks of a column slice, at most

@@ -31,8 +31,10 @@ fn without_subnormals(x: f32) -> f32 {
     return select(x, 0.0, bitcast<u32>(x) < MIN_NORMAL_BITS);
 }
 
-// Rows of this score go stage by stage, where nobody asks for a note.
 fn note_row(local_row: u32, r: Row) {
+    if !VALUES {
+        write_note(local_row, r);
+    }
 }
 
 fn write_score(wg: vec3<u32>, r: Row, slot: u32, square: f32, nan: bool) {

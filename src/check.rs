@@ -120,15 +120,21 @@ impl Builder<'_> {
         if matches!(windows, LayerWindows::Rows { .. }) || self.plan.policy.score_in_use() == Score::KeyNorm {
             return Ok(());
         }
-        let longer = if keys.row_span() >= values.row_span() { keys } else { values };
-        let limit = self.limits().max_binding_bytes;
-        let (argument, row_bytes) = (longer.argument, longer.row_span());
-        if row_bytes <= limit {
-            // They meet between aligned addresses, so that one binding would have to hold both.
-            let row_bytes = keys.row_span() + values.row_span();
-            return Err(ArgumentError::RowExceedsBinding { argument: "keys and values", row_bytes, limit });
+        let limits = self.limits();
+        let limit = limits.max_binding_bytes;
+        // As they would be bound.
+        let bound = |lattice: &Lattice| {
+            let sizes = (0..self.plan.shape.rows_per_layer()).map(|row| rows_range(lattice, row..row + 1, limits).size);
+            (lattice.argument, sizes.max().unwrap_or(0))
+        };
+        let [keys, values] = [keys, values].map(bound);
+        let (argument, row_bytes) = if keys.1 >= values.1 { keys } else { values };
+        if row_bytes > limit {
+            return Err(ArgumentError::RowExceedsBinding { argument, row_bytes, limit });
         }
-        Err(ArgumentError::RowExceedsBinding { argument, row_bytes, limit })
+        // They meet between aligned addresses, so that one binding would have to hold both.
+        let row_bytes = keys.1 + values.1;
+        Err(ArgumentError::RowExceedsBinding { argument: "keys and values", row_bytes, limit })
     }
 
     /// The tables of the compressed layers. Layers may share one, so tables are not compared with each other.

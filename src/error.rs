@@ -314,7 +314,7 @@ pub enum ArgumentError {
     RowExceedsBinding {
         /// Name of the argument.
         argument: &'static str,
-        /// Bytes from the row's first to its last element; of keys and values that meet between aligned addresses those of both.
+        /// Bytes of the row from an aligned address on; of keys and values that meet between aligned addresses those of both.
         row_bytes: u64,
         /// Limit of the device, bytes.
         limit: u64,

@@ -198,7 +198,7 @@ pub struct TensorLayout {
     pub pad2: u32,
 }
 
-/// Mirror of `Params` in row.wgsl.
+/// Mirror of `Params` in shared/row_params.wgsl.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub struct RowParams {

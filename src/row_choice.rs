@@ -37,7 +37,7 @@ pub(crate) fn choices(
     let largest = sizes(capabilities, reduction).next_back().unwrap_or(0);
     let held = eights.chain((largest > 0).then(|| most_of_pairs(largest, capabilities, reduction)));
     let is_full = |len| {
-        !policy.cached_norms && len <= ROW_TOKENS * largest && fills_card((shape, len), policy, capabilities, rows)
+        takes_whole(policy) && len <= ROW_TOKENS * largest && fills_card((shape, len), policy, capabilities, rows)
     };
     let lens = row_lens(shape.capacity, held, is_full);
     lens.into_iter().filter_map(move |len| taken((shape, len), policy, capabilities, rows))
@@ -82,7 +82,6 @@ fn taken(
     // On a CPU the chain is faster: there a workgroup's locals go through memory at each barrier.
     let plain = !capabilities.serial
         && policy.selector == Selector::Auto
-        && (policy.score_in_use() == Score::KeyNorm || policy.cached_norms)
         && !policy.segments
         && policy.pool.is_none()
         && !shape.keys.dtype.is_quantised()
@@ -92,7 +91,7 @@ fn taken(
     if policy.cached_norms {
         return taken_cached((shape, len), policy.order, capabilities, rows).filter(|_| plain);
     }
-    let is_full = fills_card((shape, len), policy, capabilities, rows);
+    let is_full = takes_whole(policy) && fills_card((shape, len), policy, capabilities, rows);
     if !plain || !(is_full || is_alone) {
         return None;
     }
@@ -118,6 +117,11 @@ fn taken(
         pair_words: 0,
         most_moved,
     })
+}
+
+/// Whether a workgroup can score a row whose slots it chooses: by the norm alone.
+fn takes_whole(policy: &Policy) -> bool {
+    policy.score_in_use() == Score::KeyNorm && !policy.cached_norms
 }
 
 /// Likewise where norms are cached: in one dispatch, a workgroup to a row, where that has not much to move or rows are enough.

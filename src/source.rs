@@ -45,21 +45,22 @@ impl Module {
         let rows = rows.as_str();
         let order_key = shader!("shared/order_key.wgsl");
         let digit_counts = shader!("shared/digit_counts.wgsl");
+        let note = shader!("shared/row_note.wgsl");
+        let notes = concat!(shader!("shared/row_note.wgsl"), shader!("shared/note_row.wgsl"));
         let write_key = concat!(shader!("shared/write_key.wgsl"), shader!("shared/digit_counts.wgsl"));
-        let score_rows = [shader!("shared/score_rows.wgsl"), write_key].concat();
+        let score_rows = [shader!("shared/score_rows.wgsl"), notes, write_key].concat();
         let score_rows = score_rows.as_str();
         let info = shader!("shared/row_info.wgsl");
         let scan = scan_by(false);
         let stage = shader!("shared/top_k_emit.wgsl");
         let emit = concat!(shader!("shared/top_k_emit.wgsl"), shader!("shared/top_k_list.wgsl"));
-        let note = shader!("shared/row_note.wgsl");
         let whole_row = concat!(shader!("shared/row_params.wgsl"), shader!("shared/whole_row.wgsl"));
         let recent = concat!(shader!("shared/wide.wgsl"), shader!("shared/recent.wgsl"));
         match *self {
             Self::KeyNorm { dtype, vec4, reduction, tokens } => [
                 enabled(tokens),
                 shader!("key_norm.wgsl"),
-                note,
+                notes,
                 write_key,
                 digits,
                 recent,

@@ -144,6 +144,9 @@ fn score_tile(wg: vec3<u32>, num_parts: u32, index: u32) {
     // From the end, whose keys sum_keys has read last.
     let local_row = params.num_rows - 1u - wg.y;
     let r = scored_row(local_row);
+    if !CACHED && wg.x + index == 0u {
+        write_note(local_row, r);
+    }
     let first = first_slot(r);
     let needed = (r.len - first + TILE - 1u) / TILE;
     // Tiles of both passes are alike where scores are kept, and none is scored that has not been summed.

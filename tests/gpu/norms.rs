@@ -274,3 +274,30 @@ fn cached_rows_longer_than_said() {
         }
     }
 }
+
+/// Nor is one of which `collect` holds more tokens than were counted.
+#[test]
+fn long_cached_rows_longer_than_said() {
+    let gpu = gpu();
+    for (policy, options) in variants().filter(|(policy, _)| policy.selector == Selector::Radix) {
+        for subgroups in [Switch::Auto, Switch::On, Switch::Off] {
+            let mut case = case_of(shape(3, 1, 30_000, 16, Dtype::F16), &(policy.clone(), options.clone()));
+            (case.options.subgroups, case.policy.budget) = (subgroups, Budget::keep_ratio(0.98));
+            case.lengths = vec![20_000, 22_500, 300];
+            let mut fixture = Fixture::new(gpu, &case);
+            submit(gpu, |pass| fixture.bound.record(pass, 20_481).expect("a record"));
+            let kept = pollster::block_on(fixture.state.read(&gpu.device, &gpu.queue)).expect("a read-back");
+            let before = fixture.host[0].buffers.clone();
+            fixture.compress_host(&case);
+            for (tensor, before) in before.iter().enumerate() {
+                let got = download(gpu, &fixture.buffers[0][tensor]);
+                let rows = |row: usize| row * 30_000 * 32..(row + 1) * 30_000 * 32;
+                assert!(got[rows(1)] == before[rows(1)], "the long row of {case:?}");
+                for row in [0, 2] {
+                    assert!(got[rows(row)] == fixture.host[0].buffers[tensor][rows(row)], "row {row} of {case:?}");
+                }
+            }
+            assert_eq!(kept.layers[0].positions[1].len(), 22_500, "the long row of {case:?}");
+        }
+    }
+}

@@ -571,6 +571,16 @@ pub fn quick() -> Vec<Quick> {
     for (subgroups, direction) in
         [(Switch::Auto, Direction::Lowest), (Switch::Off, Direction::Highest), (Switch::On, Direction::Lowest)]
     {
+        let mut scores = [
+            two_passes(Score::KeyDiff, Dtype::F16, 64),
+            ratios(Dtype::F16, direction),
+            external(ExternalScore::F32, direction, 300),
+        ];
+        for case in &mut scores {
+            (case.policy.selector, case.shape.num_layers) = (Selector::Auto, 1);
+            case.options = Options::with_subgroups(subgroups);
+            add("few rows of another score", case.clone(), false);
+        }
         let mut case = kept_scores(subgroups, direction);
         add("kept scores", case.clone(), false);
         (case.policy.selector, case.shape.num_layers, case.policy.skip_layers) = (Selector::Auto, 1, vec![]);

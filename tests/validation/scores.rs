@@ -138,7 +138,7 @@ fn rows_that_meet_and_are_not_scored_by_bands() {
         values.offset_bytes = offset_bytes;
         if meet {
             let error =
-                r#"Argument(RowExceedsBinding { argument: "keys and values", row_bytes: 127744, limit: 65536 })"#;
+                r#"Argument(RowExceedsBinding { argument: "keys and values", row_bytes: 127872, limit: 65536 })"#;
             assert_error("back to back", draft.bind(&plan), error);
         } else {
             draft.bind(&plan).expect("each fits a binding");
