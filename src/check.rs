@@ -8,7 +8,7 @@ use crate::pages::{Views, check_pages, check_table, pool_shape, pool_windows};
 use crate::shape::{Dtype, TensorSpec};
 use crate::state::{CacheState, check_count};
 use crate::view::check_tensor;
-use crate::windows::{LayerWindows, layer_windows, rows_range};
+use crate::windows::{LayerWindows, layer_windows, widest_row};
 
 /// One score of the caller's: a word.
 const SCORE: TensorSpec = TensorSpec::new(Dtype::F32, 1);
@@ -106,13 +106,11 @@ impl Builder<'_> {
     /// Rows of the caller's scores fit a binding, each by itself.
     fn check_scores(&self, scores: &Lattice) -> Result<(), ArgumentError> {
         let limits = self.limits();
-        let sizes = (0..self.plan.shape.rows_per_layer()).map(|row| rows_range(scores, row..row + 1, limits).size);
-        match sizes.max() {
-            Some(row_bytes) if row_bytes > limits.max_binding_bytes => {
-                Err(ArgumentError::RowExceedsBinding { argument: SCORES, row_bytes, limit: limits.max_binding_bytes })
-            }
-            _ => Ok(()),
+        let (row_bytes, limit) = (widest_row(scores, limits), limits.max_binding_bytes);
+        if row_bytes > limit {
+            return Err(ArgumentError::RowExceedsBinding { argument: SCORES, row_bytes, limit });
         }
+        Ok(())
     }
 
     /// Rows of keys and values fit a binding where their bands are not scored.
@@ -122,12 +120,7 @@ impl Builder<'_> {
         }
         let limits = self.limits();
         let limit = limits.max_binding_bytes;
-        // As they would be bound.
-        let bound = |lattice: &Lattice| {
-            let sizes = (0..self.plan.shape.rows_per_layer()).map(|row| rows_range(lattice, row..row + 1, limits).size);
-            (lattice.argument, sizes.max().unwrap_or(0))
-        };
-        let [keys, values] = [keys, values].map(bound);
+        let [keys, values] = [keys, values].map(|lattice| (lattice.argument, widest_row(lattice, limits)));
         let (argument, row_bytes) = if keys.1 >= values.1 { keys } else { values };
         if row_bytes > limit {
             return Err(ArgumentError::RowExceedsBinding { argument, row_bytes, limit });

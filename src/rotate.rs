@@ -17,7 +17,7 @@ use crate::policy::Order;
 use crate::rope::{Pairing, Rope};
 use crate::state::CacheState;
 use crate::view::{TensorView, check_tensor};
-use crate::windows::{LayerWindows, Window, WindowLimits, layer_windows};
+use crate::windows::{LayerWindows, Window, WindowLimits, layer_windows, widest_row};
 
 /// Tokens a workgroup turns.
 const TILE: u32 = 64;
@@ -199,7 +199,7 @@ fn windows(inner: &PlanInner, keys: &Lattice) -> Result<Vec<Window>, ArgumentErr
     match layer_windows((keys, keys), None, false, limits) {
         LayerWindows::Rows { windows, .. } => Ok(windows),
         LayerWindows::Bands { .. } => {
-            let (row_bytes, limit) = (keys.row_span(), limits.max_binding_bytes);
+            let (row_bytes, limit) = (widest_row(keys, limits), limits.max_binding_bytes);
             Err(ArgumentError::RowExceedsBinding { argument: "keys", row_bytes, limit })
         }
     }

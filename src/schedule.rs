@@ -240,7 +240,7 @@ impl Schedule {
             return Ok(None);
         }
         let most = |of: fn(&Sequence) -> u32| self.sequences.iter().map(of).max().unwrap_or(0);
-        let due = Due { max_len: most(Sequence::len), max_new: most(|s| s.num_new) };
+        let due = Due { max_len: most(Sequence::len), max_new: most(|s| s.num_new).min(self.plan.shape.capacity) };
         self.sequences.iter_mut().for_each(|s| s.compress(&self.plan, &self.rules));
         Ok(Some(due))
     }

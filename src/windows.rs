@@ -220,6 +220,12 @@ pub(crate) fn rows_range(lattice: &Lattice, rows: Range<u32>, limits: WindowLimi
     BoundRange::aligned(span.unwrap_or((0, 0)), limits)
 }
 
+/// Bytes of the largest range that one row is bound by.
+pub(crate) fn widest_row(lattice: &Lattice, limits: WindowLimits) -> u64 {
+    let rows = 0..lattice.batch_size * lattice.num_kv_heads;
+    rows.map(|row| rows_range(lattice, row..row + 1, limits).size).max().unwrap_or(0)
+}
+
 /// Splits rows of scratch into runs of at most `max_rows`.
 pub(crate) fn scratch_windows(num_rows: u64, max_rows: u32) -> Vec<(u64, u32)> {
     let mut windows = Vec::new();

@@ -2,7 +2,8 @@
 //   0 params uniform Params
 //   2 state_meta read u32, by StateLayout
 //   3 positions read u32 [row, capacity] original position
-//   4 order_keys read_write u32 [row, order_stride]; with CACHED the scores in the state, f32 bits [row, capacity]
+//   4 order_keys read_write u32 [row, order_stride], behind them a note of the row; with CACHED the scores in the state, f32
+//     bits [row, capacity]
 //   5 histogram read_write atomic u32 [row, histogram_stride] counts of first digits
 //   6 status read_write atomic u32 [layer] sticky bits
 

@@ -219,6 +219,11 @@ fn schedules_of_single_rows_and_whole_layers() {
 /// A compression that left a sequence as it was, which the schedule is told, is due again with the next token.
 #[test]
 fn schedules_of_sequences_left_whole() {
+    let mut unknown =
+        Schedule::new(&plan(|p| p.segments = true).expect("a plan"), Trigger::Every(3), &[5, 1]).expect("one");
+    unknown.left_whole(0, 10).expect("up to the capacity");
+    let due = unknown.append(&[1, 0]).expect("the GPU knows").expect("a compression");
+    assert_eq!((due.max_len, due.max_new), (10, 10), "no more than there is room for");
     for trigger in [Trigger::AtCap(6), Trigger::Every(6)] {
         let mut schedule = Schedule::new(&plan(|_| ()).expect("a plan"), trigger, &[5, 1]).expect("a schedule");
         let due = schedule.append(&[1, 1]).expect("room").expect("a compression");

@@ -1,6 +1,6 @@
 //! What can be wrong about a rotation.
 
-use keynorm::{Frequencies, Order, Pairing, Policy, Rope, TensorView};
+use keynorm::{Dtype, Frequencies, KvShape, Order, Pairing, Policy, Rope, Score, TensorSpec, TensorView};
 
 use crate::support::{Draft, assert_clean, assert_error, noop, policy, shape};
 
@@ -116,4 +116,34 @@ fn rotations() {
         positional.bind_rotation(&noop.device, &[keys], &state, &rope),
         r#"Argument(Unsupported { what: "a rotation with cached scores by KeyDiff, which it would change" })"#,
     );
+}
+
+/// A row that fits a binding only from an aligned address on: the error has what would be bound.
+#[test]
+fn rows_that_begin_between_aligned_addresses() {
+    let noop = noop();
+    let mut options = keynorm::Options::default();
+    options.max_binding_bytes = Some(1 << 16);
+    let compressor = keynorm::Compressor::new(&noop.device, options).expect("a compressor");
+    let spec = TensorSpec::new(Dtype::F16, 64);
+    let shape = KvShape { num_layers: 1, batch_size: 1, num_kv_heads: 1, capacity: 512, keys: spec, values: spec };
+    let scored = Policy { order: Order::Positional, score: Score::KeyDiff, ..policy() };
+    let plan = compressor.plan(&shape, &scored).expect("a sound plan");
+    let mut draft = Draft::new(&noop, &plan);
+    draft.layers[0].0.buffer = noop.storage(1 << 17);
+    let rope = Rope::new(64, 10_000.0);
+    for (offset_bytes, expected) in [(0, None), (256, None), (4, Some(65_540)), (128, Some(65_664))] {
+        draft.layers[0].0.offset_bytes = offset_bytes;
+        let keys = draft.layers[0].0.view();
+        let rotation = plan.bind_rotation(&noop.device, &[keys], &draft.state, &rope);
+        let Some(row_bytes) = expected else {
+            rotation.expect("a row of a binding");
+            draft.bind(&plan).expect("likewise");
+            continue;
+        };
+        let error =
+            format!(r#"Argument(RowExceedsBinding {{ argument: "keys", row_bytes: {row_bytes}, limit: 65536 }})"#);
+        assert_error("rotation", rotation, &error);
+        assert_error("scores", draft.bind(&plan), &error);
+    }
 }
