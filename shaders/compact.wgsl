@@ -54,6 +54,8 @@ override VALUE_CHUNKS: u32 = 16u;
 override VALUE_LANES: u32 = 16u;
 override KEY_SLICE: u32 = 4u;
 override VALUE_SLICE: u32 = 4u;
+override KEY_WORDS: u32 = 33u; // of keys that are moved by words
+override VALUE_WORDS: u32 = 33u; // likewise
 override PACED: bool = false; // the stores of a tile of a walk begin together
 override NUM_LAYERS: u32 = 1u; // in arrays of buffers
 

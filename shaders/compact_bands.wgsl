@@ -38,6 +38,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> lists: array<u32>;
 @group(0) @binding(4) var<storage, read> row_infos: array<RowInfo>;
 
+override KEY_WORDS: u32 = 33u; // of rows that are moved by words
 override WG_SIZE: u32 = 256u;
 override KEY_CHUNKS: u32 = 16u;
 override KEY_LANES: u32 = 16u;

@@ -4,8 +4,8 @@
 //!   src/reference/top_k.rs and src/reference/compact.rs, exact.
 //! Bindings:
 //!   0 params uniform Params (shared/row_params.wgsl)
-//!   1 keys read_write vec4<u32> chunks, addressed by shared/address_strided.wgsl; of layers in arrays group 1, binding 0
-//!   2 values read_write vec4<u32> chunks, likewise, in arrays binding 1
+//!   1 keys read_write u32 words, addressed by shared/address_strided.wgsl; of layers in arrays group 1, binding 0
+//!   2 values read_write u32 words, likewise, in arrays binding 1
 //!   3 state_meta read_write u32, by StateLayout
 //!   4 positions read_write u32 [row, capacity] original position
 //!   5 key_norms read_write u32 [row, capacity] squared norm, f32 bits
@@ -16,7 +16,7 @@
 //! Overrides: WG_SIZE = 256, or 512 or 1024; KEY_CHUNKS, VALUE_CHUNKS = 16, in 1..=128; KEY_LANES, VALUE_LANES = 16, in 1..=48;
 //!   KEY_SLICE, VALUE_SLICE = 16, chunks of a column slice, at most WG_SIZE; PACED = false; IN_ORDER = false; PAIR_WORDS = 0,
 //!   or half the most tokens of a row, at most 8 * WG_SIZE; SCOUTS = 0, rows of the grid that shared/scout.wgsl speaks of;
-//!   NUM_LAYERS = 1, in the arrays
+//!   KEY_WORDS, VALUE_WORDS = 33, where they are moved by words; NUM_LAYERS = 1, in the arrays
 //! Workgroup bytes: 32 * WG_SIZE, beyond 512 half of it, + 4 * WG_SIZE + 256; the first is at least 4 * PAIR_WORDS
 //! Algorithm: a decode step keeps most of a row, so that little is moved and nothing is worth a second dispatch: norms become
 //!   order keys in registers, and the workgroup that has chosen moves.
@@ -38,6 +38,8 @@ override VALUE_CHUNKS: u32 = 16u;
 override VALUE_LANES: u32 = 16u;
 override KEY_SLICE: u32 = 16u;
 override VALUE_SLICE: u32 = 16u;
+override KEY_WORDS: u32 = 33u; // of keys that are moved by words
+override VALUE_WORDS: u32 = 33u; // likewise
 override PACED: bool = false; // the stores of a tile of a walk begin together
 override NUM_LAYERS: u32 = 1u; // in arrays of buffers
 override IN_ORDER: bool = false; // kept tokens keep their order, else movers fill holes

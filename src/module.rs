@@ -132,6 +132,10 @@ pub enum Module {
     RowCached {
         /// Sums over a workgroup are by subgroups.
         subgroups: bool,
+        /// 16-byte accesses to keys, else 4-byte ones.
+        keys_vec4: bool,
+        /// Likewise for values.
+        values_vec4: bool,
         /// Layers have buffers of their own, bound as arrays.
         arrays: bool,
     },
@@ -169,7 +173,10 @@ impl Module {
         ];
         for subgroups in [true, false] {
             all.extend([Self::Radix { subgroups }, Self::RadixLong { subgroups }]);
-            all.extend([false, true].map(|arrays| Self::RowCached { subgroups, arrays }));
+            all.push(Self::RowCached { subgroups, keys_vec4: true, values_vec4: true, arrays: true });
+            for (keys_vec4, values_vec4) in [(true, true), (true, false), (false, true), (false, false)] {
+                all.push(Self::RowCached { subgroups, keys_vec4, values_vec4, arrays: false });
+            }
         }
         all.extend([Dtype::F32, Dtype::F16, Dtype::Bf16].map(|dtype| Self::Rotate { dtype }));
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {

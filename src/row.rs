@@ -122,10 +122,14 @@ const WHOLE_SLICE: u32 = 64;
 
 impl Builder<'_> {
     /// By which kernels so many rows are taken, of ever longer rows.
-    fn taken(&self, num_rows: u32) -> impl Iterator<Item = Taken> {
+    fn taken(&self, num_rows: u32, accesses: [Access; 2]) -> impl Iterator<Item = Taken> {
         let plan = &self.plan;
         let rows = (u64::from(num_rows), u64::from(num_rows) == plan.scratch.num_rows);
-        choices(&plan.shape, &plan.policy, &self.kernels().capabilities, rows)
+        let is_vec4 = accesses == [Access::Vec4; 2];
+        let may_be_words = plan.policy.cached_norms && accesses[1] != Access::Joined;
+        let has_access = (is_vec4 || may_be_words) && self.pages.is_none();
+        let all = choices(&plan.shape, &plan.policy, &self.kernels().capabilities, rows).filter(move |_| has_access);
+        all.filter_map(move |taken| if is_vec4 { Some(taken) } else { taken.by_words(&plan.shape, plan.policy.order) })
     }
 
     /// The parameters of whole rows; `None` where the kernel cannot take them.
@@ -135,8 +139,7 @@ impl Builder<'_> {
         [keys, values]: [(TensorLayout, Access); 2],
     ) -> Option<RowParams> {
         let (scratch, policy) = (&self.plan.scratch, &self.plan.policy);
-        let has_access = [keys.1, values.1] == [Access::Vec4; 2] && self.pages.is_none();
-        self.taken(rows.num_rows).next().filter(|_| has_access)?;
+        self.taken(rows.num_rows, [keys.1, values.1]).next()?;
         let (direction, seed) = direction_of(policy);
         let (digit_shift, digit_window) = digit_window(policy);
         let share = policy.share_bits();
@@ -195,26 +198,27 @@ impl Builder<'_> {
         ]);
         let kind = if draft.array.is_empty() { LayoutKind::Row } else { LayoutKind::RowArrays };
         let group = self.group(kind, &bindings, checks);
+        let accesses = [draft.keys_access, draft.values_access];
         let kernel = |taken: Taken| {
-            let (parts, slice) = self.row_parts(draft.rows.num_rows, &taken);
+            let (parts, slice) = self.row_parts(draft, &taken);
             let pipeline = self.row_pipeline(parts, (&taken, slice), draft, checks);
             RowKernel { most: taken.most, pipeline, parts, at_once: taken.at_once, most_moved: taken.most_moved }
         };
-        Some(RowStage { group, kernels: self.taken(draft.rows.num_rows).map(kernel).collect() })
+        Some(RowStage { group, kernels: self.taken(draft.rows.num_rows, accesses).map(kernel).collect() })
     }
 
-    /// Both tensors are reached by 16 bytes.
-    fn moved_in_rows(&self) -> [MovedRow; 2] {
+    fn moved_in_rows(&self, draft: &LayerDraft) -> [MovedRow; 2] {
         let shape = &self.plan.shape;
-        [&shape.keys, &shape.values].map(|spec| self.moved(spec, Access::Vec4))
+        [self.moved(&shape.keys, draft.keys_access), self.moved(&shape.values, draft.values_access)]
     }
 
     /// What of a row a workgroup takes, and its column slices, 16-byte chunks.
-    fn row_parts(&self, num_rows: u32, taken: &Taken) -> (Parts, u32) {
+    fn row_parts(&self, draft: &LayerDraft, taken: &Taken) -> (Parts, u32) {
         if let Some(slot_words) = taken.slot_words {
             return (Parts::Whole { slot_words }, WHOLE_SLICE);
         }
-        let [keys, values] = self.moved_in_rows();
+        let [keys, values] = self.moved_in_rows(draft);
+        let num_rows = draft.rows.num_rows;
         let chunks = [keys.chunks, values.chunks];
         let slice = slice_chunks(chunks, num_rows, taken.workgroup);
         let parts = match self.plan.policy.order {
@@ -257,7 +261,7 @@ impl Builder<'_> {
             ("PACED", u32::from(paced)),
             ("IN_ORDER", u32::from(self.plan.policy.order == Order::Positional)),
         ];
-        constants.extend(moves_constants(self.moved_in_rows(), slice));
+        constants.extend(moves_constants(self.moved_in_rows(draft), slice));
         let constants: Vec<_> = constants.into_iter().map(|(name, value)| (name, f64::from(value))).collect();
         let reduction = self.kernels().capabilities.reduction(shape.keys.norm_lanes());
         let num_layers = word(draft.array.len() as u64);
@@ -273,16 +277,25 @@ impl Builder<'_> {
         checks: &mut Checks,
     ) -> wgpu::ComputePipeline {
         let capabilities = &self.kernels().capabilities;
+        let moved = self.moved_in_rows(draft);
         let mut constants = vec![
             ("WG_SIZE", taken.workgroup),
             ("PAIR_WORDS", taken.pair_words),
             ("SCOUTS", capabilities.scouts_of_rows()),
             ("IN_ORDER", u32::from(self.plan.policy.order == Order::Positional)),
         ];
-        constants.extend(moves_constants(self.moved_in_rows(), slice));
+        constants.extend(moves_constants(moved, slice));
+        let words = [("KEY_WORDS", moved[0].words), ("VALUE_WORDS", moved[1].words)];
+        constants.extend(words.into_iter().filter_map(|(name, words)| Some((name, words?))));
         let constants: Vec<_> = constants.into_iter().map(|(name, value)| (name, f64::from(value))).collect();
         let num_layers = word(draft.array.len() as u64);
-        let module = Module::RowCached { subgroups: capabilities.shuffle_lanes > 0, arrays: num_layers > 0 };
+        let [keys, values] = moved;
+        let module = Module::RowCached {
+            subgroups: capabilities.shuffle_lanes > 0,
+            keys_vec4: keys.words.is_none(),
+            values_vec4: values.words.is_none(),
+            arrays: num_layers > 0,
+        };
         self.kernels().pipeline_of(module, "compress_cached", num_layers, &constants, checks)
     }
 }

@@ -84,8 +84,7 @@ fn taken(
         && policy.selector == Selector::Auto
         && !policy.segments
         && policy.pool.is_none()
-        && !shape.keys.dtype.is_quantised()
-        && !shape.values.dtype.is_quantised();
+        && (policy.cached_norms || !shape.keys.dtype.is_quantised() && !shape.values.dtype.is_quantised());
     let (num_rows, is_alone) = rows;
     let most_moved = u32::MAX;
     if policy.cached_norms {
@@ -153,9 +152,21 @@ fn taken_cached(
 /// Tokens that a workgroup moves by itself before a dispatch of moves over the whole card is faster, which the more so the
 /// more rows there are takes time of its own. To select from a long row takes a workgroup longer. See `benches/record`.
 fn most_moved(shape: &KvShape, len: u32, num_rows: u64) -> u32 {
+    moved_of_bytes(shape, len, (384 << 10) * (32 + num_rows) / 32)
+}
+
+/// Tokens of so many bytes of keys and values, of rows of more than 4096 in proportion fewer.
+fn moved_of_bytes(shape: &KvShape, len: u32, bytes: u64) -> u32 {
     let row_bytes = u64::from(shape.keys.row_bytes()) + u64::from(shape.values.row_bytes());
-    let bytes = (384 << 10) * 4096 / u64::from(len.max(4096)) * (32 + num_rows) / 32;
-    word(bytes / row_bytes)
+    word(bytes * 4096 / u64::from(len.max(4096)) / row_bytes)
+}
+
+impl Taken {
+    /// Rows whose norms are cached, moved by words, which takes a workgroup longer: only where there is little to move.
+    pub fn by_words(self, shape: &KvShape, order: Order) -> Option<Self> {
+        let most_moved = moved_of_bytes(shape, self.most, 192 << 10);
+        (order == Order::Fill).then_some(Self { most_moved: self.most_moved.min(most_moved), ..self })
+    }
 }
 
 /// Most tokens of a row of which so many invocations hold two eights each: no fewer than one eight.
@@ -421,6 +432,25 @@ mod tests {
             assert_eq!(of(&policy, true), expected, "{num_rows} rows of {len}, {order:?}");
             assert_eq!(of(&policy, false), None, "one window of several");
             assert_eq!(of(&Policy { segments: true, ..policy }, true), None, "segments");
+        }
+    }
+
+    #[test]
+    fn rows_by_words_are_taken_where_little_moves() {
+        let limits = capabilities(1024, 49_152, 32);
+        for (len, num_rows, order, expected) in [
+            (4096, 256, Order::Fill, Some(722)),
+            (8192, 256, Order::Fill, Some(361)),
+            (4096, 256, Order::Positional, None),
+        ] {
+            let (mut shape, policy) = geometry(len, Dtype::Q8_0, order);
+            (shape.keys.head_dim, shape.values.head_dim) = (128, 128);
+            let policy = Policy { cached_norms: true, ..policy };
+            let taken = taken((&shape, len), &policy, &limits, (num_rows, true)).expect("as by 16 bytes");
+            let most = taken.by_words(&shape, order).map(|taken| taken.most_moved);
+            assert_eq!(most, expected, "{num_rows} rows of {len}, {order:?}");
+            let uncached = Policy { cached_norms: false, ..policy };
+            assert!(super::taken((&shape, len), &uncached, &limits, (num_rows, true)).is_none(), "quantised keys");
         }
     }
 }

@@ -143,7 +143,7 @@ impl Module {
                 row_entry(reduction),
             ]
             .concat(),
-            Self::RowCached { subgroups, arrays } => [
+            Self::RowCached { subgroups, keys_vec4, values_vec4, arrays } => [
                 if arrays { ENABLE_ARRAYS } else { "" },
                 shader!("row_cached.wgsl"),
                 whole_row,
@@ -157,8 +157,16 @@ impl Module {
                 order_key,
                 state,
                 address(if arrays { Tokens::Arrays } else { Tokens::Strided }),
-                if arrays { shader!("shared/keys_arrays.wgsl") } else { keys(true) },
-                if arrays { shader!("shared/values_arrays.wgsl") } else { shader!("shared/values_vec4.wgsl") },
+                match (arrays, keys_vec4) {
+                    (true, _) => shader!("shared/keys_arrays.wgsl"),
+                    (false, true) => keys(true),
+                    (false, false) => shader!("shared/keys_apart.wgsl"),
+                },
+                match (arrays, values_vec4) {
+                    (true, _) => shader!("shared/values_arrays.wgsl"),
+                    (false, true) => shader!("shared/values_vec4.wgsl"),
+                    (false, false) => shader!("shared/values_apart.wgsl"),
+                },
                 stage,
                 scan_by(subgroups),
                 if subgroups {

@@ -2,8 +2,6 @@
 @group(0) @binding(1) var<storage, read_write> keys: array<u32>;
 @group(0) @binding(2) var<storage, read_write> front: array<u32>;
 
-override KEY_WORDS: u32 = 33u;
-
 fn load_key_chunk(base: u32, chunk_ix: u32) -> vec4<u32> {
     let w = base + chunk_ix;
     let last = base + KEY_WORDS - 1u;

@@ -1,8 +1,6 @@
 // Values on 4-byte boundaries, as keys_apart.wgsl has keys.
 @group(0) @binding(2) var<storage, read_write> values: array<u32>;
 
-override VALUE_WORDS: u32 = 33u;
-
 fn load_value_chunk(base: u32, chunk_ix: u32) -> vec4<u32> {
     let w = base + chunk_ix;
     let last = base + VALUE_WORDS - 1u;

@@ -1,7 +1,5 @@
 // Values that are bound with the keys, as keys_apart.wgsl has keys.
 
-override VALUE_WORDS: u32 = 33u;
-
 fn load_value_chunk(base: u32, chunk_ix: u32) -> vec4<u32> {
     let w = base + chunk_ix;
     let last = base + VALUE_WORDS - 1u;

@@ -1,9 +1,11 @@
 //! Cached norms: the same sets without reading keys again, path independence, and what is done about missing norms.
 
 use keynorm::reference::key_norm;
-use keynorm::{Budget, Direction, Dtype, KvShape, Options, Order, Policy, Selector, Stages, Status, Switch};
+use keynorm::{
+    Budget, Direction, Dtype, KvShape, Options, Order, Policy, Selector, Stages, Status, Switch, TensorSpec,
+};
 
-use crate::support::{Case, Data, Fixture, download, gpu, run, shape, submit};
+use crate::support::{Case, Data, Fixture, Layout, download, gpu, run, shape, submit};
 
 /// Selectors, and what takes rows whole where a device is no CPU.
 fn variants() -> impl Iterator<Item = (Policy, Options)> {
@@ -298,6 +300,36 @@ fn long_cached_rows_longer_than_said() {
                 }
             }
             assert_eq!(kept.layers[0].positions[1].len(), 22_500, "the long row of {case:?}");
+        }
+    }
+}
+
+/// Quantised rows, those on other boundaries than of 16 bytes, and keys and values of which one is, by words.
+#[test]
+fn cached_rows_moved_by_words() {
+    use Dtype::{Bf16, F16, F32, I8Scaled, Q4_0, Q8_0};
+    let unaligned = Layout::Offset { words: 3, pad_elements: 2 };
+    for subgroups in [Switch::On, Switch::Off] {
+        for (keys, values, layout) in [
+            (Q8_0, Q8_0, Layout::Hnd),
+            (Q4_0, I8Scaled, Layout::Nhd),
+            (F16, Q8_0, Layout::Hnd),
+            (I8Scaled, F32, Layout::Hnd),
+            (F16, Bf16, unaligned),
+        ] {
+            for (batch_size, capacity, keep_ratio) in [(2, 300, 0.9), (30, 250, 0.5), (2, 3000, 0.97), (1, 9000, 0.99)]
+            {
+                let policy = Policy { cached_norms: true, ..Policy::new(Budget::keep_ratio(keep_ratio)) };
+                let options = Options::with_subgroups(subgroups);
+                let mut case = case_of(shape(batch_size, 2, capacity, 64, keys), &(policy, options));
+                (case.shape.values, case.layout) = (TensorSpec::new(values, 64), layout);
+                case.lengths = (0..batch_size).map(|b| capacity - 7 * b).collect();
+                case.appended = vec![5; batch_size as usize];
+                case.active = (0..batch_size).map(|b| b % 4 != 1).collect();
+                (case.policy.sinks, case.policy.recent) = (2, 9);
+                case.lengths.iter_mut().zip(&case.active).for_each(|(len, active)| *len -= u32::from(!active) * 5);
+                run(&case);
+            }
         }
     }
 }
