@@ -57,7 +57,7 @@ mod tests {
         for (arg, expected) in [
             ("--peers", "--peers"),
             ("a/t16.json,b/t32.json", "t16.json,t32.json"),
-            ("--output-json=/tmp/o.json", "--output-json=o.json"),
+            ("--output-json=out/o.json", "--output-json=o.json"),
             ("8x1024,8x4096", "8x1024,8x4096"),
         ] {
             assert_eq!(shortened(arg), expected);
