@@ -143,8 +143,6 @@ impl Builder<'_> {
             constants.push(("PACED", f64::from(u32::from(paced))));
             constants.extend(moves_constants([keys, values], slice).map(|(name, value)| (name, f64::from(value))));
             constants.extend(self.page_size());
-            let words = [("KEY_WORDS", keys.words), ("VALUE_WORDS", values.words)].into_iter();
-            constants.extend(words.filter_map(|(name, words)| Some((name, f64::from(words?)))));
             self.kernels().pipeline_of(module, entry, word(draft.array.len() as u64), &constants, checks)
         };
         let unit = WORKGROUP / keys.lanes.max(values.lanes) * 4;
@@ -206,15 +204,17 @@ impl MovedRow {
 }
 
 /// The constants of the kernels that move keys and values, by column slices of at most so many chunks.
-pub(crate) fn moves_constants([keys, values]: [MovedRow; 2], slice: u32) -> [(&'static str, u32); 6] {
-    [
+pub(crate) fn moves_constants([keys, values]: [MovedRow; 2], slice: u32) -> impl Iterator<Item = (&'static str, u32)> {
+    let chunks = [
         ("KEY_CHUNKS", keys.chunks),
         ("KEY_LANES", keys.lanes),
         ("KEY_SLICE", even_slice(keys.chunks, slice)),
         ("VALUE_CHUNKS", values.chunks),
         ("VALUE_LANES", values.lanes),
         ("VALUE_SLICE", even_slice(values.chunks, slice)),
-    ]
+    ];
+    let words = [("KEY_WORDS", keys.words), ("VALUE_WORDS", values.words)];
+    chunks.into_iter().chain(words.into_iter().filter_map(|(name, words)| Some((name, words?))))
 }
 
 /// Workgroups of a walk by slices of four chunks up to which slices of two are faster.

@@ -277,19 +277,16 @@ impl Builder<'_> {
         checks: &mut Checks,
     ) -> wgpu::ComputePipeline {
         let capabilities = &self.kernels().capabilities;
-        let moved = self.moved_in_rows(draft);
+        let [keys, values] = self.moved_in_rows(draft);
         let mut constants = vec![
             ("WG_SIZE", taken.workgroup),
             ("PAIR_WORDS", taken.pair_words),
             ("SCOUTS", capabilities.scouts_of_rows()),
             ("IN_ORDER", u32::from(self.plan.policy.order == Order::Positional)),
         ];
-        constants.extend(moves_constants(moved, slice));
-        let words = [("KEY_WORDS", moved[0].words), ("VALUE_WORDS", moved[1].words)];
-        constants.extend(words.into_iter().filter_map(|(name, words)| Some((name, words?))));
+        constants.extend(moves_constants([keys, values], slice));
         let constants: Vec<_> = constants.into_iter().map(|(name, value)| (name, f64::from(value))).collect();
         let num_layers = word(draft.array.len() as u64);
-        let [keys, values] = moved;
         let module = Module::RowCached {
             subgroups: capabilities.shuffle_lanes > 0,
             keys_vec4: keys.words.is_none(),
