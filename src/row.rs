@@ -26,23 +26,20 @@ pub(crate) struct RowStage {
     kernels: Vec<RowKernel>,
 }
 
-/// For rows of up to `most` tokens.
+/// Of the rows that it takes.
 #[derive(Debug)]
 struct RowKernel {
-    most: u32,
+    taken: Taken,
     pipeline: wgpu::ComputePipeline,
     parts: Parts,
-    /// As [`Taken`] has it.
-    at_once: u32,
-    most_moved: u32,
 }
 
 impl LayerWindow {
     /// What takes rows of up to so many tokens, and its bindings.
     fn row_kernel(&self, plan: &PlanInner, max_len: u32) -> Option<(&wgpu::BindGroup, &RowKernel)> {
         let row = self.row.as_ref()?;
-        let kernel = row.kernels.iter().find(|kernel| kernel.most >= max_len)?;
-        (plan.max_moved(max_len) <= kernel.most_moved).then_some((&row.group, kernel))
+        let kernel = row.kernels.iter().find(|kernel| kernel.taken.most >= max_len)?;
+        (plan.max_moved(max_len) <= kernel.taken.most_moved).then_some((&row.group, kernel))
     }
 }
 
@@ -100,7 +97,7 @@ impl Bound {
             Parts::Shares { unit, most } => 2 * self.plan.max_moved(max_len).div_ceil(unit).clamp(1, most),
             Parts::Slices(slices) => slices,
         };
-        parts + u32::from(parts != kernel.at_once)
+        parts + u32::from(parts != kernel.taken.at_once)
     }
 }
 
@@ -202,7 +199,7 @@ impl Builder<'_> {
         let kernel = |taken: Taken| {
             let (parts, slice) = self.row_parts(draft, &taken);
             let pipeline = self.row_pipeline(parts, (&taken, slice), draft, checks);
-            RowKernel { most: taken.most, pipeline, parts, at_once: taken.at_once, most_moved: taken.most_moved }
+            RowKernel { taken, pipeline, parts }
         };
         Some(RowStage { group, kernels: self.taken(draft.rows.num_rows, accesses).map(kernel).collect() })
     }

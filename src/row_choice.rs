@@ -86,7 +86,6 @@ fn taken(
         && policy.pool.is_none()
         && (policy.cached_norms || !shape.keys.dtype.is_quantised() && !shape.values.dtype.is_quantised());
     let (num_rows, is_alone) = rows;
-    let most_moved = u32::MAX;
     if policy.cached_norms {
         return taken_cached((shape, len), policy.order, capabilities, rows).filter(|_| plain);
     }
@@ -97,25 +96,23 @@ fn taken(
     let reduction = capabilities.reduction(shape.keys.norm_lanes());
     let mut sizes = sizes(capabilities, reduction);
     let largest = sizes.clone().next_back()?;
+    let of = |workgroup, slot_words, pair_words| Taken {
+        most: len,
+        workgroup,
+        at_once: at_once(workgroup, num_rows),
+        slot_words,
+        pair_words,
+        most_moved: u32::MAX,
+    };
     if len > ROW_TOKENS * largest {
         let is_held = len <= most_of_pairs(largest, capabilities, reduction);
-        let at_once = at_once(largest, num_rows);
-        let pairs =
-            Taken { most: len, workgroup: largest, at_once, slot_words: None, pair_words: len.div_ceil(2), most_moved };
-        return (is_held && is_alone && at_once >= LEAST_OF_PAIRS).then_some(pairs);
+        let pairs = of(largest, None, len.div_ceil(2));
+        return (is_held && is_alone && pairs.at_once >= LEAST_OF_PAIRS).then_some(pairs);
     }
     let wanted = if is_full { wanted_workgroup(len, num_rows) } else { len.div_ceil(ROW_TOKENS) };
     let workgroup = sizes.find(|&workgroup| workgroup >= wanted).unwrap_or(largest);
     let slot_words = slot_words(len, workgroup, capabilities, reduction).filter(|_| is_full);
-    let at_once = at_once(workgroup, num_rows);
-    (slot_words.is_some() || is_alone).then_some(Taken {
-        most: len,
-        workgroup,
-        at_once,
-        slot_words,
-        pair_words: 0,
-        most_moved,
-    })
+    (slot_words.is_some() || is_alone).then_some(of(workgroup, slot_words, 0))
 }
 
 /// Whether a workgroup can score a row whose slots it chooses: by the norm alone.
