@@ -20,7 +20,6 @@ impl Module {
     #[must_use]
     pub fn source_by(&self, wide: bool) -> String {
         let wide_keys = |vec4| if wide && vec4 { shader!("shared/keys_u64.wgsl") } else { keys(vec4) };
-        let moved_values = if wide { shader!("shared/values_u64.wgsl") } else { shader!("shared/values_vec4.wgsl") };
         let address = |tokens| match tokens {
             Tokens::Strided => concat!(shader!("shared/address_strided.wgsl"), shader!("shared/layer_one.wgsl")),
             Tokens::Arrays => concat!(shader!("shared/address_strided.wgsl"), shader!("shared/layer_arrays.wgsl")),
@@ -54,8 +53,28 @@ impl Module {
         let scan = scan_by(false);
         let stage = shader!("shared/top_k_emit.wgsl");
         let emit = concat!(shader!("shared/top_k_emit.wgsl"), shader!("shared/top_k_list.wgsl"));
-        let whole_row = concat!(shader!("shared/row_params.wgsl"), shader!("shared/whole_row.wgsl"));
         let recent = concat!(shader!("shared/wide.wgsl"), shader!("shared/recent.wgsl"));
+        let whole_row = [
+            shader!("shared/row_params.wgsl"),
+            shader!("shared/whole_row.wgsl"),
+            select_row,
+            radix_row,
+            scout,
+            moves,
+            digits,
+            rule,
+            shader!("shared/recent.wgsl"),
+            order_key,
+        ]
+        .concat();
+        let whole_row = whole_row.as_str();
+        let moved_keys = |vec4, tokens| if vec4 { keys_by(true, tokens) } else { shader!("shared/keys_apart.wgsl") };
+        let moved_values = |vec4, tokens| match (tokens, vec4) {
+            (Tokens::Arrays, _) => shader!("shared/values_arrays.wgsl"),
+            (_, true) if wide => shader!("shared/values_u64.wgsl"),
+            (_, true) => shader!("shared/values_vec4.wgsl"),
+            (_, false) => shader!("shared/values_apart.wgsl"),
+        };
         match *self {
             Self::KeyNorm { dtype, vec4, reduction, tokens } => [
                 enabled(tokens),
@@ -119,23 +138,15 @@ impl Module {
                 [shader!("external.wgsl"), score_rows, digits, recent, state, address(Tokens::Strided)].concat()
             }
             Self::Row { dtype, reduction, arrays } => [
-                if arrays { ENABLE_ARRAYS } else { "" },
+                enabled(by_arrays(arrays)),
                 shader!("row.wgsl"),
                 whole_row,
                 note,
-                select_row,
-                radix_row,
-                scout,
-                moves,
-                digits,
-                rule,
-                shader!("shared/recent.wgsl"),
-                order_key,
                 state,
-                address(if arrays { Tokens::Arrays } else { Tokens::Strided }),
-                if arrays { shader!("shared/keys_arrays.wgsl") } else { keys(true) },
+                address(by_arrays(arrays)),
+                moved_keys(true, by_arrays(arrays)),
                 squares(dtype),
-                if arrays { shader!("shared/values_arrays.wgsl") } else { shader!("shared/values_vec4.wgsl") },
+                moved_values(true, by_arrays(arrays)),
                 stage,
                 scan_by(reduction == Reduction::Subgroup),
                 norm_tokens(reduction),
@@ -144,29 +155,13 @@ impl Module {
             ]
             .concat(),
             Self::RowCached { subgroups, keys_vec4, values_vec4, arrays } => [
-                if arrays { ENABLE_ARRAYS } else { "" },
+                enabled(by_arrays(arrays)),
                 shader!("row_cached.wgsl"),
                 whole_row,
-                select_row,
-                radix_row,
-                scout,
-                moves,
-                digits,
-                rule,
-                shader!("shared/recent.wgsl"),
-                order_key,
                 state,
-                address(if arrays { Tokens::Arrays } else { Tokens::Strided }),
-                match (arrays, keys_vec4) {
-                    (true, _) => shader!("shared/keys_arrays.wgsl"),
-                    (false, true) => keys(true),
-                    (false, false) => shader!("shared/keys_apart.wgsl"),
-                },
-                match (arrays, values_vec4) {
-                    (true, _) => shader!("shared/values_arrays.wgsl"),
-                    (false, true) => shader!("shared/values_vec4.wgsl"),
-                    (false, false) => shader!("shared/values_apart.wgsl"),
-                },
+                address(by_arrays(arrays)),
+                moved_keys(keys_vec4, by_arrays(arrays)),
+                moved_values(values_vec4, by_arrays(arrays)),
                 stage,
                 scan_by(subgroups),
                 if subgroups {
@@ -235,13 +230,11 @@ impl Module {
                 info,
                 divided,
                 address(tokens),
-                if keys_vec4 { keys_by(true, tokens) } else { shader!("shared/keys_apart.wgsl") },
+                moved_keys(keys_vec4, tokens),
                 match values_vec4 {
-                    _ if tokens == Tokens::Arrays => shader!("shared/values_arrays.wgsl"),
                     None if keys_vec4 => shader!("shared/values_joined.wgsl"),
                     None => shader!("shared/values_joined_apart.wgsl"),
-                    Some(true) => moved_values,
-                    Some(false) => shader!("shared/values_apart.wgsl"),
+                    Some(vec4) => moved_values(vec4, tokens),
                 },
             ]
             .concat(),
@@ -264,6 +257,10 @@ impl Module {
 
 /// wgpu's extension of WGSL, before all else and on the first line, so that the kernel's lines keep their numbers.
 const ENABLE_ARRAYS: &str = "enable wgpu_binding_array; ";
+
+fn by_arrays(arrays: bool) -> Tokens {
+    if arrays { Tokens::Arrays } else { Tokens::Strided }
+}
 
 fn enabled(tokens: Tokens) -> &'static str {
     if tokens == Tokens::Arrays { ENABLE_ARRAYS } else { "" }
