@@ -157,16 +157,6 @@ impl Bound {
         if max_len == 0 || self.selects.is_empty() {
             return Ok(());
         }
-        if self.takes_rows(stages, max_len) {
-            if stages.has(Stages::NORMS) && self.plan.policy.cached_norms {
-                self.record_new_norms(pass, max_len);
-            }
-            self.record_rows(pass, max_len);
-            return Ok(());
-        }
-        let path = self.path(max_len);
-        let both = stages.has(Stages::SCORE) && stages.has(Stages::SELECT);
-        let fused = path == Path::RadixLong && both && self.plan.policy.may_fuse();
         let cached = self.plan.policy.cached_norms;
         if let Some(pages) = self.pages.as_ref().filter(|_| checks_tables(stages)) {
             pages.record_check(pass, !stages.has(Stages::COMPACT));
@@ -174,6 +164,13 @@ impl Bound {
         if stages.has(Stages::NORMS) && cached {
             self.record_new_norms(pass, max_len);
         }
+        if self.takes_rows(stages, max_len) {
+            self.record_rows(pass, max_len);
+            return Ok(());
+        }
+        let path = self.path(max_len);
+        let both = stages.has(Stages::SCORE) && stages.has(Stages::SELECT);
+        let fused = path == Path::RadixLong && both && self.plan.policy.may_fuse();
         if stages.has(Stages::SCORE) {
             if cached {
                 self.record_order(pass, max_len, fused);
