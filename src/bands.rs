@@ -78,7 +78,7 @@ struct PairDraft {
 }
 
 /// Tokens of which a selector's workgroup takes no more: rows that it holds, and tiles that it takes in turn.
-const MOST_SELECTED: u32 = 8 * SELECT_TILE;
+pub(crate) const MOST_SELECTED: u32 = 8 * SELECT_TILE;
 
 impl BandedLayer {
     pub(crate) fn record_score(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32, (fused, cached): (bool, bool)) {

@@ -202,6 +202,8 @@ impl SelectPipelines {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bands::MOST_SELECTED;
+    use crate::plan::ROW_TOKENS;
 
     #[test]
     fn workgroups_take_more_tiles_where_they_are_many() {
@@ -215,5 +217,13 @@ mod tests {
         ] {
             assert_eq!(tiles_each(serial, num_tiles).collect::<Vec<_>>(), expected, "{num_tiles}");
         }
+    }
+
+    #[test]
+    fn bands_are_moved_as_far_as_workgroups_take_tiles() {
+        for serial in [false, true] {
+            assert!(tiles_each(serial, u64::MAX).all(|each| MOST_SELECTED.is_multiple_of(each * SELECT_TILE)));
+        }
+        assert!(2 * ROW_TOKENS * 1024 <= MOST_SELECTED, "rows that the widest workgroups hold");
     }
 }
