@@ -1,8 +1,8 @@
 //! What `bind_paged` refuses, and what it binds.
 
 use keynorm::{
-    BuildError, Compressor, Dtype, ExternalScore, KvShape, Options, Order, PageShape, PageTable, PagedKvView, Plan,
-    Policy, Score, Strides, TensorSpec, TensorView,
+    BuildError, Dtype, ExternalScore, KvShape, Order, PageShape, PageTable, PagedKvView, Plan, Policy, Score, Strides,
+    TensorSpec, TensorView,
 };
 
 use crate::support::{Noop, assert_error, assert_records, noop, noop_with, policy, shape};
@@ -159,9 +159,7 @@ fn scores_of_the_callers() {
 #[test]
 fn a_pool_beyond_a_binding() {
     let noop = noop();
-    let mut options = Options::default();
-    options.max_binding_bytes = Some(1 << 16);
-    let compressor = Compressor::new(&noop.device, options).expect("a compressor");
+    let compressor = noop.compressor_of_small_bindings();
     let plan = compressor.plan(&paged_shape(), &policy()).expect("a sound plan");
     let mut draft = Draft::new(&noop);
     assert_records(&noop, &plan, &draft.bind(&noop, &plan).expect("60 KiB"));

@@ -122,9 +122,7 @@ fn rotations() {
 #[test]
 fn rows_that_begin_between_aligned_addresses() {
     let noop = noop();
-    let mut options = keynorm::Options::default();
-    options.max_binding_bytes = Some(1 << 16);
-    let compressor = keynorm::Compressor::new(&noop.device, options).expect("a compressor");
+    let compressor = noop.compressor_of_small_bindings();
     let spec = TensorSpec::new(Dtype::F16, 64);
     let shape = KvShape { num_layers: 1, batch_size: 1, num_kv_heads: 1, capacity: 512, keys: spec, values: spec };
     let scored = Policy { order: Order::Positional, score: Score::KeyDiff, ..policy() };

@@ -105,9 +105,7 @@ fn scores_of_the_callers() {
 #[test]
 fn scores_larger_than_a_binding() {
     let noop = noop();
-    let mut options = keynorm::Options::default();
-    options.max_binding_bytes = Some(1 << 16);
-    let compressor = keynorm::Compressor::new(&noop.device, options).expect("a compressor");
+    let compressor = noop.compressor_of_small_bindings();
     let plan = compressor.plan(&shape(), &external()).expect("a sound plan");
     let draft = Draft::new(&noop, &plan);
     let buffer = noop.storage(1 << 20);
@@ -123,9 +121,7 @@ fn scores_larger_than_a_binding() {
 #[test]
 fn rows_that_meet_and_are_not_scored_by_bands() {
     let noop = noop();
-    let mut options = keynorm::Options::default();
-    options.max_binding_bytes = Some(1 << 16);
-    let compressor = keynorm::Compressor::new(&noop.device, options).expect("a compressor");
+    let compressor = noop.compressor_of_small_bindings();
     let spec = TensorSpec::new(Dtype::F16, 64);
     let shape = KvShape { num_layers: 1, batch_size: 1, num_kv_heads: 1, capacity: 499, keys: spec, values: spec };
     let plan = compressor.plan(&shape, &Policy { score: Score::KeyDiff, ..policy() }).expect("a sound plan");

@@ -55,6 +55,13 @@ pub fn policy() -> Policy {
 }
 
 impl Noop {
+    /// With bindings of at most 64 KiB.
+    pub fn compressor_of_small_bindings(&self) -> Compressor {
+        let mut options = Options::default();
+        options.max_binding_bytes = Some(1 << 16);
+        Compressor::new(&self.device, options).expect("a compressor")
+    }
+
     pub fn compressor(&self) -> Compressor {
         Compressor::new(&self.device, Options::default()).expect("a compressor")
     }
