@@ -198,14 +198,13 @@ fn create_module(
     // SAFETY: without loop bounding a shader's loops must end. Every loop of ours counts towards a bound that it does not
     // change: constants, overrides, row lengths clamped to the capacity, numbers of tiles and counts clamped to a tile, the
     // bits of a mask, or halved intervals; or takes tiles by a count that only rises.
-    // Without bounds checks indices must be in range. Which buffer of an array it is is clamped, since some devices look at
-    // it in invocations that a branch has left out. The other indices of kernels with arrays (key_norm, compact, row and
-    // row_cached) are made of parameters, which bind has checked against the buffers; of lengths clamped to the capacity; and of slots in lists,
-    // which hold zeros or what the selectors have written there, or as many in workgroup memory as it has staged: slots
+    // Without bounds checks indices must be in range. Which buffer of an array it is is clamped, since some devices look at it in
+    // invocations that a branch has left out. The other indices of kernels with arrays (key_norm, compact, row and row_cached)
+    // are made of parameters, which bind has checked against the buffers; of lengths clamped to the capacity; and of slots in
+    // lists, which hold zeros or what the selectors have written there, or as many in workgroup memory as it has staged: slots
     // below such a length. Rows that are longer than workgroup memory holds are left as they are (both kernels of rows call
-    // leave_longer of shared/select_row.wgsl); scouts have rows of no tokens.
-    // Where a range begins is clamped to the budget. Keys that workgroup memory sets aside have been counted before, the same
-    // ones: no more than fit.
+    // leave_longer of shared/select_row.wgsl); scouts have rows of no tokens. Where a range begins is clamped to the budget. Keys
+    // that workgroup memory sets aside have been counted before, the same ones: no more than fit.
     unsafe { device.create_shader_module_trusted(descriptor, checks) }
 }
 

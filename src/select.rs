@@ -224,6 +224,7 @@ mod tests {
         for serial in [false, true] {
             assert!(tiles_each(serial, u64::MAX).all(|each| MOST_SELECTED.is_multiple_of(each * SELECT_TILE)));
         }
-        assert!(2 * ROW_TOKENS * 1024 <= MOST_SELECTED, "rows that the widest workgroups hold");
+        // Rows that the widest workgroups hold.
+        const { assert!(2 * ROW_TOKENS * 1024 <= MOST_SELECTED) };
     }
 }
