@@ -4,14 +4,14 @@
 //!   Resource-Constrained Environments", https://arxiv.org/abs/2504.15364; CENTROID: the distance of ManifoldKV (PMLR 306).
 //!   Reference: src/reference/key_diff.rs, exact.
 //! Bindings: shared/score_rows.wgsl, and
-//!   1 keys read_write u32 words of f32|f16|bf16, addressed by shared/address_*.wgsl
+//!   1 keys read_write u32 words of f32|f16|bf16|f8, addressed by shared/address_*.wgsl
 //!   7 sums read_write vec4<f32> [row, sums_stride]: a sum of keys for each SUM_TILE tokens, then that of the row, then the
 //!     number of tiles; with CACHED they are in the state
 //!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
 //! Entry points: sum_keys · dispatch (num_rows, ceil(max_len / SUM_TILE), 1) · needs none | subgroups
 //!   add_tiles · dispatch (num_rows, ceil(head_dim / 16), 1) · none
 //!   score · dispatch (num_rows, ceil(max_len / TILE), 1) · needs none | subgroups
-//! Overrides: WG_SIZE = 256; LANES = 16, a power of two in 2..=32; CHUNKS = 16, in 2..=128; TILE = 256, a multiple of
+//! Overrides: WG_SIZE = 256; LANES = 16, a power of two in 2..=32; CHUNKS = 16, in 1..=128; TILE = 256, a multiple of
 //!   WG_SIZE / LANES * 4; SUM_TILE = 256, likewise; HISTOGRAM = false; CENTROID = false; CACHED = false; PAGE_SIZE = 16
 //! Workgroup bytes: 8192 with HISTOGRAM, + 20 * WG_SIZE in the workgroup variant
 //! Algorithm: sum_keys: LANES invocations share a token as in key_norm. They find its squared norm, leave the inverse of
@@ -25,8 +25,8 @@
 //! Invariants: a key with a NaN or whose squared norm overflows adds nothing and comes last in every direction; one whose
 //!   squared norm is below 2^-126 counts as zero: it adds nothing and its cosine is 0. The order of additions is part of
 //!   the definition: tokens of a group of lanes in turn, then groups in turn, then tiles by 64 in turn, then a tree.
-//!   Inverse norms as weights, and the sum as a factor, are rounded to 13 bits, so that their products with f16 and bf16
-//!   elements are exact and fusing them with additions changes nothing.
+//!   Inverse norms as weights, and the sum as a factor, are rounded to 13 bits, so that their products with f16, bf16
+//!   and f8 elements are exact and fusing them with additions changes nothing.
 
 override LANES: u32 = 16u;
 override CHUNKS: u32 = 16u;
@@ -44,7 +44,7 @@ const SEGMENTS: u32 = 64u;
 
 var<workgroup> wg_sums: array<vec4<f32>, WG_SIZE>;
 
-// What an invocation keeps of a vector of the head's length: up to two chunks of eight elements or four of four.
+// What an invocation keeps of a vector of the head's length: a chunk of sixteen elements, up to two of eight or four of four.
 struct Quads {
     q0: vec4<f32>,
     q1: vec4<f32>,
@@ -116,7 +116,7 @@ fn checked_squares(chunk: vec4<u32>, sum: f32) -> f32 {
 // Adds a chunk to the sums: the invocation's first chunk, second, …
 fn add_chunk(chunk: vec4<u32>, chunk_ix: u32, weight: f32, sum: Quads) -> Quads {
     var q = sum;
-    let low = low_quad(chunk) * weight;
+    let low = chunk_quad(chunk, 0u) * weight;
     let first = chunk_ix * CHUNK_QUADS;
     if first == 0u {
         q.q0 += low;
@@ -127,13 +127,17 @@ fn add_chunk(chunk: vec4<u32>, chunk_ix: u32, weight: f32, sum: Quads) -> Quads 
     } else {
         q.q3 += low;
     }
-    if CHUNK_QUADS == 2u {
-        let high = high_quad(chunk) * weight;
+    if CHUNK_QUADS >= 2u {
+        let high = chunk_quad(chunk, 1u) * weight;
         if first == 0u {
             q.q1 += high;
         } else {
             q.q3 += high;
         }
+    }
+    if CHUNK_QUADS == 4u {
+        q.q2 += chunk_quad(chunk, 2u) * weight;
+        q.q3 += chunk_quad(chunk, 3u) * weight;
     }
     return q;
 }
@@ -150,10 +154,14 @@ fn add_quad(e: vec4<f32>, m: vec4<f32>, sum: f32) -> f32 {
 
 fn score_chunk(chunk: vec4<u32>, chunk_ix: u32, m: Quads, sum: f32) -> f32 {
     if CHUNK_QUADS == 1u {
-        return add_quad(low_quad(chunk), quad_of(m, chunk_ix), sum);
+        return add_quad(chunk_quad(chunk, 0u), quad_of(m, chunk_ix), sum);
     }
-    let low = add_quad(low_quad(chunk), quad_of(m, chunk_ix * 2u), sum);
-    return add_quad(high_quad(chunk), quad_of(m, chunk_ix * 2u + 1u), low);
+    let low = add_quad(chunk_quad(chunk, 0u), quad_of(m, chunk_ix * 2u), sum);
+    let both = add_quad(chunk_quad(chunk, 1u), quad_of(m, chunk_ix * 2u + 1u), low);
+    if CHUNK_QUADS == 2u {
+        return both;
+    }
+    return add_quad(chunk_quad(chunk, 3u), m.q3, add_quad(chunk_quad(chunk, 2u), m.q2, both));
 }
 
 // The row's sum as the score takes it: rounded, or the mean.

@@ -3,7 +3,7 @@
 //!   https://arxiv.org/abs/2406.11430, section 2. Reference: src/reference/key_norm.rs, exact.
 //! Bindings:
 //!   0 params uniform Params
-//!   1 keys read_write u32 words of f32|f16|bf16|q8_0|q4_0|int8, addressed by shared/address_*.wgsl; of layers in arrays
+//!   1 keys read_write u32 words of f32|f16|bf16|f8|q8_0|q4_0|int8, addressed by shared/address_*.wgsl; of layers in arrays
 //!     group 1, binding 0
 //!   2 state_meta read u32, by StateLayout
 //!   3 positions read u32 [row, capacity] original position

@@ -20,8 +20,8 @@ pub enum ArgumentError {
         /// Given elements.
         got: u32,
     },
-    /// A head dimension that ends within a quantised block.
-    #[error("{argument} is {got} elements, expected a multiple of {block_len}, since as many share a block")]
+    /// A head dimension that ends within a quantised block, or with f8 within 16 bytes.
+    #[error("{argument} is {got} elements, expected a multiple of {block_len}: its dtype has as many in a block")]
     PartialBlock {
         /// Name of the argument.
         argument: &'static str,

@@ -179,7 +179,7 @@ impl Module {
             }
         }
         all.extend([Dtype::F32, Dtype::F16, Dtype::Bf16].map(|dtype| Self::Rotate { dtype }));
-        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F8E4M3, Dtype::F8E5M2] {
             for reduction in [Reduction::Subgroup, Reduction::Workgroup] {
                 all.extend([false, true].map(|arrays| Self::Row { dtype, reduction, arrays }));
             }

@@ -60,10 +60,10 @@ impl Rope {
     ///
     /// # Errors
     /// A `rotary_dim` of 0, above the keys' `head_dim` or not a multiple of what it must be; a base, factor or entry of the
-    /// table that is not a positive number; a table of the wrong length; quantised keys.
+    /// table that is not a positive number; a table of the wrong length; quantised or f8 keys.
     pub fn check(&self, keys: &TensorSpec) -> Result<(), ArgumentError> {
-        if keys.dtype.is_quantised() {
-            return Err(ArgumentError::Unsupported { what: "a rotation of quantised keys" });
+        if keys.dtype.is_quantised() || keys.dtype.is_f8() {
+            return Err(ArgumentError::Unsupported { what: "a rotation of quantised or f8 keys" });
         }
         let multiple = if self.pairing == Pairing::HalfSplit && keys.dtype != Dtype::F32 { 4 } else { 2 };
         if self.rotary_dim == 0 || self.rotary_dim > keys.head_dim || !self.rotary_dim.is_multiple_of(multiple) {

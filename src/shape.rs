@@ -21,6 +21,7 @@ const MAX_ROWS: u64 = 65_535 * 256;
 /// let strides = Strides::nhd(8, 4096, spec.row_units());
 /// assert_eq!(strides.token, 8 * 136); // bytes, since the rows are quantised
 /// ```
+#[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// IEEE 754 binary32.
@@ -29,6 +30,12 @@ pub enum Dtype {
     F16,
     /// bfloat16, two to a 32-bit word. Magnitudes below 2⁻⁶³ count as zero in the norm; they are moved unchanged.
     Bf16,
+    /// OCP FP8 E4M3 (`float8_e4m3fn`: no infinity), four to a 32-bit word. A scale for a tensor or a head leaves the order of
+    /// a row's keys alone, so that none is asked for; what compares norms with a limit or across heads
+    /// ([`Budget::MaxNorm`](crate::Budget::MaxNorm), [`Pool`](crate::Pool)) sees them without it.
+    F8E4M3,
+    /// OCP FP8 E5M2, likewise: the upper byte of an f16.
+    F8E5M2,
     /// ggml's `q8_0`: blocks of 32 elements in 34 bytes, an f16 scale and 32 signed bytes. Strides are in bytes. Rows are
     /// moved unchanged, never requantised.
     Q8_0,
@@ -50,7 +57,7 @@ impl Dtype {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
-            Self::Q8_0 | Self::Q4_0 | Self::I8Scaled => 1,
+            Self::F8E4M3 | Self::F8E5M2 | Self::Q8_0 | Self::Q4_0 | Self::I8Scaled => 1,
         }
     }
 
@@ -60,9 +67,15 @@ impl Dtype {
         matches!(self, Self::Q8_0 | Self::Q4_0 | Self::I8Scaled)
     }
 
-    /// Elements that a row's length is a multiple of, because they share a block.
+    /// Elements are bytes that stand for themselves.
+    pub(crate) const fn is_f8(self) -> bool {
+        matches!(self, Self::F8E4M3 | Self::F8E5M2)
+    }
+
+    /// Elements that a row's length is a multiple of, because they share a block or a 16-byte chunk.
     const fn block_len(self) -> u32 {
         match self {
+            Self::F8E4M3 | Self::F8E5M2 => 16,
             Self::Q8_0 | Self::Q4_0 => BLOCK_LEN,
             _ => 1,
         }
@@ -74,7 +87,7 @@ impl Dtype {
 pub struct TensorSpec {
     /// Element type.
     pub dtype: Dtype,
-    /// Elements a token: a multiple of 8 from 16 to 512.
+    /// Elements a token: a multiple of 8 from 16 to 512; of 16 for f8, of 64 for q8_0 and q4_0.
     pub head_dim: u32,
 }
 
@@ -89,7 +102,9 @@ impl TensorSpec {
     #[must_use]
     pub const fn row_bytes(&self) -> u32 {
         match self.dtype {
-            Dtype::F32 | Dtype::F16 | Dtype::Bf16 => self.head_dim * self.dtype.size_bytes(),
+            Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F8E4M3 | Dtype::F8E5M2 => {
+                self.head_dim * self.dtype.size_bytes()
+            }
             Dtype::Q8_0 => self.head_dim / BLOCK_LEN * 34,
             Dtype::Q4_0 => self.head_dim / BLOCK_LEN * 18,
             Dtype::I8Scaled => self.head_dim + 4,

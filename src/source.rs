@@ -212,7 +212,7 @@ impl Module {
                     Dtype::F32 => shader!("shared/pair_f32.wgsl"),
                     Dtype::F16 => shader!("shared/pair_f16.wgsl"),
                     Dtype::Bf16 => shader!("shared/pair_bf16.wgsl"),
-                    Dtype::Q8_0 | Dtype::Q4_0 | Dtype::I8Scaled => "", // refused
+                    Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::Q8_0 | Dtype::Q4_0 | Dtype::I8Scaled => "", // refused
                 },
                 state,
                 shader!("shared/longest_row.wgsl"),
@@ -281,6 +281,8 @@ fn squares(dtype: Dtype) -> &'static str {
         Dtype::F32 => shader!("shared/element_f32.wgsl"),
         Dtype::F16 => shader!("shared/element_f16.wgsl"),
         Dtype::Bf16 => shader!("shared/element_bf16.wgsl"),
+        Dtype::F8E4M3 => concat!(shader!("shared/element_f8.wgsl"), shader!("shared/f8_e4m3.wgsl")),
+        Dtype::F8E5M2 => concat!(shader!("shared/element_f8.wgsl"), shader!("shared/f8_e5m2.wgsl")),
         Dtype::Q8_0 => shader!("shared/blocks_q8_0.wgsl"),
         Dtype::Q4_0 => shader!("shared/blocks_q4_0.wgsl"),
         Dtype::I8Scaled => shader!("shared/blocks_i8.wgsl"),
@@ -292,6 +294,7 @@ fn unpacked(dtype: Dtype) -> &'static str {
         Dtype::F32 => shader!("shared/unpack_f32.wgsl"),
         Dtype::F16 => shader!("shared/unpack_f16.wgsl"),
         Dtype::Bf16 => shader!("shared/unpack_bf16.wgsl"),
+        Dtype::F8E4M3 | Dtype::F8E5M2 => shader!("shared/unpack_f8.wgsl"),
         // Plans refuse the scores that take elements one by one.
         Dtype::Q8_0 | Dtype::Q4_0 | Dtype::I8Scaled => "",
     }

@@ -46,6 +46,8 @@ fn file_dtype(dtype: Dtype) -> FileDtype {
         Dtype::F32 => FileDtype::F32,
         Dtype::F16 => FileDtype::F16,
         Dtype::Bf16 => FileDtype::BF16,
+        Dtype::F8E4M3 => FileDtype::F8_E4M3,
+        Dtype::F8E5M2 => FileDtype::F8_E5M2,
         other => panic!("no file holds {other:?}"),
     }
 }
@@ -54,6 +56,8 @@ fn spec_of(tensor: &Tensor) -> TensorSpec {
     let dtype = match tensor.0 {
         FileDtype::F32 => Dtype::F32,
         FileDtype::F16 => Dtype::F16,
+        FileDtype::F8_E4M3 => Dtype::F8E4M3,
+        FileDtype::F8_E5M2 => Dtype::F8E5M2,
         _ => Dtype::Bf16,
     };
     TensorSpec::new(dtype, tensor.1[3] as u32)
@@ -74,6 +78,8 @@ fn random(dtype: Dtype, shape: [usize; 4], seed: &mut u64) -> Tensor {
             Dtype::F32 => bytes.extend(value.to_le_bytes()),
             Dtype::F16 => bytes.extend(half::f16::from_f32(value).to_le_bytes()),
             Dtype::Bf16 => bytes.extend(half::bf16::from_f32(value).to_le_bytes()),
+            Dtype::F8E4M3 => bytes.push(float8::F8E4M3::from_f32(value).to_bits()),
+            Dtype::F8E5M2 => bytes.push(float8::F8E5M2::from_f32(value).to_bits()),
             other => panic!("no file holds {other:?}"),
         }
     }
@@ -165,7 +171,7 @@ fn check(input: &Path, args: &[&str], policy: &Policy, skip_layers: &[u32]) -> C
 #[test]
 fn output_equals_the_reference() {
     let dir = tempfile::tempdir().expect("a folder");
-    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F8E4M3, Dtype::F8E5M2] {
         let input = dir.path().join(format!("{dtype:?}.safetensors"));
         write(&input, &random_cache(dtype));
         for (order_name, order) in [("fill", Order::Fill), ("positional", Order::Positional)] {
@@ -383,7 +389,12 @@ fn bad_caches_are_refused() {
         ("layers.0.values", f16, &[2, 1, 150, 64], "layers.0.values has num_kv_heads 1, but layers.0.keys has 2"),
         ("layers.0.values", f16, &[1, 2, 150, 64], "layers.0.values has batch 1, but layers.0.keys has 2"),
         ("layers.0.keys", f16, &[2, 150, 64], "layers.0.keys has shape [2, 150, 64], expected [batch, num_kv_heads"),
-        ("layers.3.keys", FileDtype::F64, &[1, 3, 97, 80], "layers.3.keys has dtype F64, expected F16, BF16 or F32"),
+        (
+            "layers.3.keys",
+            FileDtype::F64,
+            &[1, 3, 97, 80],
+            "layers.3.keys has dtype F64, expected F16, BF16, F32, F8_E4M3 or F8_E5M2",
+        ),
         ("layers.3.keys", FileDtype::I16, &[1, 3, 97, 80], "layers.3.keys has dtype I16"),
         ("layers.3.keys", f16, &[1, 3, 97, 576], "layers.3: keys.head_dim is 576 elements"),
         ("layers.3.keys", f16, &[1, 3, 97, 20], "layers.3: keys.head_dim is 20 elements"),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use float8::{F8E4M3, F8E5M2};
 use half::{bf16, f16};
 use keynorm::reference::key_norm::{self, NAN_ORDER_KEY};
 use keynorm::reference::rotate::{rotate_key, sine_cosine};
@@ -11,7 +12,8 @@ use proptest::prelude::*;
 
 const SPEC: TensorSpec = TensorSpec::new(Dtype::F16, 16);
 
-fn dtype() -> impl Strategy<Value = Dtype> {
+/// Of keys that may be rotated.
+fn wide_dtype() -> impl Strategy<Value = Dtype> {
     prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::Bf16)]
 }
 
@@ -36,11 +38,26 @@ fn tokens(max_len: usize) -> impl Strategy<Value = (u32, Vec<Vec<f32>>)> {
     })
 }
 
+/// Tokens of a dtype, cut to a head dimension that it allows.
+fn keys(max_len: usize) -> impl Strategy<Value = (Dtype, u32, Vec<Vec<f32>>)> {
+    let f8 = prop_oneof![Just(Dtype::F8E4M3), Just(Dtype::F8E5M2)];
+    let of_wide = (wide_dtype(), tokens(max_len)).prop_map(|(dtype, (head_dim, tokens))| (dtype, head_dim, tokens));
+    let of_f8 = (f8, tokens(max_len)).prop_map(|(dtype, (head_dim, mut tokens))| {
+        let head_dim = head_dim / 16 * 16;
+        tokens.iter_mut().for_each(|t| t.truncate(head_dim as usize));
+        (dtype, head_dim, tokens)
+    });
+    prop_oneof![3 => of_wide, 2 => of_f8]
+}
+
 fn encode(dtype: Dtype, values: &[f32]) -> Vec<u8> {
     match dtype {
         Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
         Dtype::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        Dtype::F8E4M3 => values.iter().map(|&v| F8E4M3::from_f32(v).to_bits()).collect(),
+        Dtype::F8E5M2 if values.contains(&f32::INFINITY) => vec![0x7c; values.len()], // which the crate saturates
+        Dtype::F8E5M2 => values.iter().map(|&v| F8E5M2::from_f32(v).to_bits()).collect(),
         other => panic!("{other:?} has no elements of its own"),
     }
 }
@@ -51,6 +68,8 @@ fn doubles(dtype: Dtype, key: &[u8]) -> Vec<f64> {
         Dtype::F32 => key.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes")).into()).collect(),
         Dtype::F16 => halves.map(|h| f16::from_bits(h).to_f64()).collect(),
         Dtype::Bf16 => halves.map(|h| bf16::from_bits(h).to_f64()).collect(),
+        Dtype::F8E4M3 => key.iter().map(|&b| F8E4M3::from_bits(b).to_f64()).collect(),
+        Dtype::F8E5M2 => key.iter().map(|&b| F8E5M2::from_bits(b).to_f64()).collect(),
         other => panic!("{other:?} has no elements of its own"),
     }
 }
@@ -133,7 +152,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn norm_is_within_rounding_of_the_exact_sum((head_dim, tokens) in tokens(4), dtype in dtype()) {
+    fn norm_is_within_rounding_of_the_exact_sum((dtype, head_dim, tokens) in keys(4)) {
         let spec = TensorSpec::new(dtype, head_dim);
         for token in &tokens {
             let key = encode(dtype, token);
@@ -145,7 +164,7 @@ proptest! {
     }
 
     #[test]
-    fn cosines_and_distances_are_near_those_of_doubles((head_dim, tokens) in tokens(300), dtype in dtype()) {
+    fn cosines_and_distances_are_near_those_of_doubles((dtype, head_dim, tokens) in keys(300)) {
         let spec = TensorSpec::new(dtype, head_dim);
         let keys: Vec<u8> = tokens.iter().flat_map(|t| encode(dtype, t)).collect();
         let exact: Vec<Vec<f64>> = keys.chunks_exact(spec.row_bytes() as usize).map(|k| doubles(dtype, k)).collect();
@@ -179,7 +198,7 @@ proptest! {
     #[test]
     fn rotations_are_near_those_of_doubles(
         (head_dim, tokens) in tokens(3),
-        dtype in dtype(),
+        dtype in wide_dtype(),
         interleaved in any::<bool>(),
         (before, after) in (0_u32..1 << 20, 0_u32..1 << 20),
         base in 100.0..1e6_f64,
@@ -219,7 +238,7 @@ proptest! {
 
     /// Scored at once, keys have KeyDiff's cosines; in two parts the first have those of the first part alone.
     #[test]
-    fn running_cosines((head_dim, tokens) in tokens(700), dtype in dtype(), cut in 0.0..=1.0) {
+    fn running_cosines((dtype, head_dim, tokens) in keys(700), cut in 0.0..=1.0) {
         let spec = TensorSpec::new(dtype, head_dim);
         let keys: Vec<u8> = tokens.iter().flat_map(|t| encode(dtype, t)).collect();
         let mut at_once = key_diff::Running::default();
@@ -245,7 +264,7 @@ proptest! {
     }
 
     #[test]
-    fn lowest_norms_are_kept((head_dim, tokens) in tokens(60), dtype in dtype(), keep_ratio in 0.0..=1.0, order in order()) {
+    fn lowest_norms_are_kept((dtype, head_dim, tokens) in keys(60), keep_ratio in 0.0..=1.0, order in order()) {
         let spec = TensorSpec::new(dtype, head_dim);
         let keys: Vec<Vec<u8>> = tokens.iter().map(|t| encode(dtype, t)).collect();
         let len = u32::try_from(keys.len()).expect("few tokens");
@@ -474,7 +493,7 @@ fn order_of_special_norms() {
 #[test]
 fn elements_at_the_edges() {
     let norm = |dtype, value: f32| key_norm::squared_norm(&TensorSpec::new(dtype, 16), &encode(dtype, &[value; 16]));
-    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F8E5M2] {
         assert_eq!(norm(dtype, -0.0).map(f32::to_bits), Some(0), "{dtype:?}: zero has no sign");
         assert_eq!(norm(dtype, f32::INFINITY), Some(f32::INFINITY), "{dtype:?}");
         assert_eq!(norm(dtype, f32::NAN), None, "{dtype:?}");
@@ -486,6 +505,30 @@ fn elements_at_the_edges() {
     assert_eq!(norm(Dtype::F16, subnormal), Some(16.0 * 2.0_f32.powi(-48)), "f16 subnormals are exact");
     assert_eq!(norm(Dtype::Bf16, 2.0_f32.powi(-63)), Some(16.0 * 2.0_f32.powi(-126)), "the smallest that counts");
     assert_eq!(norm(Dtype::Bf16, -2.0_f32.powi(-63) * 0.99), Some(0.0), "below it nothing");
+}
+
+/// Each of the 256 bytes, as the crate `float8` and as the formats' definition has it.
+#[test]
+fn bytes_of_f8() {
+    for (dtype, mantissa_bits, bias) in [(Dtype::F8E4M3, 3, 7), (Dtype::F8E5M2, 2, 15)] {
+        for byte in 0..=255_u8 {
+            let mut key = [0_u8; 16];
+            key[usize::from(byte) % 16] = byte;
+            let got = key_norm::squared_norm(&TensorSpec::new(dtype, 16), &key).map(f64::from);
+            let (exponent, mantissa) = ((byte & 0x7f) >> mantissa_bits, byte & ((1 << mantissa_bits) - 1));
+            let fraction = f64::from(mantissa) / f64::from(1 << mantissa_bits);
+            let hidden = if exponent == 0 { 0.0 } else { 1.0 };
+            let value = (hidden + fraction) * 2.0_f64.powi(i32::from(exponent.max(1)) - bias);
+            let expected = match (dtype, byte & 0x7f) {
+                (Dtype::F8E4M3, 0x7f) | (Dtype::F8E5M2, 0x7d..) => None,
+                (Dtype::F8E5M2, 0x7c) => Some(f64::INFINITY),
+                _ => Some(value * value),
+            };
+            assert_eq!(got, expected, "{dtype:?} {byte:#x}");
+            let by_crate = exact_norm(dtype, &key);
+            assert!(expected.map_or(by_crate.is_nan(), |e| e == by_crate), "{dtype:?} {byte:#x}: {by_crate}");
+        }
+    }
 }
 
 #[test]

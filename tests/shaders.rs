@@ -401,7 +401,7 @@ fn the_longest_rows_of_two_eights_keep_to_workgroup_memory() {
         (32, 512, 4096, Reduction::Workgroup),
         (48, 1024, 8192, Reduction::Subgroup),
     ] {
-        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F8E4M3, Dtype::F8E5M2] {
             let module = Module::Row { dtype, reduction, arrays: false };
             let bytes = bytes_of(module, &[("WG_SIZE", workgroup), ("PAIR_WORDS", pair_words)], "move_row");
             assert!((4 * pair_words..=kib << 10).contains(&bytes), "{module:?}, {kib} KiB: {bytes} bytes");

@@ -76,7 +76,7 @@ pub struct RunArgs {
     /// Elements a token.
     #[arg(long, value_delimiter = ',', default_value = "128")]
     pub head_dim: Vec<u32>,
-    /// f16, bf16, f32, q8_0, q4_0, i8scaled; quantised rows by --score norm alone.
+    /// f16, bf16, f32, f8e4m3, f8e5m2, q8_0, q4_0, i8scaled; quantised rows by --score norm alone.
     #[arg(long, value_delimiter = ',', value_parser = parse_dtype, default_value = "f16")]
     pub dtype: Vec<Dtype>,
     /// Shares of tokens that are kept.

@@ -122,6 +122,8 @@ const fn mantissa_bits(dtype: Dtype) -> u32 {
     match dtype {
         Dtype::F16 => 11,
         Dtype::Bf16 => 8,
+        Dtype::F8E4M3 => 4,
+        Dtype::F8E5M2 => 3,
         _ => 24,
     }
 }

@@ -263,6 +263,7 @@ pub fn one_of<T: Copy>(text: &str, known: &[(&str, T)]) -> Result<T, String> {
 /// A dtype as reports and the command line name it.
 pub fn parse_dtype(text: &str) -> Result<Dtype, String> {
     let floats = [("f16", Dtype::F16), ("bf16", Dtype::Bf16), ("f32", Dtype::F32)];
+    let bytes = [("f8e4m3", Dtype::F8E4M3), ("f8e5m2", Dtype::F8E5M2)];
     let quantised = [("q8_0", Dtype::Q8_0), ("q4_0", Dtype::Q4_0), ("i8scaled", Dtype::I8Scaled)];
-    one_of(text, &[floats, quantised].concat())
+    one_of(text, &[&floats[..], &bytes, &quantised].concat())
 }

@@ -12,8 +12,8 @@ const BUNDLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/smollm2_k
 
 /// Compresses a KV cache on the GPU: keeps the keys of lowest L2 norm, and their values.
 ///
-/// Reads tensors `layers.{i}.keys` and `layers.{i}.values`, [batch, num_kv_heads, seq_len, head_dim] in F16, BF16 or F32,
-/// from a safetensors file; writes the same names with fewer tokens, and `layers.{i}.positions` (U32).
+/// Reads tensors `layers.{i}.keys` and `layers.{i}.values`, [batch, num_kv_heads, seq_len, head_dim] in F16, BF16, F32,
+/// F8_E4M3 or F8_E5M2, from a safetensors file; writes the same names with fewer tokens, and `layers.{i}.positions` (U32).
 #[derive(Debug, Parser)]
 #[command(name = "compress", version, max_term_width = 100)]
 pub struct Args {

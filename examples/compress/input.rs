@@ -249,7 +249,9 @@ fn dims(name: &str, info: &TensorInfo) -> Result<([u32; 3], TensorSpec), Failure
         FileDtype::F32 => Dtype::F32,
         FileDtype::F16 => Dtype::F16,
         FileDtype::BF16 => Dtype::Bf16,
-        other => return Err(format!("{name} has dtype {other}, expected F16, BF16 or F32")),
+        FileDtype::F8_E4M3 => Dtype::F8E4M3,
+        FileDtype::F8_E5M2 => Dtype::F8E5M2,
+        other => return Err(format!("{name} has dtype {other}, expected F16, BF16, F32, F8_E4M3 or F8_E5M2")),
     };
     let dims: Vec<u32> = info.shape.iter().map(|&d| u32::try_from(d).unwrap_or(u32::MAX)).collect();
     let [batch, heads, tokens, head_dim] = dims[..] else {

@@ -103,9 +103,8 @@ fn score(
             var sum = 0.0;
             for (var c = lane; c < CHUNKS; c += LANES) {
                 let chunk = load_key_chunk(base, c);
-                sum = add_quad(low_quad(chunk), wg_mean[c * CHUNK_QUADS], sum);
-                if CHUNK_QUADS == 2u {
-                    sum = add_quad(high_quad(chunk), wg_mean[c * CHUNK_QUADS + 1u], sum);
+                for (var i = 0u; i < CHUNK_QUADS; i++) {
+                    sum = add_quad(chunk_quad(chunk, i), wg_mean[c * CHUNK_QUADS + i], sum);
                 }
             }
             lane_sums[lane] = sum;

@@ -98,8 +98,12 @@ fn load_mean(local_row: u32, lane: u32, len: u32) -> Quads {
     let first = lane * CHUNK_QUADS;
     if lane < CHUNKS {
         m.q0 = mean_quad(local_row, first, len);
-        if CHUNK_QUADS == 2u {
+        if CHUNK_QUADS >= 2u {
             m.q1 = mean_quad(local_row, first + 1u, len);
+        }
+        if CHUNK_QUADS == 4u {
+            m.q2 = mean_quad(local_row, first + 2u, len);
+            m.q3 = mean_quad(local_row, first + 3u, len);
         }
     }
     if lane + LANES < CHUNKS {

@@ -5,10 +5,7 @@ fn word_pair(word: u32) -> vec2<f32> {
     return vec2<f32>(bf16_value(word << 16u), bf16_value(word & 0xffff0000u));
 }
 
-fn low_quad(chunk: vec4<u32>) -> vec4<f32> {
-    return vec4<f32>(word_pair(chunk.x), word_pair(chunk.y));
-}
-
-fn high_quad(chunk: vec4<u32>) -> vec4<f32> {
-    return vec4<f32>(word_pair(chunk.z), word_pair(chunk.w));
+fn chunk_quad(chunk: vec4<u32>, i: u32) -> vec4<f32> {
+    let words = select(chunk.xy, chunk.zw, i == 1u);
+    return vec4<f32>(word_pair(words.x), word_pair(words.y));
 }

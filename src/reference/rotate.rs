@@ -55,7 +55,7 @@ fn decode(dtype: Dtype, bytes: &[u8]) -> f32 {
         Dtype::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
         Dtype::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
         Dtype::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
-        Dtype::Q8_0 | Dtype::Q4_0 | Dtype::I8Scaled => 0.0, // refused
+        Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::Q8_0 | Dtype::Q4_0 | Dtype::I8Scaled => 0.0, // refused
     }
 }
 
@@ -65,7 +65,7 @@ fn encode(dtype: Dtype, value: f32, bytes: &mut [u8]) {
         Dtype::F32 => bytes.copy_from_slice(&value.to_le_bytes()),
         Dtype::F16 => bytes.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
         Dtype::Bf16 => bytes.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
-        Dtype::Q8_0 | Dtype::Q4_0 | Dtype::I8Scaled => (), // refused
+        Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::Q8_0 | Dtype::Q4_0 | Dtype::I8Scaled => (), // refused
     }
 }
 

@@ -7,6 +7,7 @@ mod cases;
 mod decode;
 mod devices;
 mod external;
+mod f8;
 mod large;
 mod layers;
 mod long;

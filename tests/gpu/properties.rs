@@ -11,12 +11,15 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use crate::support::{Case, Data, Layout, number, run};
 
 fn dtype() -> impl Strategy<Value = Dtype> {
-    prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::Bf16)]
+    prop::sample::select(vec![Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F8E4M3, Dtype::F8E5M2])
 }
 
 fn spec() -> impl Strategy<Value = TensorSpec> {
     let head_dim = prop_oneof![2 => Just(16_u32), 2 => Just(64), 1 => (2_u32..=16).prop_map(|n| n * 8), 1 => Just(256)];
-    (dtype(), head_dim).prop_map(|(dtype, head_dim)| TensorSpec::new(dtype, head_dim))
+    (dtype(), head_dim).prop_map(|(dtype, head_dim)| {
+        let multiple = if matches!(dtype, Dtype::F8E4M3 | Dtype::F8E5M2) { 16 } else { 8 };
+        TensorSpec::new(dtype, head_dim.next_multiple_of(multiple))
+    })
 }
 
 /// Around the sizes of workgroups, subgroups, sorts and tiles.
@@ -133,11 +136,13 @@ fn case() -> impl Strategy<Value = Case> {
         (policy(shape), layout(), data.clone(), lengths, active, subgroups.clone(), flags).prop_map(
             move |(policy, layout, data, lengths, active, subgroups, (appends, windows, seed))| {
                 let mut case = Case::new(shape, policy);
-                case.layout = if matches!(layout, Layout::Interleaved { .. }) && shape.keys.dtype != shape.values.dtype
-                {
-                    Layout::Touching
-                } else {
-                    layout
+                let is_f8 = |spec: TensorSpec| matches!(spec.dtype, Dtype::F8E4M3 | Dtype::F8E5M2);
+                case.layout = match layout {
+                    Layout::Interleaved { .. } if shape.keys.dtype != shape.values.dtype => Layout::Touching,
+                    Layout::Offset { words, pad_elements } if is_f8(shape.keys) || is_f8(shape.values) => {
+                        Layout::Offset { words, pad_elements: 2 * pad_elements }
+                    }
+                    _ => layout,
                 };
                 case.data = data;
                 case.lengths = lengths.iter().map(|l| l.0).collect();

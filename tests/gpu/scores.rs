@@ -231,7 +231,7 @@ fn window_by_share_from_cached_norms() {
 fn kept_scores_of_keydiff() {
     let gpu = gpu();
     for (selector, order) in [(Selector::Radix, Order::Fill), (Selector::Bitonic, Order::Positional)] {
-        for (dtype, head_dim) in [(Dtype::F16, 64), (Dtype::F32, 80), (Dtype::Bf16, 264)] {
+        for (dtype, head_dim) in [(Dtype::F16, 64), (Dtype::F32, 80), (Dtype::Bf16, 264), (Dtype::F8E4M3, 48)] {
             for (subgroups, direction) in
                 [(Switch::Auto, Direction::Lowest), (Switch::Off, Direction::Highest), (Switch::On, Direction::Lowest)]
             {

@@ -298,6 +298,9 @@ fn encode(dtype: Dtype, value: f32, out: &mut Vec<u8>) {
         Dtype::F32 => out.extend(value.to_le_bytes()),
         Dtype::F16 => out.extend(half::f16::from_f32(value).to_le_bytes()),
         Dtype::Bf16 => out.extend(half::bf16::from_f32(value).to_le_bytes()),
+        Dtype::F8E4M3 => out.push(float8::F8E4M3::from_f32(value).to_bits()),
+        Dtype::F8E5M2 if value == f32::INFINITY => out.push(0x7c), // which the crate saturates
+        Dtype::F8E5M2 => out.push(float8::F8E5M2::from_f32(value).to_bits()),
         other => panic!("{other:?} has no elements of its own"),
     }
 }
@@ -361,6 +364,8 @@ pub fn make_row(spec: &TensorSpec, data: Data, rng: &mut Rng) -> Vec<u8> {
     let tiny = 2.0_f32.powi(match spec.dtype {
         Dtype::F32 => -60,
         Dtype::F16 => -24,
+        Dtype::F8E4M3 => -9,
+        Dtype::F8E5M2 => -16,
         _ => -63,
     });
     for i in 0..if data == Data::Sparse { 4 } else { spec.head_dim } {
@@ -375,7 +380,8 @@ pub fn make_row(spec: &TensorSpec, data: Data, rng: &mut Rng) -> Vec<u8> {
             (_, 1) if i == 5 => f32::INFINITY,
             (_, 2) => 0.0,
             (_, 3) => 3.0e-6,
-            (_, 4) => 6.0e4 * if spec.dtype == Dtype::F16 { 1.0 } else { 1e30 },
+            (_, 4) if matches!(spec.dtype, Dtype::F32 | Dtype::Bf16) => 6e34,
+            (_, 4) => 6.0e4, // which E4M3 saturates
             (_, 5) => -0.0,
             (_, 6) if spec.dtype == Dtype::Bf16 => 1e-25,
             // At the smallest magnitude that counts, and just below.
@@ -391,6 +397,8 @@ pub fn make_row(spec: &TensorSpec, data: Data, rng: &mut Rng) -> Vec<u8> {
         let bits = match spec.dtype {
             Dtype::F32 => 0x7f80_0001_u32.to_le_bytes(),
             Dtype::F16 => 0x7c01_0000_u32.to_le_bytes(),
+            Dtype::F8E4M3 => 0x7f00_0000_u32.to_le_bytes(),
+            Dtype::F8E5M2 => 0x7d00_0000_u32.to_le_bytes(),
             _ => 0x7f81_0000_u32.to_le_bytes(),
         };
         row[8..12].copy_from_slice(&bits);

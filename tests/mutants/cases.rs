@@ -732,6 +732,13 @@ pub fn quick() -> Vec<Quick> {
         add("faulty tables", faulty_tables(faults), false);
     }
     add("reader and writer", reader_and_writer(), false);
+    for dtype in [Dtype::F8E4M3, Dtype::F8E5M2] {
+        let mut f8 = two_rounds(Selector::Radix, Order::Fill);
+        (f8.shape.keys, f8.data) = (TensorSpec::new(dtype, 48), Data::Special);
+        add("f8", f8.clone(), false);
+        f8.policy.score = Score::KeyDiff;
+        add("f8", f8, false);
+    }
     for dtype in [Dtype::Q8_0, Dtype::Q4_0, Dtype::I8Scaled] {
         add("quantised", quantised(dtype, Order::Fill, Layout::Nhd), false);
         add("quantised", quantised(dtype, Order::Positional, Layout::Interleaved { words: 3 }), false);

@@ -52,6 +52,11 @@ const PLANS: &[(&str, EditPlan, &str)] = &[
         r#"PartialBlock { argument: "keys.head_dim", got: 80, block_len: 32 }"#,
     ),
     (
+        "part of a chunk",
+        |s, _| s.values = TensorSpec::new(Dtype::F8E5M2, 72),
+        r#"PartialBlock { argument: "values.head_dim", got: 72, block_len: 16 }"#,
+    ),
+    (
         "q8_0 rows that share a word",
         |s, _| s.values = TensorSpec::new(Dtype::Q8_0, 96),
         r#"RowBytes { argument: "values.head_dim", row_bytes: 102, padded: 128 }"#,

@@ -52,8 +52,10 @@ fn rotations() {
         assert_error(name, bind(&[keys], &rope), &format!("Argument({expected})"));
     }
     let rope = Rope::new(64, 10_000.0);
-    let quantised = keynorm::TensorSpec::new(keynorm::Dtype::Q8_0, 64);
-    assert_error("quantised", rope.check(&quantised), r#"Unsupported { what: "a rotation of quantised keys" }"#);
+    for dtype in [keynorm::Dtype::Q8_0, keynorm::Dtype::F8E4M3] {
+        let checked = rope.check(&keynorm::TensorSpec::new(dtype, 64));
+        assert_error("quantised", checked, r#"Unsupported { what: "a rotation of quantised or f8 keys" }"#);
+    }
     let bound = bind(&[keys], &rope).expect("a sound rotation");
     let later = |keys: &[TensorView<'_>]| {
         pollster::block_on(positional.bind_rotation_async(&noop.device, keys, &draft.state, &rope))

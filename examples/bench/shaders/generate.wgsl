@@ -9,7 +9,7 @@ struct Params {
     num_words: u32,     // of the window
     token_words: u32,   // words a token
     seed: u32,
-    mantissa_bits: u32, // of the dtype, the implicit one included: 11 f16, 8 bf16, 24 f32
+    mantissa_bits: u32, // of the dtype, the implicit one included: 11 f16, 8 bf16, 24 f32, 4 e4m3, 3 e5m2
     first_scale: u32,   // scales of tokens are uniform from this one
     num_scales: u32,
     flatness: u32,      // 1: one magnitude but for the first element, 2: of that too
@@ -59,11 +59,26 @@ fn quants(half_ix: u32, token: u32) -> u32 {
     return (params.flat_quants ^ signs.x) | ((params.flat_quants ^ signs.y) << 8u);
 }
 
+// Four elements of f8, by way of f16, whose exponent has a bias of 15 like e5m2's, where e4m3's has 7.
+fn f8(word_ix: u32, token: u32, is_first: bool) -> u32 {
+    let is_e4m3 = params.mantissa_bits == 4u;
+    var word = 0u;
+    for (var i = 0u; i < 4u; i++) {
+        let value = element(4u * word_ix + i, token, is_first && i == 0u) * select(1.0, 1.0 / 256.0, is_e4m3);
+        let half = pack2x16float(vec2f(value, 0.0));
+        word |= select(half >> 8u, ((half >> 8u) & 0x80u) | ((half >> 7u) & 0x7fu), is_e4m3) << (8u * i);
+    }
+    return word;
+}
+
 fn word(word_ix: u32) -> u32 {
     let token = word_ix / params.token_words;
     let is_first = word_ix % params.token_words == 0u;
     if params.block_bytes > 0u {
         return quants(2u * word_ix, token) | (quants(2u * word_ix + 1u, token) << 16u);
+    }
+    if params.mantissa_bits < 8u {
+        return f8(word_ix, token, is_first);
     }
     if params.mantissa_bits == 24u {
         return bitcast<u32>(element(word_ix, token, is_first));
