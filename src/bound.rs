@@ -114,7 +114,8 @@ impl Bound {
     /// `max_len` above the capacity; nothing is recorded then.
     ///
     /// # Determinism
-    /// The same input gives the same bits in every run, selector and subgroup size.
+    /// The same input gives the same bits in every run; of f16, bf16, f8 and quantised keys also with every selector, `max_len`,
+    /// subgroup size and device. Of f32 keys a driver may fuse multiply and add in one kernel and not in another.
     pub fn record(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) -> Result<(), ArgumentError> {
         self.record_stages(pass, max_len, Stages::ALL)
     }
@@ -152,9 +153,15 @@ impl Bound {
         stages: Stages,
     ) -> Result<(), ArgumentError> {
         self.check_max("max_len", max_len)?;
-        // Of a paged cache the list of freed pages is made anew even if nothing is left.
-        let max_len = if self.pages.is_some() { max_len.max(1) } else { max_len };
-        if max_len == 0 || self.selects.is_empty() {
+        if self.selects.is_empty() {
+            return Ok(());
+        }
+        if max_len == 0 {
+            // The list of freed pages is made anew even if nothing is left.
+            if let Some(pages) = self.pages.as_ref().filter(|_| stages.has(Stages::COMPACT)) {
+                pages.record_check(pass, false);
+                pages.record_free(pass);
+            }
             return Ok(());
         }
         let cached = self.plan.policy.cached_norms;

@@ -25,8 +25,8 @@ pub struct Options {
     /// Subgroup shuffles in the norm and in prefix sums ([`wgpu::Features::SUBGROUP`]), where subgroups have four lanes or
     /// more; else workgroup memory, as with `Off`. `Auto` on a CPU adapter takes neither shuffles nor workgroup memory in
     /// the norm, but an invocation a token, and short rows like long ones stage by stage; `On` and `Off` make it work as a
-    /// GPU does, for tests. The bits of the result do not depend on it for f16 and bf16 caches; for f32 caches only as far as the
-    /// driver contracts multiply and add.
+    /// GPU does, for tests. The bits of the result do not depend on it, but for f32 caches as far as the driver
+    /// contracts multiply and add.
     pub subgroups: Switch,
     /// One dispatch for the rows of many layers: of neighbours that lie at even distances in one buffer within one binding,
     /// and, on Vulkan with wgpu's features for arrays of storage buffers (see [`optional_features`]), of layers in buffers of

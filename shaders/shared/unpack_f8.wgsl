@@ -2,8 +2,7 @@
 const CHUNK_QUADS: u32 = 4u;
 
 fn chunk_quad(chunk: vec4<u32>, i: u32) -> vec4<f32> {
-    let word = select(select(chunk.x, chunk.y, i == 1u), select(chunk.z, chunk.w, i == 3u), i >= 2u);
-    let even = f8_pair(word << 8u);
-    let odd = f8_pair(word);
+    let even = f8_pair(chunk[i] << 8u);
+    let odd = f8_pair(chunk[i]);
     return vec4<f32>(even.x, odd.x, even.y, odd.y);
 }

@@ -155,6 +155,18 @@ fn empty_caches_free_nothing() {
     assert_eq!(count(), 0, "of empty sequences");
 }
 
+#[test]
+fn no_length_leaves_pages_as_they_are() {
+    let gpu = gpu();
+    let case = case(16, PageLayout::Hnd, Order::Fill);
+    let fixture = Fixture::new(gpu, &case);
+    submit(gpu, |pass| fixture.bound.record(pass, 0).expect("a record"));
+    fixture.compare(gpu, &case, "no length");
+    let freed = fixture.bound.freed_pages().expect("a paged cache");
+    let lists = pollster::block_on(freed.read(&gpu.device, &gpu.queue)).expect("a read-back");
+    assert!(lists.iter().flatten().all(|sequence| sequence.freed.is_empty()), "{lists:?}");
+}
+
 /// What is protected, a prefix too, fills quotas first.
 #[test]
 fn prefixes_fill_quotas() {
