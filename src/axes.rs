@@ -6,6 +6,7 @@ use crate::view::TensorView;
 
 /// What an axis of a tensor counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum AxisKind {
     /// Sequences; pages of a paged cache.
     Batch,
@@ -38,14 +39,15 @@ impl Axis {
 
 impl<'a> TensorView<'a> {
     /// A view from shape and strides as a tensor library holds them (`DLPack`'s `shape`, `strides` and `byte_offset`), each
-    /// axis with what it counts, in any order. An axis may be missing where its length is 1. `argument` is the name in
-    /// errors: `"keys"` or `"values"`.
+    /// axis with what it counts, in any order. An axis may be missing where its length is 1. Of batch, head and token axes only
+    /// strides are taken: how far they reach is the shape's to say when the view is bound. `argument` is the name in errors:
+    /// `"keys"` or `"values"`.
     ///
     /// # Errors
     /// The layouts that no kernel here serves, since rows are moved whole, as 32-bit words:
     /// [`ArgumentError::InterleavedTokens`] (vLLM's keys), [`ArgumentError::Transposed`] (vLLM's values, llama.cpp's
-    /// without flash attention), [`ArgumentError::HeadDimStride`]; quantised rows, whose strides are in bytes; [`ArgumentError::Axes`] and
-    /// [`ArgumentError::AxisLength`] for what is no tensor of `spec`.
+    /// without flash attention), [`ArgumentError::HeadDimStride`]; quantised rows, whose strides are in bytes;
+    /// [`ArgumentError::Axes`] and [`ArgumentError::AxisLength`] for what is no tensor of `spec`.
     ///
     /// # Example
     /// ```no_run

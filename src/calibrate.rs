@@ -94,7 +94,7 @@ pub struct Candidate {
 impl Candidate {
     /// The mean over queries and heads of the attention lost at each keep ratio. Rows may differ in length. Infinite where
     /// the choice protects more tokens than a ratio keeps, since the budget would be raised for them, and where a ratio is not
-    /// from 0 to 1.
+    /// from 0 to 1, or there are no losses.
     #[must_use]
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "tokens of a row")]
     pub fn new(choice: LayerChoice, keep_ratios: &[f64], losses: &[AttentionLoss]) -> Self {
@@ -105,7 +105,10 @@ impl Candidate {
             let is_raised = policy.sinks.saturating_add(policy.recent_of(len)) > kept && kept < len;
             if is_raised { f64::INFINITY } else { loss.lost_at(kept as usize) }
         };
-        let mean = |ratio: f64| losses.iter().map(|l| lost_at(l, ratio)).sum::<f64>() / losses.len().max(1) as f64;
+        let mean = |ratio: f64| match losses.len() {
+            0 => f64::INFINITY,
+            count => losses.iter().map(|l| lost_at(l, ratio)).sum::<f64>() / count as f64,
+        };
         Self { choice, lost: keep_ratios.iter().map(|&ratio| mean(ratio)).collect() }
     }
 }
@@ -153,8 +156,9 @@ impl Calibration {
 
     /// The policies that carry it out, for caches of so many KV heads: one for each score and window, with the other layers
     /// left whole and a budget a layer. Plan each for the shape of the whole cache, bind each with a workspace of its own and all
-    /// to one state, and record one after the other. Layers and heads beyond those keep every token. A
-    /// [`Schedule`](crate::Schedule) follows one plan alone.
+    /// to one state, and record one after the other; [`Bound::record_append`](crate::Bound::record_append) counts for every layer,
+    /// so that one of them records it. Layers and heads beyond those keep every token. A [`Schedule`](crate::Schedule) follows one
+    /// plan alone.
     ///
     /// # Errors
     /// A keep ratio that is NaN or outside 0..=1.

@@ -25,8 +25,8 @@ pub enum Score {
     /// Semantically the same as [`reference::value_key_ratio`](crate::reference::value_key_ratio).
     ValueKeyRatio,
     /// The caller's scores, given to [`Plan::bind_with_scores`](crate::Plan::bind_with_scores): of attention, for instance.
-    /// Neither keys nor values are read; with [`Direction::Random`] no scores are either, and none are given. Not for paged
-    /// caches. Semantically the same as [`reference::external`](crate::reference::external).
+    /// Neither keys nor values are read. With [`Direction::Random`] no scores are given, and keys are read, since one with a NaN
+    /// comes last. Not for paged caches. Semantically the same as [`reference::external`](crate::reference::external).
     External(ExternalScore),
 }
 

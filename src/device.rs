@@ -94,6 +94,9 @@ const ARRAYS: wgpu::Features = wgpu::Features::BUFFER_BINDING_ARRAY
     .union(wgpu::Features::TEXTURE_BINDING_ARRAY)
     .union(wgpu::Features::SAMPLED_TEXTURE_AND_STORAGE_BUFFER_ARRAY_NON_UNIFORM_INDEXING);
 
+/// Keys and values of two layers.
+const LEAST_ARRAY_ELEMENTS: u32 = 4;
+
 /// Elements of such arrays that are asked for: keys and values of 512 layers.
 const MOST_ARRAY_ELEMENTS: u32 = 1024;
 
@@ -145,6 +148,12 @@ pub(crate) struct Capabilities {
 /// The narrowest subgroups that prefix sums go by, as in shared/scan_subgroup.wgsl.
 const LEAST_SUBGROUP: u32 = 4;
 
+/// Bytes of a binding. Shaders count its words by u32, on Metal naga its bytes too: wgpu 30 makes no larger buffer, but where its
+/// validation of indirect calls is off.
+fn max_binding_bytes(wanted: Option<u64>, limit: u64) -> u64 {
+    wanted.unwrap_or(u64::MAX).min(limit).clamp(1 << 16, u32::MAX.into()) / 256 * 256
+}
+
 impl Capabilities {
     /// Tokens of the longest row of which an invocation of the widest workgroups holds one eight.
     pub const fn longest_of_eights(&self) -> u32 {
@@ -155,6 +164,15 @@ impl Capabilities {
     /// locals go through memory at each barrier. See `benches/record`.
     pub const fn longest_row(&self) -> u32 {
         if self.serial { self.longest_of_eights() } else { 2 * self.longest_of_eights() }
+    }
+
+    /// Whether a grid may be so many workgroups long.
+    pub fn check_grid(&self, workgroups: u64) -> Result<(), BuildError> {
+        let available = self.max_workgroups.into();
+        if workgroups <= available {
+            return Ok(());
+        }
+        Err(BuildError::Limit { limit: "max_compute_workgroups_per_dimension", needed: workgroups, available })
     }
 
     /// How `lanes` lanes of a token are added.
@@ -202,15 +220,18 @@ impl Capabilities {
         if options.layers_at_once == Switch::On && !has_arrays {
             return Err(BuildError::MissingFeature { feature: "BUFFER_BINDING_ARRAY" });
         }
+        let elements = limits.max_binding_array_elements_per_shader_stage;
+        if options.layers_at_once == Switch::On && elements < LEAST_ARRAY_ELEMENTS {
+            let (needed, available) = (LEAST_ARRAY_ELEMENTS.into(), elements.into());
+            return Err(BuildError::Limit { limit: "max_binding_array_elements_per_shader_stage", needed, available });
+        }
         let takes_arrays = has_arrays && (options.layers_at_once == Switch::On || !is_cpu);
         let ample = limits.max_compute_workgroup_storage_size >= 24 * 1024;
         let large =
             ample && limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x) >= 1024;
-        let max_binding_bytes =
-            options.max_binding_bytes.unwrap_or(u64::MAX).min(limits.max_storage_buffer_binding_size).max(1 << 16);
         Ok(Self {
             shuffle_lanes: if use_subgroups { info.subgroup_min_size } else { 0 },
-            max_binding_bytes: max_binding_bytes / 256 * 256,
+            max_binding_bytes: max_binding_bytes(options.max_binding_bytes, limits.max_storage_buffer_binding_size),
             max_buffer_bytes: limits.max_buffer_size,
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment).max(16),
             row_workgroup: if large { 1024 } else { 256 },
@@ -220,7 +241,7 @@ impl Capabilities {
             wide: serial && device.features().contains(wgpu::Features::SHADER_INT64),
             max_workgroups: limits.max_compute_workgroups_per_dimension,
             layers_at_once: options.layers_at_once != Switch::Off,
-            array_elements: if takes_arrays { limits.max_binding_array_elements_per_shader_stage } else { 0 },
+            array_elements: if takes_arrays { elements } else { 0 },
         })
     }
 }

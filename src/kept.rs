@@ -7,6 +7,7 @@ use crate::state::{CacheState, Status};
 
 /// What a cache holds after a compression.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Kept {
     /// One entry a layer of the shape.
     pub layers: Vec<KeptLayer>,
@@ -14,6 +15,7 @@ pub struct Kept {
 
 /// One layer of [`Kept`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct KeptLayer {
     /// Sticky status bits.
     pub status: Status,
@@ -27,14 +29,21 @@ impl Bound {
     /// Records the whole compression into passes of its own, submits it, waits, and reads back what was kept.
     ///
     /// # Errors
-    /// As [`Bound::encode`]; another device than the plan's; as [`read_words`].
+    /// As [`Bound::encode`]; another device than the plan's; [`ReadError::Device`] where the device refuses the work, as it does
+    /// where a buffer is mapped or destroyed; as [`read_words`].
     pub async fn compress(&self, device: &wgpu::Device, queue: &wgpu::Queue, max_len: u32) -> Result<Kept, ReadError> {
         if self.plan.kernels.device != *device {
             return Err(ArgumentError::WrongDevice { argument: "device" }.into());
         }
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        self.encode(&mut encoder, max_len)?;
-        queue.submit([encoder.finish()]);
+        let mut checks = Checks::default();
+        let encoded = checks.guard(device, "keynorm.compress", || {
+            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            self.encode(&mut encoder, max_len)?;
+            queue.submit([encoder.finish()]);
+            Ok::<_, ArgumentError>(())
+        });
+        checks.finish_async().await?;
+        encoded?;
         self.state().read(device, queue).await
     }
 }

@@ -31,7 +31,8 @@ pub struct PageShape {
 pub struct PageTable<'a> {
     /// Buffer with usage `STORAGE`. It is declared `read_write`, and not written.
     pub buffer: &'a wgpu::Buffer,
-    /// First byte: a multiple of 4.
+    /// First byte: a multiple of 4. In a browser a table in its pool's buffer needs a place of its own between multiples of the
+    /// storage buffer offset alignment.
     pub offset_bytes: u64,
     /// Entries from one sequence to the next, at least the capacity in pages.
     pub stride: u64,
@@ -127,6 +128,7 @@ pub struct FreedPages {
 
 /// What a compression has left of a sequence's pages in one layer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct SequencePages {
     /// Entries of the table that are still in use: those of the longest head.
     pub num_kept: u32,

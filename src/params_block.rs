@@ -9,6 +9,7 @@ pub(crate) struct ParamsBlock(pub Vec<u8>);
 
 impl ParamsBlock {
     pub(crate) fn push<T: bytemuck::Pod>(&mut self, params: &T) -> u32 {
+        const { assert!(size_of::<T>() <= PARAMS_STRIDE as usize, "a block is not cut") };
         let offset = self.0.len();
         self.0.extend_from_slice(bytemuck::bytes_of(params));
         self.0.resize(offset + PARAMS_STRIDE as usize, 0);

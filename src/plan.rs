@@ -9,8 +9,9 @@ use crate::error::{ArgumentError, BuildError};
 use crate::kernel::{Checks, Kernels};
 use crate::moves::MovedRow;
 use crate::pages::{PageShape, PagedKvView, Views};
-use crate::policy::{BudgetRule, Policy, Rounding};
-use crate::score_tiles::ScoreTiles;
+use crate::policy::{BudgetRule, Policy, Rounding, Selector};
+use crate::reference::key_diff::sum_tile;
+use crate::score_tiles::{ScoreTiles, values_tile};
 use crate::select::SelectPipelines;
 use crate::shape::KvShape;
 use crate::state::CacheState;
@@ -66,7 +67,7 @@ impl Plan {
             scratch.check(if policy.pool.is_some() { shape.num_kv_heads } else { 1 }, &kernels.capabilities)?;
         }
         let tiles = ScoreTiles::new(shape, policy, kernels.capabilities.serial);
-        check_grid(shape, &tiles, &kernels.capabilities)?;
+        check_grid(shape, policy, &tiles, &kernels.capabilities)?;
         let inner = PlanInner {
             kernels: Arc::clone(kernels),
             shape: *shape,
@@ -336,21 +337,27 @@ impl PlanInner {
 }
 
 /// The grids of the longest rows must fit the device.
-fn check_grid(shape: &KvShape, tiles: &ScoreTiles, capabilities: &Capabilities) -> Result<(), BuildError> {
-    let (serial, available) = (capabilities.serial, capabilities.max_workgroups);
+fn check_grid(
+    shape: &KvShape,
+    policy: &Policy,
+    tiles: &ScoreTiles,
+    capabilities: &Capabilities,
+) -> Result<(), BuildError> {
+    let (serial, capacity) = (capabilities.serial, shape.capacity);
     let specs = [&shape.keys, &shape.values];
     // How rows are reached is known when they are bound.
     let moved = specs.into_iter().flat_map(|spec| [true, false].map(|vec4| MovedRow::new(spec, vec4, serial)));
     let lanes = moved.map(|row| row.lanes).max().unwrap_or(1);
     let unit = WORKGROUP / lanes * 4;
-    let scored = shape.capacity.div_ceil(tiles.plain) + capabilities.scouts_of_parts();
-    let needed = scored.max((shape.capacity / 2 + 1).div_ceil(unit));
-    if needed > available {
-        return Err(BuildError::Limit {
-            limit: "max_compute_workgroups_per_dimension",
-            needed: needed.into(),
-            available: available.into(),
-        });
-    }
-    Ok(())
+    let scored = capacity.div_ceil(tiles.plain) + capabilities.scouts_of_parts();
+    let before = match policy.score_in_use() {
+        Score::KeyDiff | Score::Centroid => capacity.div_ceil(sum_tile(&shape.keys)),
+        Score::ValueKeyRatio => capacity.div_ceil(values_tile(&shape.values)),
+        Score::KeyNorm | Score::External(_) => 0,
+    };
+    let sorts = policy.selector == Selector::Bitonic && capacity > capabilities.sort_len;
+    let sorted = if sorts { capacity.next_power_of_two() / 2 / WORKGROUP } else { 0 };
+    let appended = (shape.num_layers * shape.rows_per_layer()).div_ceil(WORKGROUP);
+    let moved = (capacity / 2 + 1).div_ceil(unit);
+    capabilities.check_grid([scored, before, sorted, appended, moved].into_iter().max().unwrap_or(0).into())
 }

@@ -8,6 +8,7 @@ use crate::shape::KvShape;
 
 /// How a keep ratio becomes a number of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Rounding {
     /// Up, as l2compress does.
     #[default]
@@ -108,7 +109,7 @@ pub struct BudgetOverride {
 /// kept of a layer are its lowest distances, lower head first among equals; within a head, as ever, the lowest keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Pool {
-    /// Tokens that every head keeps of its own in any case, at least 1 (as far as it has them).
+    /// Tokens that every head keeps of its own in any case (as far as it has them); 0 counts as 1.
     pub min_tokens: u32,
 }
 
@@ -311,11 +312,14 @@ impl Policy {
         self.check_score()?;
         for o in &self.budgets {
             self.check_budget(o.budget)?;
-            for (argument, got, limit) in
-                [("budgets.layers", o.layers.end, shape.num_layers), ("budgets.heads", o.heads.end, shape.num_kv_heads)]
+            for (argument, range, most) in
+                [("budgets.layers", &o.layers, shape.num_layers), ("budgets.heads", &o.heads, shape.num_kv_heads)]
             {
-                if got > limit {
-                    return Err(ArgumentError::TooLarge { argument, got: got.into(), limit: limit.into() });
+                // A range that ends before it begins is refused by its begin.
+                for (got, limit) in [(range.end, most), (range.start, range.end)] {
+                    if got > limit {
+                        return Err(ArgumentError::TooLarge { argument, got: got.into(), limit: limit.into() });
+                    }
                 }
             }
         }

@@ -5,6 +5,7 @@ use crate::shape::{Dtype, TensorSpec};
 
 /// Which elements of a key are rotated together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Pairing {
     /// Element i and element i + `rotary_dim` / 2, as in GPT-NeoX and Llama in Hugging Face's form.
     #[default]
@@ -15,6 +16,7 @@ pub enum Pairing {
 
 /// How far a pair turns from one position to the next.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Frequencies {
     /// Pair i turns by `base^(-2 i / rotary_dim) / linear_factor` radians.
     Base {

@@ -35,7 +35,8 @@ pub struct BoundRotation {
 
 impl BoundRotation {
     /// Records the rotation after a compression in the caller's pass: every key of the compressed layers is turned from its
-    /// position to the one that follows its slot, if they differ. `max_len` bounds the lengths at execution.
+    /// position to the one that follows its slot, if they differ. `max_len` bounds the lengths at execution: of a longer row
+    /// positions are those of its slots all the same, so that what lies far beyond has keys of other positions.
     ///
     /// Afterwards the longest row of each sequence and layer has its slots as positions, shorter ones (where heads have
     /// budgets of their own) end level with it, and `num_seen` is that row's length: where RoPE goes on in that layer.
@@ -132,6 +133,9 @@ impl Plan {
     ) -> Result<BoundRotation, BuildError> {
         let inner = &self.inner;
         check(inner, device, keys, state, rope)?;
+        let sequences = inner.shape.num_layers * inner.shape.batch_size;
+        let longest = inner.shape.capacity.div_ceil(TILE).max(sequences.div_ceil(WORKGROUP));
+        inner.kernels.capabilities.check_grid(longest.into())?;
         let mut params = ParamsBlock::default();
         let mut drafts = Vec::new();
         let mut placed = Placed::default();

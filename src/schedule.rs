@@ -19,6 +19,7 @@ pub enum Trigger {
 
 /// A compression that is due now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Due {
     /// For [`Bound::record_stages`](crate::Bound::record_stages) or [`Bound::record`](crate::Bound::record), tokens.
     pub max_len: u32,
@@ -273,7 +274,7 @@ impl Schedule {
                 *len = Bounds { least: (len.least + count).min(capacity), most: (len.most + count).min(capacity) };
             }
             sequence.num_seen = sequence.num_seen.saturating_add(count);
-            sequence.num_new += count;
+            sequence.num_new = sequence.num_new.saturating_add(count);
         }
         self.sequences = grown;
         Ok(())

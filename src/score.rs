@@ -13,7 +13,7 @@ use crate::params::{KeyNormParams, ScoreParams, TensorLayout};
 use crate::plan::{PlanInner, WORKGROUP};
 use crate::policy::Policy;
 use crate::reference::key_diff::sum_tile;
-use crate::score_tiles::{ScoreTiles, score_tile};
+use crate::score_tiles::{ScoreTiles, values_tile};
 use crate::shape::{Dtype, KvShape, TensorSpec};
 
 /// Words of a vector of the shaders.
@@ -170,7 +170,7 @@ impl Builder<'_> {
         let spec = &self.plan.shape.values;
         let access = if draft.values_access == Access::Joined { draft.keys_access } else { draft.values_access };
         let (module, mut constants) = self.score_module(Score::ValueKeyRatio, spec, (access, draft.tokens));
-        let tile = score_tile(spec, 128);
+        let tile = values_tile(spec);
         constants.extend([("TILE", tile.into()), ("VALUES", 1.0)]);
         let view = &views.layers[draft.rows.layer as usize];
         let values = range_binding(view.values.buffer, draft.window.values);

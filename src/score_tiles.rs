@@ -57,6 +57,11 @@ impl ScoreTiles {
     }
 }
 
+/// Tokens of a tile of the values, where their norms count.
+pub(crate) fn values_tile(values: &TensorSpec) -> u32 {
+    score_tile(values, 128)
+}
+
 /// Tokens a workgroup of the norm scores, about as many as wanted.
 pub(crate) fn score_tile(spec: &TensorSpec, wanted: u32) -> u32 {
     let round = WORKGROUP / spec.norm_lanes() * 4;

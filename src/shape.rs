@@ -216,7 +216,9 @@ impl KvShape {
     }
 }
 
-/// Distances between neighbours, in elements; of quantised rows in bytes. The elements of one token's row are contiguous.
+/// Distances between neighbours, in elements; of quantised rows in bytes. The elements of one token's row are contiguous. Each
+/// distance is a multiple of 4 bytes, and in some order each is no less than what the smaller ones span, so that no two rows
+/// overlap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Strides {
     /// From one sequence to the next; of a paged cache from one page to the next.

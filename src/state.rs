@@ -35,6 +35,7 @@ impl Status {
 
 /// Word offsets of the parts of [`CacheState::meta`], for callers' own shaders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StateOffsets {
     /// `num_seen[layer, sequence]`: tokens seen so far.
     pub num_seen: u32,
@@ -236,7 +237,7 @@ impl CacheState {
 
     /// Declares a fresh cache: sequence `b` holds `lengths[b]` tokens in every layer and head, at positions
     /// `0..lengths[b]`, and nothing has been dropped. Written through the queue, so it takes effect before the next
-    /// submission; call it outside recording.
+    /// submission; call it outside recording. Cached norms count as unknown then; activity, prefixes and segments stay.
     ///
     /// # Errors
     /// A count other than `batch_size`; a length above the capacity.
@@ -254,7 +255,8 @@ impl CacheState {
         Ok(())
     }
 
-    /// Empties one sequence: length, compacted prefix and tokens seen become 0 in every layer.
+    /// Empties one sequence: length, compacted prefix, cached norms and tokens seen become 0 in every layer. Activity, its
+    /// segments and its prefix ([`CacheState::set_first_writable`]) stay: set them for the one that takes its place.
     ///
     /// # Errors
     /// A sequence that the shape does not have.

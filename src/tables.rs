@@ -163,10 +163,8 @@ impl Builder<'_> {
         let marks =
             self.page_buffer("keynorm.page_marks", marks_size * (drafts.len() as u64).max(1), marks_size, checks)?;
         let capabilities = &self.kernels().capabilities;
-        if shape.batch_size > capabilities.max_workgroups {
-            let (needed, available) = (shape.batch_size.into(), capabilities.max_workgroups.into());
-            return Err(BuildError::Limit { limit: "max_compute_workgroups_per_dimension", needed, available });
-        }
+        let most_layers = drafts.iter().map(|draft| draft.num_layers).max().unwrap_or(0);
+        capabilities.check_grid(shape.batch_size.max(most_layers).into())?;
         let wide = capabilities.row_workgroup;
         let pipelines = ["mark", "verify", "free", "clear"]
             .map(|entry| self.kernels().pipeline(Module::Pages, entry, &[("WG_SIZE", f64::from(wide))], checks));

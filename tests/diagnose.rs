@@ -62,6 +62,8 @@ fn nothing_to_measure_is_no_fault() {
     assert!(!flags_qk_norm(&[f64::NAN]) && !flags_qk_norm(&[]), "nor is there anything to flag");
     let none = AttentionLoss { lost: vec![], least: vec![] };
     assert_eq!((none.lost_at(0), none.lost_at(9)), (0.0, 0.0), "no row");
+    let unmeasured = Candidate::new(choice(Score::KeyNorm), &[0.5], &[]);
+    assert_eq!(unmeasured.lost, [f64::INFINITY], "nothing says that it loses little");
     let candidate = Candidate::new(choice(Score::KeyNorm), &[0.5, 1.5], &[none]);
     assert_eq!(candidate.lost, [0.0, f64::INFINITY], "no row, and no ratio");
 }

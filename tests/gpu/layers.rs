@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use keynorm::{Budget, Direction, Dtype, Options, Order, Policy, Score, Selector, ShaderPatch, Switch};
 
-use crate::support::{Built, Case, Data, Fixture, Gpu, Layout, gpu, run, shape};
+use crate::support::{Built, Case, Data, Fixture, Gpu, Layout, gpu, gpu_with, run, shape};
 
 const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
 /// Whole rows, and stage by stage.
@@ -284,5 +284,24 @@ fn no_length() {
         fixture.bound.encode(&mut encoder, 0).expect("a record");
         gpu.queue.submit([encoder.finish()]);
         fixture.compare(gpu, &case, "no length");
+    }
+}
+
+/// Arrays have a limit beside their features, which is 0 unless it is asked for.
+#[test]
+fn arrays_that_are_asked_for_without_their_limit() {
+    let limited = gpu_with(|limits| limits.max_binding_array_elements_per_shader_stage = 0);
+    let compressor = |switch| {
+        let mut options = Options::default();
+        options.layers_at_once = switch;
+        keynorm::Compressor::new(&limited.device, options)
+    };
+    compressor(Switch::Auto).expect("layers by one buffer");
+    match compressor(Switch::On) {
+        Err(keynorm::BuildError::Limit { limit, needed: 4, available: 0 }) => {
+            assert_eq!(limit, "max_binding_array_elements_per_shader_stage");
+        }
+        Err(keynorm::BuildError::MissingFeature { .. }) => assert!(!has_arrays(&limited), "a device with arrays"),
+        other => panic!("{other:?}"),
     }
 }

@@ -1,6 +1,9 @@
 //! What a caller can pass wrongly, class by class.
 
-use keynorm::{ArgumentError, Budget, BuildError, Direction, Dtype, KvShape, Policy, Pool, Score, Strides, TensorSpec};
+use keynorm::{
+    ArgumentError, Budget, BudgetOverride, BuildError, Direction, Dtype, KvShape, Policy, Pool, Score, Strides,
+    TensorSpec,
+};
 
 use crate::support::{
     Draft, Noop, Tensor, assert_clean, assert_error, assert_records, assert_usable, noop, policy, shape, submit,
@@ -70,6 +73,16 @@ const PLANS: &[(&str, EditPlan, &str)] = &[
         "keydiff of quantised keys",
         |s, p| (s.keys, p.score) = (TensorSpec::new(Dtype::Q8_0, 64), Score::KeyDiff),
         r#"Unsupported { what: "quantised keys with Score::KeyDiff or Score::Centroid" }"#,
+    ),
+    (
+        "layers that end before they begin",
+        |s, p| {
+            (s.num_layers, p.budgets) = (
+                8,
+                vec![BudgetOverride { layers: std::ops::Range { start: 6, end: 4 }, heads: 0..1, budget: p.budget }],
+            );
+        },
+        r#"TooLarge { argument: "budgets.layers", got: 6, limit: 4 }"#,
     ),
     ("ratio NaN", |_, p| *p = Policy::paper(f64::NAN), "KeepRatio { got: NaN }"),
     ("ratio below 0", |_, p| *p = Policy::paper(-0.1), "KeepRatio { got: -0.1 }"),

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use keynorm::{
-    BuildError, Compressor, Dtype, KvShape, Module, Options, Order, Policy, Pool, ReadError, Reduction, Selector,
-    ShaderPatch, Strides, Switch, TensorSpec,
+    BuildError, Compressor, Dtype, KvShape, Module, Options, Order, Policy, Pool, ReadError, Reduction, Rope, Score,
+    Selector, ShaderPatch, Strides, Switch, TensorSpec,
 };
 
 use crate::support::{
@@ -429,6 +429,65 @@ fn read_backs_that_cannot_be_are_errors() {
         let words = pollster::block_on(keynorm::kept::read_words(&noop.device, &noop.queue, &buffer));
         assert_error(expected, words, expected);
     }
+}
+
+/// wgpu hands such errors to the host's handler, which panics by default, unless somebody captures them.
+#[test]
+fn buffers_that_cannot_be_used_are_errors() {
+    let noop = noop();
+    let plan = noop.compressor().plan(&shape(), &policy()).expect("a sound plan");
+    for (name, is_mapped) in [("mapped", true), ("destroyed", false)] {
+        let mut draft = Draft::new(&noop, &plan);
+        let keys = noop.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: draft.layers[0].0.buffer.size(),
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: is_mapped,
+        });
+        draft.layers[0].0.buffer = keys.clone();
+        let bound = draft.bind(&plan).expect("a sound binding");
+        if !is_mapped {
+            keys.destroy();
+        }
+        let compressed = pollster::block_on(bound.compress(&noop.device, &noop.queue, 10));
+        assert!(matches!(compressed, Err(ReadError::Device(BuildError::Device { .. }))), "{name}: {compressed:?}");
+    }
+}
+
+/// Every dispatch that grows with a cache, where it alone is too long for the device.
+#[test]
+fn grids_of_every_dispatch() {
+    let limits = wgpu::Limits { max_compute_workgroups_per_dimension: 200, ..Default::default() };
+    let noop = noop_with(&limits, wgpu::Features::empty(), 4);
+    let compressor = noop.compressor();
+    let of = |num_layers, batch_size, capacity, keys: TensorSpec, values: TensorSpec| KvShape {
+        num_layers,
+        batch_size,
+        num_kv_heads: 1,
+        capacity,
+        keys,
+        values,
+    };
+    let short = TensorSpec::new(Dtype::F16, 16);
+    let limit = |needed: u32| {
+        format!(r#"Limit {{ limit: "max_compute_workgroups_per_dimension", needed: {needed}, available: 200 }}"#)
+    };
+    let ratio = Policy { score: Score::ValueKeyRatio, ..policy() };
+    let bitonic = Policy { selector: Selector::Bitonic, ..policy() };
+    let long = TensorSpec::new(Dtype::F32, 512);
+    for (name, shape, policy, needed) in [
+        ("append", of(1, 51_201, 8, short, short), policy(), 201),
+        ("norms of the values", of(1, 1, 25_729, short, long), ratio, 202),
+        ("sort", of(1, 1, 66_000, short, short), bitonic, 256),
+    ] {
+        assert_error(name, compressor.plan(&shape, &policy), &limit(needed));
+    }
+    let positional = Policy { order: Order::Positional, ..policy() };
+    let rope = Rope::new(16, 10_000.0);
+    let plan = compressor.plan(&of(1, 1, 12_801, short, short), &positional).expect("a sound plan");
+    let draft = Draft::new(&noop, &plan);
+    let rotation = plan.bind_rotation(&noop.device, &[draft.layers[0].0.view()], &draft.state, &rope);
+    assert_error("rotation", rotation, &limit(201));
 }
 
 #[test]

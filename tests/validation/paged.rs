@@ -238,4 +238,12 @@ fn more_sequences_than_a_grid_holds() {
     let bound = plan.bind_paged(&noop.device, &pages, &[view], &state, &workspace);
     let limit = r#"Limit { limit: "max_compute_workgroups_per_dimension", needed: 101, available: 100 }"#;
     assert_error("sequences", bound, limit);
+    // Layers that share a table are looked at together.
+    let shape = KvShape { num_layers: 101, batch_size: 1, ..shape };
+    let plan = noop.compressor().plan(&shape, &policy()).expect("a sound plan");
+    let view = PagedKvView::hnd(&shape, &pages, &keys, &values, table);
+    let pools: Vec<_> = (0..101).map(|_| (noop.storage(101 * 256), noop.storage(101 * 256))).collect();
+    let views: Vec<_> = pools.iter().map(|(k, v)| PagedKvView::hnd(&shape, &pages, k, v, view.table)).collect();
+    let (state, workspace) = (plan.create_state().expect("a state"), plan.create_workspace().expect("a workspace"));
+    assert_error("layers", plan.bind_paged(&noop.device, &pages, &views, &state, &workspace), limit);
 }
