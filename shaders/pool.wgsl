@@ -7,7 +7,7 @@
 //!   1 order_keys read u32 [row, order_stride]
 //!   2 state_meta read u32, by StateLayout
 //!   3 row_infos read_write RowInfo [row]
-//!   4 pool_counts read_write atomic u32 [row, 320] counts of digits, protected and unprotected tokens
+//!   4 pool_counts read_write atomic u32 [row, 320] counts of digits, then of protected tokens
 //!   5 rules read RowRule [compressed layer, head]
 //!   6 pool_rows read_write PoolRow [row, 8], of which the first counts: windows begin at multiples of 256 bytes
 //! Entry points: count · dispatch (ceil(max_len / (8 * WG_SIZE)), num_rows, 1) · none

@@ -92,14 +92,9 @@ fn tile_counts(local_row: u32, tile: u32) -> vec2<u32> {
     return min(histogram[tile_quad(local_row, tile)].xy, vec2<u32>(TILE));
 }
 
-// A bin, and how many keys all have.
-struct BinOfAll {
-    found: Found,
-    num_keys: u32,
-}
-
-// Finds the bin of a rank, of which each invocation has eight. Ends at a barrier.
-fn bin_of_rank(index: u32, low: vec4<u32>, high: vec4<u32>, rank: u32) -> BinOfAll {
+// Finds the bin of a rank, of which each invocation has eight, and how many keys all have. Ends at a barrier. The bin is the
+// same for the workgroup, as browsers would not know were the number in one struct with it.
+fn bin_of_rank(index: u32, low: vec4<u32>, high: vec4<u32>, rank: u32, num_keys: ptr<function, u32>) -> Found {
     // Keys up to the end of each of them.
     let a = vec4<u32>(low.x, low.x + low.y, low.x + low.y + low.z, low.x + low.y + low.z + low.w);
     let b = a.w + vec4<u32>(high.x, high.x + high.y, high.x + high.y + high.z, high.x + high.y + high.z + high.w);
@@ -113,7 +108,8 @@ fn bin_of_rank(index: u32, low: vec4<u32>, high: vec4<u32>, rank: u32) -> BinOfA
         let end = min(min(ends.x, ends.y), min(ends.z, ends.w));
         wg_found = Found(index * 8u + ones(a <= r) + ones(b <= r), r.x - start, end - start);
     }
-    return BinOfAll(workgroupUniformLoad(&wg_found), scanned.total);
+    *num_keys = scanned.total;
+    return workgroupUniformLoad(&wg_found);
 }
 
 // Counts of tiles whose threshold is known.
@@ -183,9 +179,9 @@ fn collect_tiles(grid: vec3<u32>, grid_width: u32, index: u32) {
     if index == 0u {
         wg_found = Found(0u, 0u, 0u); // an empty row finds nothing
     }
-    let bin = bin_of_rank(index, low, high, max(s.budget, 1u) - 1u);
-    let found = bin.found;
-    if bin.num_keys < s.row.len {
+    var num_keys = 0u;
+    let found = bin_of_rank(index, low, high, max(s.budget, 1u) - 1u, &num_keys);
+    if num_keys < s.row.len {
         // It is longer than was said: what has not been counted has no place among the others.
         s.row.active_row = false;
         s.budget = s.row.len;

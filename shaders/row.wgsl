@@ -4,7 +4,7 @@
 //!   src/reference/key_norm.rs, src/reference/top_k.rs and src/reference/compact.rs, exact.
 //! Bindings:
 //!   0 params uniform Params
-//!   1 keys read_write vec4<u32> chunks of f32|f16|bf16, addressed by shared/address_strided.wgsl; of layers in arrays
+//!   1 keys read_write vec4<u32> chunks of f32|f16|bf16|f8, addressed by shared/address_strided.wgsl; of layers in arrays
 //!     group 1, binding 0
 //!   2 values read_write vec4<u32> chunks, likewise, in arrays binding 1
 //!   3 state_meta read_write u32, by StateLayout

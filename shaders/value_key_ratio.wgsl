@@ -2,7 +2,7 @@
 //! Source: the token importance of PagedEviction, https://arxiv.org/abs/2509.04377. Reference:
 //!   src/reference/value_key_ratio.rs, exact.
 //! Bindings: shared/score_rows.wgsl, and
-//!   1 keys read_write u32 words of f32|f16|bf16|q8_0|q4_0|int8, addressed by shared/address_*.wgsl: the values with VALUES
+//!   1 keys read_write u32 words of f32|f16|bf16|f8|q8_0|q4_0|int8, addressed by shared/address_*.wgsl: the values with VALUES
 //!   8 page_table read_write u32 [sequence, table_stride] page ids; of a paged cache alone
 //! Entry points: score · dispatch (num_rows, ceil(max_len / TILE), 1), with HISTOGRAM any number of parts in place of the tiles
 //!   · needs none | subgroups

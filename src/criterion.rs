@@ -36,7 +36,7 @@ pub enum Score {
 #[non_exhaustive]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum ExternalScore {
-    /// f32. Selection is fastest for scores from 2⁻³² to 2³², as sums of attention are; the others are as exact.
+    /// f32. Selection is fastest for scores from 2⁻²⁸ to 2³⁰, as sums of attention are; the others are as exact.
     #[default]
     F32,
     /// u32 order keys, up to 0xFFFF_FFFE: 0 for a token that must stay, whatever the direction.

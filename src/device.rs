@@ -83,7 +83,13 @@ pub fn optional_features(adapter: &wgpu::Adapter) -> wgpu::Features {
     let wide = if is_cpu { wgpu::Features::SHADER_INT64 } else { wgpu::Features::empty() };
     let has_arrays = adapter.features().contains(ARRAYS) && adapter.get_info().backend == wgpu::Backend::Vulkan;
     let arrays = if has_arrays { ARRAYS } else { wgpu::Features::empty() };
-    adapter.features() & (wgpu::Features::SUBGROUP | wide) | arrays
+    let features = adapter.features() & (wgpu::Features::SUBGROUP | wide) | arrays;
+    if knows_shuffles(&adapter.get_info()) { features } else { features - wgpu::Features::SUBGROUP }
+}
+
+/// A browser does not know that shuffles are in uniform control flow, and refuses them.
+fn knows_shuffles(info: &wgpu::AdapterInfo) -> bool {
+    info.backend != wgpu::Backend::BrowserWebGpu
 }
 
 /// Storage buffers in arrays, which are taken on Vulkan: DX12 has none in wgpu 30, and on Metal they have not been tried.
@@ -202,7 +208,7 @@ impl Capabilities {
                 return Err(BuildError::Limit { limit, needed, available });
             }
         }
-        let has_subgroups = device.features().contains(wgpu::Features::SUBGROUP);
+        let has_subgroups = device.features().contains(wgpu::Features::SUBGROUP) && knows_shuffles(&info);
         if options.subgroups == Switch::On && !has_subgroups {
             return Err(BuildError::MissingFeature { feature: "SUBGROUP" });
         }

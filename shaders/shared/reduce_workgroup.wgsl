@@ -23,7 +23,8 @@ fn reduce(sums: vec4<f32>, nan: u32, index: u32) -> Reduced {
                 lane_sums[base + i] += lane_sums[base + i + d];
             }
         }
-        s[token] = lane_sums[base];
+        // FXC refuses to store to an element that it does not know.
+        s = select(s, vec4<f32>(lane_sums[base]), vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(token));
     }
     if lane < 4u {
         f = 0u;

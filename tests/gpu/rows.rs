@@ -44,7 +44,7 @@ fn crowd(case: Case) -> Case {
 
 #[test]
 fn every_dtype_order_and_reduction() {
-    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F8E4M3, Dtype::F8E5M2] {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F8E4M3] {
         for order in ORDERS {
             for subgroups in SWITCHES {
                 let mut case = many(dtype, order, subgroups);
