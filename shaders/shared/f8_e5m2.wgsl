@@ -1,4 +1,10 @@
 // E5M2: the upper byte of an f16.
+const F8_UNIT: f32 = 1.0;
+
+fn f8_magnitudes(word: u32) -> vec2<f32> {
+    return unpack2x16float(word & 0x7f007f00u);
+}
+
 fn f8_pair(word: u32) -> vec2<f32> {
     return unpack2x16float(word & 0xff00ff00u);
 }
