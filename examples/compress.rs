@@ -72,7 +72,9 @@ fn fail(failure: &str) -> ExitCode {
 
 fn run(args: &Args) -> Result<(), Failure> {
     if args.list_adapters {
-        adapter::adapters()?.iter().for_each(|a| say(&adapter::describe(&a.get_info())));
+        for (number, adapter) in adapter::adapters()?.iter().enumerate() {
+            say(&format!("{number}: {}", adapter::describe(&adapter.get_info())));
+        }
         return Ok(());
     }
     let task = args.task()?;

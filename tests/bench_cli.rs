@@ -99,6 +99,17 @@ fn reports_of_other_bits_fail() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("1 rows left other bits"));
 }
 
+#[test]
+fn void_reports_fail() {
+    let path = record("nvidia-h200/2026-11-30-design.json");
+    let dir = tempfile::tempdir().expect("a folder");
+    let void = dir.path().join("void.json").to_str().expect("a path").to_owned();
+    let mut report = read(&path);
+    report["void"] = "the card was slow".into();
+    std::fs::write(&void, report.to_string()).expect("a file");
+    assert!(fail(&["compare", &path, &void]).contains("b is void: the card was slow"));
+}
+
 /// Neither a row without bits nor one whose bits were void is equal to another.
 #[test]
 fn reports_of_failed_rows_fail() {
@@ -171,6 +182,69 @@ fn plots_are_of_one_kind_of_work() {
     let svg = std::fs::read_to_string(&plot).expect("a plot");
     assert!(svg.contains(", keydiff\n"), "the title says what was timed");
     assert!(svg.contains("PyTorch keydiff") && !svg.contains("PyTorch tuned"), "peers that did the same work");
+}
+
+#[test]
+fn what_cannot_be_run_is_told() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
+    let torch = record("nvidia-h200/2026-12-01-torch.json");
+    let design = record("nvidia-h200/2026-12-01-design.json");
+    let json = path("r.json");
+    for (args, expected) in [
+        (&["run", "--rows", "8", "--shape", "2x128"][..], "--rows and --len go together"),
+        (&["run", "--shape", "2x128", "--capacity", "100"], "--capacity 100 has no room for 128 tokens"),
+        (&["run", "--preset", "design", "--dtype", "f32"], "cannot be used with"),
+        (&["run", "--shape", "2x128", "--output-json", &json, "--plot", &json], "given for two outputs"),
+        (&["table", "--json", &torch], "a report of torch_knorm, not of keynorm-bench"),
+        (&["table", "--json", &design, "--torch", &design], "a report of keynorm-bench, not of a peer"),
+    ] {
+        let said = fail(args);
+        assert!(said.contains(expected), "{args:?}: {said}");
+    }
+    let output = bench(&["run", "--shape", "2x128", "--adapter", "no such adapter", "--output-json", &json]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("no adapter matches --adapter no such adapter; there are\n0: "), "{said}");
+    assert!(!std::path::Path::new(&json).exists(), "a report of nothing");
+}
+
+/// Of 8 TB of keys, beside one that fits.
+#[test]
+fn rows_that_have_no_room_are_in_the_report() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let json = dir.path().join("r.json").to_str().expect("a path").to_owned();
+    let small = ["--repetitions", "1", "--warmup", "0", "--flush-mb", "1", "--order", "fill"];
+    let cases = ["run", "--shape", "4095x1048576,2x100", "--head-dim", "512", "--dtype", "f32", "--output-json", &json];
+    let output = bench(&[&cases[..], &small].concat());
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("1 cases failed"), "{said}");
+    let report = read(&json);
+    let errors: Vec<_> =
+        report["rows"].as_array().expect("rows").iter().map(|r| (&r["seq_len"], &r["error"])).collect();
+    assert_eq!(errors.len(), 2);
+    assert!(errors[0].1.as_str().is_some_and(|e| e.contains("buffer limit")), "{errors:?}");
+    assert_eq!(errors[1], (&100.into(), &Value::Null));
+}
+
+/// Goals and speed-ups are of the work that they were set and measured for.
+#[test]
+fn other_work_has_no_goals() {
+    let path = record("nvidia-h200/2026-12-01-design.json");
+    let dir = tempfile::tempdir().expect("a folder");
+    let other = dir.path().join("other.json").to_str().expect("a path").to_owned();
+    let num_goals = |table: &str| table.matches(" yes |").count() + table.matches("**no** |").count();
+    assert!(num_goals(&succeed(&["table", "--json", &path])) > 20);
+    for (field, value) in [("norms", "equal"), ("mode", "pages of 16"), ("norms", "close")] {
+        let mut report = read(&path);
+        for row in report["rows"].as_array_mut().expect("rows") {
+            row[field] = value.into();
+        }
+        std::fs::write(&other, report.to_string()).expect("a file");
+        let table = succeed(&["table", "--json", &other]);
+        assert_eq!(num_goals(&table), 0, "{field} {value}: {table}");
+        assert_eq!(table.contains("× |"), value != "equal", "{field} {value}: {table}");
+    }
 }
 
 /// A whole run, of few tokens: its files, and that what it says of itself adds up.

@@ -317,9 +317,12 @@ fn a_nan_is_named_in_a_note() {
 fn adapters_are_listed_and_found_by_a_part_of_their_name() {
     let list = succeed(&["--list-adapters"]);
     let first = list.lines().next().expect("an adapter");
-    let name = first.split_once(" (").expect("a name").0.to_uppercase();
-    let text = succeed(&["--adapter", &name[1..]]);
-    assert!(text.starts_with("adapter: "), "{text}");
+    let (number, described) = first.split_once(": ").expect("a number");
+    let name = described.split_once(" (").expect("a name").0.to_uppercase();
+    for adapter in [&name[1..], number] {
+        let text = succeed(&["--adapter", adapter]);
+        assert!(text.starts_with(&format!("adapter: {described}\n")), "{text}");
+    }
 }
 
 /// One line on stderr, exit code 2, and no output.

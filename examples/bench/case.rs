@@ -4,12 +4,12 @@
 use std::time::Instant;
 
 use keynorm::{
-    Bound, Budget, BuildError, CacheState, Compressor, KvView, Order, PageShape, PageTable, PagedKvView, Plan, Policy,
-    Score, Selector, Stages, Workspace,
+    Bound, Budget, BuildError, CacheState, Compressor, KvShape, KvView, Order, PageShape, PageTable, PagedKvView, Plan,
+    Policy, Score, Selector, Stages, Workspace,
 };
 
 use crate::check;
-use crate::data::{Data, Found, Verifier};
+use crate::data::{Data, Found, Norms, Verifier};
 use crate::gpu::{Clock, Gpu, Result, micros};
 use crate::rates::Flush;
 use crate::report::{Rates, Row, Stats, median};
@@ -231,7 +231,8 @@ impl Expected {
 impl Bench<'_> {
     /// Checks and times a case; a failure goes in the row's error.
     pub fn run(&self, data: &Data, case: Case) -> Row {
-        let mut row = new_row(data, case);
+        let pages = data.pages.as_ref().map(|p| p.page_size);
+        let mut row = new_row((&data.shape, data.seq_len), pages, data.norms, case);
         if let Err(error) = self.fill(data, case, &mut row) {
             row.error = Some(error);
         }
@@ -331,21 +332,24 @@ fn expected_moved(row: &Row) -> (f64, f64) {
     (rows * (kept - stay), 2.0 * stay * rows.sqrt())
 }
 
+/// The mode of a row of a contiguous cache.
+pub const COMPRESS: &str = "compress";
+
 /// The mode of a row whose norms were cached.
 pub const DECODE: &str = "decode";
 
-fn new_row(data: &Data, case: Case) -> Row {
-    let shape = &data.shape;
+/// A case that has not been timed yet.
+pub fn new_row((shape, seq_len): (&KvShape, u32), page_size: Option<u32>, norms: Norms, case: Case) -> Row {
     Row {
         peer: "keynorm".into(),
-        mode: data.pages.as_ref().map_or_else(
-            || if case.cached { DECODE } else { "compress" }.into(),
-            |p| format!("pages of {}", p.page_size),
-        ),
+        mode: match page_size {
+            Some(size) => format!("pages of {size}"),
+            None => if case.cached { DECODE } else { COMPRESS }.into(),
+        },
         layers: shape.num_layers,
         batch_rows: shape.rows_per_layer(),
-        seq_len: data.seq_len,
-        capacity: Some(shape.capacity).filter(|&capacity| capacity > data.seq_len),
+        seq_len,
+        capacity: Some(shape.capacity).filter(|&capacity| capacity > seq_len),
         head_dim: shape.keys.head_dim,
         dtype: format!("{:?}", shape.keys.dtype).to_lowercase(),
         keep_ratio: case.keep_ratio,
@@ -356,7 +360,7 @@ fn new_row(data: &Data, case: Case) -> Row {
             Score::Centroid => "centroid".into(),
             _ => "norm".into(),
         },
-        norms: data.norms.name(),
+        norms: norms.name(),
         ..Row::default()
     }
 }

@@ -34,6 +34,9 @@ type Short = (u32, u32, TensorSpec);
 type Wanted = (Short, Vec<f64>, u32, bool);
 
 pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
+    if args.rows.is_empty() != args.seq_len.is_empty() {
+        return Err("--rows and --len go together".into());
+    }
     let mut groups: Vec<Group> = Vec::new();
     let decode = args.preset == Some(Preset::Design);
     let decode = decode.then_some(((DECODE.rows, DECODE.seq_len, f16()), vec![DECODE.keep_ratio], DECODE_LAYERS, true));
@@ -50,6 +53,9 @@ pub fn groups(args: &RunArgs) -> Result<Vec<Group>> {
         }
         let page_size = (layout == Layout::Paged).then_some(args.page_size);
         let (batch_size, num_kv_heads) = if page_size.is_some() { (rows, 1) } else { (1, rows) };
+        if (1..seq_len).contains(&args.capacity) {
+            return Err(format!("--capacity {} has no room for {seq_len} tokens", args.capacity));
+        }
         let capacity = args.capacity.max(seq_len);
         let shape = KvShape { num_layers, batch_size, num_kv_heads, capacity, keys: spec, values: spec };
         shape.check().map_err(|e| e.to_string())?;

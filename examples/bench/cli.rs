@@ -59,7 +59,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub adapter: Option<String>,
     /// Known cases, in place of --rows, --len, --shape, --head-dim, --dtype and --keep.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, conflicts_with_all = ["rows", "seq_len", "shape", "head_dim", "dtype", "keep", "capacity"])]
     pub preset: Option<Preset>,
     /// Rows (sequences times KV heads), each with every --len.
     #[arg(long, value_delimiter = ',')]

@@ -5,21 +5,54 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 
 use crate::gpu::Result;
-use crate::report::Report;
+use crate::report::{PeerReport, Report, TOOL};
 
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    serde_json::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))
+/// A report of `bench run`.
+pub fn read_report(path: &Path) -> Result<Report> {
+    read_json(path, |tool| match tool {
+        TOOL => Ok(()),
+        other => Err(format!("a report of {other}, not of {TOOL}; a peer's is given by --torch or --peers")),
+    })
 }
 
+/// A peer's report.
+pub fn read_peer(path: &Path) -> Result<PeerReport> {
+    read_json(path, |tool| match tool {
+        TOOL => Err(format!("a report of {TOOL}, not of a peer")),
+        _ => Ok(()),
+    })
+}
+
+/// `check` knows by the tool whether it is what was to be read.
+fn read_json<T: DeserializeOwned>(path: &Path, check: fn(&str) -> Result<()>) -> Result<T> {
+    let of_path = |error: String| format!("{}: {error}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|e| of_path(e.to_string()))?;
+    let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| of_path(e.to_string()))?;
+    let tool = json["tool"].as_str().filter(|_| json["rows"].is_array());
+    check(tool.ok_or_else(|| of_path("no report: it names no tool, or has no rows".into()))?).map_err(of_path)?;
+    serde_json::from_value(json).map_err(|e| of_path(e.to_string()))
+}
+
+/// Beside it first, so that it holds a whole report at any time.
 pub fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))
+    let is_special = path.exists() && !path.is_file();
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".part");
+    let part = path.with_file_name(name);
+    let written = if is_special {
+        std::fs::write(path, text)
+    } else {
+        std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, path))
+    };
+    written.map_err(|e| format!("{}: {e}", path.display()))
 }
 
 /// Fails before the measurement rather than after it.
 pub fn check_writable(path: &Path) -> Result<()> {
+    let is_new = !path.exists();
     let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
-    opened.map(drop).map_err(|e| format!("{}: {e}", path.display()))
+    let checked = opened.map(drop).and_then(|()| if is_new { std::fs::remove_file(path) } else { Ok(()) });
+    checked.map_err(|e| format!("{}: {e}", path.display()))
 }
 
 /// Every field of every row, and what identifies the run.

@@ -24,11 +24,23 @@ pub fn adapters() -> Vec<wgpu::Adapter> {
         .collect()
 }
 
+pub const NO_ADAPTER: &str = "no adapter found: install a Vulkan driver (on Linux scripts/with-adapter does)";
+
+/// Adapters by number, a line each.
+pub fn list(all: &[wgpu::Adapter]) -> String {
+    let line = |(i, adapter): (usize, &wgpu::Adapter)| {
+        let info = adapter.get_info();
+        let driver = format!("{} {}", info.driver, info.driver_info);
+        format!("{i}: {} ({:?}, {}, {driver})\n", info.name, info.device_type, info.backend)
+    };
+    all.iter().enumerate().map(line).collect()
+}
+
 /// The adapter whose number or part of whose name is `wanted`; without `wanted` a discrete GPU before others.
 fn pick(wanted: Option<&str>) -> Result<wgpu::Adapter> {
     let mut all = adapters();
     if all.is_empty() {
-        return Err("no adapter found".into());
+        return Err(NO_ADAPTER.into());
     }
     let rank = |a: &wgpu::Adapter| match a.get_info().device_type {
         wgpu::DeviceType::DiscreteGpu => 0,
@@ -43,7 +55,9 @@ fn pick(wanted: Option<&str>) -> Result<wgpu::Adapter> {
             all.iter().position(|a| a.get_info().name.to_lowercase().contains(&lower))
         }),
     };
-    ix.map(|i| all.swap_remove(i)).ok_or_else(|| format!("no adapter matches {wanted:?}; see --list-adapters"))
+    let none = || format!("no adapter matches --adapter {}; there are\n{}", wanted.unwrap_or(""), list(&all));
+    let ix = ix.ok_or_else(none)?;
+    Ok(all.swap_remove(ix))
 }
 
 impl Gpu {

@@ -61,9 +61,9 @@ fn main() -> ExitCode {
 }
 
 fn load(reports: &WithPeers) -> gpu::Result<Report> {
-    let mut report: Report = files::read_json(&reports.json)?;
+    let mut report = files::read_report(&reports.json)?;
     for path in &reports.torch {
-        tables::add_peer(&mut report, files::read_json(path)?)?;
+        tables::add_peer(&mut report, files::read_peer(path)?)?;
     }
     let rate = report.rates.floor_gb_s();
     report.rows.iter_mut().for_each(|row| row.set_floor(rate));
@@ -71,7 +71,8 @@ fn load(reports: &WithPeers) -> gpu::Result<Report> {
 }
 
 fn compare(a: &Path, b: &Path) -> gpu::Result<()> {
-    let compared = tables::compare(&files::read_json(a)?, &files::read_json(b)?)?;
+    let [a, b] = [files::read_report(a)?, files::read_report(b)?];
+    let compared = tables::compare(&a, &b)?;
     print!("{}", compared.text);
     let different = match compared.num_different {
         0 => None,
@@ -83,14 +84,15 @@ fn compare(a: &Path, b: &Path) -> gpu::Result<()> {
         0 => None,
         count => Some(format!("{count} rows failed in one of the reports")),
     };
-    let wrong: Vec<String> = different.into_iter().chain(failed).collect();
+    let void = [("a", &a), ("b", &b)]
+        .into_iter()
+        .filter_map(|(name, r)| r.void.as_ref().map(|v| format!("{name} is void: {v}")));
+    let wrong: Vec<String> = different.into_iter().chain(failed).chain(void).collect();
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
 }
 
 fn list_adapters() -> gpu::Result<()> {
-    for (i, adapter) in gpu::adapters().iter().enumerate() {
-        let info = adapter.get_info();
-        println!("{i}: {} ({:?}, {}, {} {})", info.name, info.device_type, info.backend, info.driver, info.driver_info);
-    }
-    Ok(())
+    let all = gpu::adapters();
+    print!("{}", gpu::list(&all));
+    if all.is_empty() { Err(gpu::NO_ADAPTER.into()) } else { Ok(()) }
 }

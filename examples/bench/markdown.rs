@@ -1,5 +1,6 @@
 //! Reports as Markdown.
 
+use crate::case::DECODE;
 use crate::report::{Report, Row};
 
 /// A table whose columns are as wide as their cells; the first `num_left` are set to the left.
@@ -113,9 +114,15 @@ pub fn shape(row: &Row) -> String {
     format!("{layers}{} × {}{room} × {}{pages}{norms}", row.batch_rows, row.seq_len, row.head_dim)
 }
 
+/// By what tokens are compared, and whether it was there before.
+pub fn score(row: &Row) -> String {
+    let cached = if row.mode == DECODE { ", cached" } else { "" };
+    format!("{}{cached}", row.score())
+}
+
 fn cells(row: &Row) -> Vec<String> {
     let mut cells = vec![shape(row), row.dtype.clone(), row.keep_ratio.to_string(), row.order.clone()];
-    cells.extend([row.selector.clone(), row.score.clone()]);
+    cells.extend([row.selector.clone(), score(row)]);
     if let Some(error) = &row.error {
         cells.push(error.clone());
         cells.resize(21, String::new());

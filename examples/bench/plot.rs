@@ -138,7 +138,10 @@ fn series_of(report: &Report, panel: &Panel) -> Vec<Series> {
     }
     let mut peers: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for peer in report.peers.iter().filter(|p| has_peer(panel, p)) {
-        let name = peer.peer.replace("torch-", "PyTorch ").replace("burn-", "Burn ").replace("cpu-", "CPU ");
+        let mut name = peer.peer.replace("torch-", "PyTorch ").replace("burn-", "Burn ").replace("cpu-", "CPU ");
+        if !peer.peer.starts_with("torch") && report.clock == "gpu" {
+            name += ", host clock";
+        }
         if let Some(us) = peer.us_median {
             peers.entry(name).or_default().push((f64::from(peer.seq_len), us));
         }

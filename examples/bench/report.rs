@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::case::DECODE;
 
+/// What wrote a report of ours.
+pub const TOOL: &str = "keynorm-bench";
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     pub tool: String,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use crate::case::DECODE;
+use crate::case::{COMPRESS, DECODE};
 use crate::design::{
     self, DECODE_LAYERS, FLOOR_PERCENT, GOALS, Goal, KEYDIFF_OVER_FLOOR, LARGE_BYTES, MANY_ROWS, MANY_ROWS_EXTRA_US,
     MANY_ROWS_FLOOR_SHARE,
@@ -28,9 +28,11 @@ pub fn is_same_work(score: &str, mode: &str, peer: &PeerRow) -> bool {
     has("decode") == (mode == DECODE) && if score == "norm" { !has("keydiff") } else { has(score) }
 }
 
+/// None where norms are equal: then nothing of ours moves, whereas PyTorch copies all that is kept.
 fn fastest<'a>(row: &Row, peers: &'a [PeerRow], time: fn(&PeerRow) -> Option<f64>) -> Option<(&'a PeerRow, f64)> {
     peers
         .iter()
+        .filter(|_| row.norms != "equal")
         .filter(|p| p.peer.starts_with("torch") && is_same_work(row.score(), &row.mode, p) && same_case(row, p))
         .filter_map(|p| time(p).map(|us| (p, us)))
         .min_by(|a, b| a.1.total_cmp(&b.1))
@@ -45,8 +47,13 @@ pub fn add_peer(report: &mut Report, peer: PeerReport) -> Result<()> {
     Ok(())
 }
 
+/// Whether goals are for such a row: contiguous, as long as it has room, its norms as the design has them.
+fn is_plain(row: &Row) -> bool {
+    row.norms == "wide" && row.capacity.is_none() && [COMPRESS, DECODE].contains(&row.mode.as_str())
+}
+
 fn goal_of(row: &Row) -> Option<&'static Goal> {
-    let design = row.score() == "norm" && row.head_dim == 128 && row.dtype == "f16" && row.capacity.is_none();
+    let design = row.score() == "norm" && row.head_dim == 128 && row.dtype == "f16" && is_plain(row);
     let goals: &[Goal] = match (row.layers, row.mode == DECODE) {
         (1, false) => &GOALS,
         (DECODE_LAYERS, true) => std::slice::from_ref(&design::DECODE),
@@ -136,7 +143,7 @@ fn is_h100(report: &Report) -> bool {
 }
 
 fn has_floor_goal(row: &Row) -> bool {
-    row.key_bytes() >= LARGE_BYTES && row.mode != DECODE
+    row.key_bytes() >= LARGE_BYTES && is_plain(row) && row.mode == COMPRESS
 }
 
 fn floor_goal(row: &Row) -> f64 {
@@ -145,14 +152,17 @@ fn floor_goal(row: &Row) -> f64 {
 
 /// Of an H100, shown on every GPU.
 fn goal_us(row: &Row, report: &Report) -> Option<f64> {
+    if !is_plain(row) {
+        return None;
+    }
     if row.score == "keydiff" {
-        return row.floor_us.map(|us| us * KEYDIFF_OVER_FLOOR);
+        return row.floor_us.filter(|_| row.mode == COMPRESS).map(|us| us * KEYDIFF_OVER_FLOOR);
     }
     if report.adapter.device_type == "Cpu" {
         return None;
     }
     // Of this card's floor.
-    if row.capacity.is_none() && (row.batch_rows, row.seq_len) == MANY_ROWS {
+    if row.mode == COMPRESS && (row.batch_rows, row.seq_len) == MANY_ROWS {
         return row.floor_us.map(|us| us / MANY_ROWS_FLOOR_SHARE + MANY_ROWS_EXTRA_US);
     }
     let goal = goal_of(row)?;
@@ -169,16 +179,19 @@ fn is_met(row: &Row, report: &Report) -> Option<bool> {
     Some(row.us_median? <= goal_us(row, report)?)
 }
 
-fn table_cells(row: &Row, report: &Report) -> Vec<String> {
-    let mut cells = vec![markdown::shape(row), row.dtype.clone(), row.keep_ratio.to_string(), row.order.clone()];
+/// The order, and what else of a row is not as usual.
+fn order(row: &Row) -> String {
+    let mut text = row.order.clone();
     for (extra, default) in [(&row.selector, "auto"), (&row.score, "norm")] {
         if !extra.is_empty() && extra != default {
-            cells[3] += &format!(" {extra}");
+            text += &format!(" {extra}");
         }
     }
-    if row.mode == DECODE {
-        cells[3] += ", norms cached";
-    }
+    if row.mode == DECODE { text + ", norms cached" } else { text }
+}
+
+fn table_cells(row: &Row, report: &Report) -> Vec<String> {
+    let mut cells = vec![markdown::shape(row), row.dtype.clone(), row.keep_ratio.to_string(), order(row)];
     cells.push(micros(goal_us(row, report)));
     let Some(us) = row.us_median else {
         cells.push(row.error.clone().unwrap_or_default());
@@ -221,7 +234,7 @@ pub fn ratio(report: &Report) -> Result<String> {
             markdown::shape(row),
             row.dtype.clone(),
             row.keep_ratio.to_string(),
-            row.order.clone(),
+            order(row),
             micros(Some(us)),
             micros(Some(torch_us)),
             format!("{} {}", peer.peer, peer.mode),
@@ -266,7 +279,7 @@ pub fn compare(a: &Report, b: &Report) -> Result<Comparison> {
         let mut cells = vec![markdown::shape(row), row.dtype.clone(), row.keep_ratio.to_string(), row.order.clone()];
         cells.extend([
             row.selector.clone(),
-            row.score().into(),
+            markdown::score(row),
             micros(row.us_median),
             micros(other.us_median),
             ratio,

@@ -18,7 +18,7 @@ pub fn adapters() -> Result<Vec<wgpu::Adapter>, Failure> {
     if adapters.is_empty() { Err(NO_ADAPTER.to_owned()) } else { Ok(adapters) }
 }
 
-/// The first whose name contains `name`, in any case; without a name, wgpu's choice of the fastest.
+/// The one of that number, else the first whose name contains `name`, in any case; without a name, wgpu's choice of the fastest.
 pub fn choose_adapter(name: Option<&str>) -> Result<wgpu::Adapter, Failure> {
     let Some(name) = name else {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
@@ -28,7 +28,10 @@ pub fn choose_adapter(name: Option<&str>) -> Result<wgpu::Adapter, Failure> {
         };
         return pollster::block_on(instance.request_adapter(&fastest)).map_err(|_| NO_ADAPTER.to_owned());
     };
-    let adapters = adapters().map_err(|e| format!("--adapter {name}: {e}"))?;
+    let mut adapters = adapters().map_err(|e| format!("--adapter {name}: {e}"))?;
+    if let Some(number) = name.parse().ok().filter(|&number: &usize| number < adapters.len()) {
+        return Ok(adapters.swap_remove(number));
+    }
     let wanted = name.to_lowercase();
     let names: Vec<String> = adapters.iter().map(|a| a.get_info().name).collect();
     let found = adapters.into_iter().zip(&names).find(|(_, n)| n.to_lowercase().contains(&wanted));

@@ -57,7 +57,7 @@ pub struct Args {
     /// Rounding of the keep ratio [default: by preset]
     #[arg(long)]
     rounding: Option<RoundingArg>,
-    /// Adapter to use: a part of its name, in any case
+    /// Adapter to use: its number in --list-adapters, or a part of its name, in any case
     #[arg(long, value_name = "NAME")]
     pub adapter: Option<String>,
     /// Lists the adapters and stops

@@ -136,7 +136,10 @@ impl Runner {
         self.check()?;
         let views = vec![KvView::hnd(&shape, &keys, &values); shape.num_layers as usize];
         let bound = plan.bind(&self.device, &views, &state, &workspace).map_err(|e| e.to_string())?;
-        self.prepared = Some(Prepared { shape, keys, values, state, bound });
+        let prepared = Prepared { shape, keys, values, state, bound };
+        // Once while it is empty: a driver may compile at the first use.
+        self.execute(&prepared, shape.capacity)?;
+        self.prepared = Some(prepared);
         Ok(())
     }
 

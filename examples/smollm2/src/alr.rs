@@ -161,6 +161,7 @@ pub fn run(common: &Common, args: &Alr) -> Result<()> {
     let text = text::load(args.text.as_deref())?;
     let output = Output::new(&common.output)?;
     let mut lab = Lab::new(&common.model(), common.adapter.as_deref(), tokens)?;
+    lab.note_length(tokens);
     println!("{}", lab.gpu.describe());
     let (num_layers, num_heads) = (lab.model.config.num_layers, lab.model.config.num_kv_heads);
     let mut heads = vec![Head::default(); num_layers * num_heads];

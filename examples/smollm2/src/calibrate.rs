@@ -262,6 +262,7 @@ pub fn run(common: &Common, args: &Calibrate) -> Result<()> {
     let lessons = lessons(common, args, &lab)?;
     let longest = lessons.iter().map(|(context, rest, _)| context.len() + rest.len()).max().unwrap_or(0);
     lab.cache = KvCache::new(&lab.gpu, &lab.model.config, longest)?;
+    lab.note_length(longest);
     let choices = choices();
     let bar = progress(lessons.len(), "calibrate");
     let mut lost = Vec::new();

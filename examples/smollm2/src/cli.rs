@@ -87,9 +87,21 @@ pub struct Generate {
     /// Which tokens are kept.
     #[arg(long, default_value = "lowest+sinks+recent")]
     pub strategy: String,
-    /// Layers that are left whole.
-    #[arg(long, value_delimiter = ',', default_value = "0,1")]
-    pub skip_layers: Vec<u32>,
+    /// Layers that are left whole; '' for none.
+    #[arg(long, value_parser = parse_layers, default_value = "0,1")]
+    pub skip_layers: Layers,
+}
+
+/// Layers by their indices.
+#[derive(Debug, Clone)]
+pub struct Layers(pub Vec<u32>);
+
+fn parse_layers(text: &str) -> Result<Layers, String> {
+    let parts = text.split(',').map(str::trim).filter(|_| !text.trim().is_empty());
+    parts
+        .map(|part| part.parse().map_err(|e| format!("layer index '{part}': {e}")))
+        .collect::<Result<_, _>>()
+        .map(Layers)
 }
 
 /// Whether layers 0 and 1 are left whole.

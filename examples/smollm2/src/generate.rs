@@ -68,7 +68,7 @@ pub fn run(common: &Common, args: &Generate) -> Result<()> {
     let first = argmax(&lab.prefill(&tokens)?);
     let (before, bytes) = (lab.cache.min_len(), lab.cache.bytes());
     let mut spent = Spent::default();
-    let policy = |budget, len| strategy.policy(budget, len, common.seed, &args.skip_layers);
+    let policy = |budget, len| strategy.policy(budget, len, common.seed, &args.skip_layers.0);
     if args.keep_ratio < 1.0 {
         let press = lab.cache.press(&[policy(Budget::keep_ratio(args.keep_ratio), before)])?;
         spent.compressing += lab.cache.compress_timed(&press)?;

@@ -105,7 +105,10 @@ fn choose(names: &[String], ranks: &[u8], wanted: Option<&str>) -> Result<usize>
     match (0..names.len()).filter(fits).min_by_key(|&ix| ranks[ix]) {
         Some(ix) => Ok(ix),
         None if names.is_empty() => bail!("no adapter: install a GPU driver or Mesa's lavapipe (scripts/with-adapter)"),
-        None => bail!("no adapter fits --adapter {}; there are {names:?}", wanted.unwrap_or_default()),
+        None => {
+            let list: Vec<_> = names.iter().enumerate().map(|(ix, name)| format!("{ix}: {name}")).collect();
+            bail!("no adapter fits --adapter {}; there are {}", wanted.unwrap_or_default(), list.join(", "))
+        }
     }
 }
 

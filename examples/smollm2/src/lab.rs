@@ -66,6 +66,14 @@ impl Lab {
         Ok(Self { gpu, model, tokenizer, cache })
     }
 
+    /// Says so where a text is longer than those that the model was trained on.
+    pub fn note_length(&self, len: usize) {
+        let context = self.model.config.context;
+        if len > context {
+            eprintln!("note: texts of up to {len} tokens, and the model has been trained on {context}");
+        }
+    }
+
     /// Text as tokens; special tokens are recognised, none are added.
     ///
     /// # Errors

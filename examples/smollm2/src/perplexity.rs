@@ -133,6 +133,7 @@ pub fn run(common: &Common, args: &Perplexity) -> Result<()> {
     let output = Output::new(&common.output)?;
     let capacity = (settings.prefill + settings.score).max(settings.length);
     let mut lab = Lab::new(&common.model(), common.adapter.as_deref(), capacity)?;
+    lab.note_length(capacity);
     println!("{}", lab.gpu.describe());
     let names: Vec<_> = settings.strategies.iter().map(Method::name).collect();
     let mut result = about(&lab, "perplexity", json!({ "strategies": names, "options": settings }));

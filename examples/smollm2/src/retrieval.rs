@@ -207,6 +207,7 @@ pub fn run(common: &Common, args: &Retrieval, task: Task) -> Result<()> {
     let text = text::load(None)?;
     let output = Output::new(&common.output)?;
     let mut lab = Lab::new(&common.model(), common.adapter.as_deref(), longest + 128)?;
+    lab.note_length(longest);
     println!("{}", lab.gpu.describe());
     let draw = |ix| Draw { ix, count: trials, seed: common.seed, own_line: args.own_line };
     let bar = progress(lengths.len() * trials * (1 + cases.len()), task.name());
