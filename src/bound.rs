@@ -200,13 +200,36 @@ impl Bound {
     /// Records the counting of appended tokens: adds the counts of `slot` (see [`CacheState::set_append_counts`]) to the
     /// lengths and to the tokens seen of every layer, so that lengths need never be read back.
     ///
+    /// Semantically the same as [`CacheRow::append`](crate::reference::CacheRow::append).
+    ///
     /// # Errors
     /// A slot that does not exist; nothing is recorded then.
     pub fn record_append(&self, pass: &mut wgpu::ComputePass<'_>, slot: u32) -> Result<(), ArgumentError> {
+        self.record_counts(pass, &self.plan.select.append, slot)
+    }
+
+    /// Records that appended tokens are taken back, as speculative decoding does with those that are rejected: takes the counts of
+    /// `slot` off the lengths and the tokens seen of every layer. They are the last slots of each row, in either order, as long
+    /// as they were appended after the last compression; of more, those that it has left stay. The next tokens overwrite them.
+    ///
+    /// Semantically the same as [`CacheRow::truncate`](crate::reference::CacheRow::truncate).
+    ///
+    /// # Errors
+    /// A slot that does not exist; nothing is recorded then.
+    pub fn record_truncate(&self, pass: &mut wgpu::ComputePass<'_>, slot: u32) -> Result<(), ArgumentError> {
+        self.record_counts(pass, &self.plan.select.truncate, slot)
+    }
+
+    fn record_counts(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        pipeline: &wgpu::ComputePipeline,
+        slot: u32,
+    ) -> Result<(), ArgumentError> {
         check_slot(slot)?;
         let shape = &self.plan.shape;
         let rows = shape.num_layers * shape.rows_per_layer();
-        pass.set_pipeline(&self.plan.select.append);
+        pass.set_pipeline(pipeline);
         pass.set_bind_group(0, &self.append_group, &[self.append_params_offset + PARAMS_STRIDE * slot]);
         pass.dispatch_workgroups(rows.div_ceil(WORKGROUP), 1, 1);
         Ok(())

@@ -33,7 +33,7 @@ pub struct Due {
 ///
 /// It counts on what it is told: that all sequences are active where it says that a compression is due, and that it is recorded;
 /// that no table of a paged cache is faulty then, or [`Schedule::left_whole`] is told; that prefixes are those of
-/// [`Schedule::set_prefixes`]; that order keys, if the caller writes them, hold no more zeros than
+/// [`Schedule::set_prefixes`]; that rows are shortened by what [`Schedule::truncate`] is told alone; that order keys, if the caller writes them, hold no more zeros than
 /// the budget; that keys are not rotated to slots where budgets differ by head. Layers that its plan leaves whole are taken to
 /// keep every token, though another plan may compress them: then it refuses tokens beyond the capacity too early.
 ///
@@ -87,8 +87,10 @@ struct Sequence {
     may_overlap: bool,
     /// Tokens of every row of a layer that is left whole.
     num_seen: u32,
-    /// Tokens since the last compression.
+    /// Tokens without a norm: those since the last compression, and all where it has left the sequence whole.
     num_new: u32,
+    /// Tokens since the last compression that was due.
+    num_appended: u32,
 }
 
 /// Tokens of a row: at least and at most.
@@ -115,7 +117,7 @@ impl Sequence {
             };
         }
         self.is_compressed = true;
-        self.num_new = 0;
+        (self.num_new, self.num_appended) = (0, 0);
     }
 }
 
@@ -169,6 +171,7 @@ impl Schedule {
             may_overlap: false,
             num_seen: 0,
             num_new: 0,
+            num_appended: 0,
         };
         let sequences = vec![sequence; lengths.len()];
         let mut schedule = Self { plan: Arc::clone(inner), trigger, rules, sequences };
@@ -201,7 +204,7 @@ impl Schedule {
         let sequence = self.sequences.get_mut(sequence as usize).ok_or(error)?;
         sequence.lens.fill(Bounds::default());
         (sequence.is_compressed, sequence.may_overlap) = (false, false);
-        (sequence.num_seen, sequence.num_new) = (0, 0);
+        (sequence.num_seen, sequence.num_new, sequence.num_appended) = (0, 0, 0);
         Ok(())
     }
 
@@ -246,6 +249,30 @@ impl Schedule {
         Ok(Some(due))
     }
 
+    /// Counts the tokens that [`Bound::record_truncate`](crate::Bound::record_truncate) takes back from each sequence.
+    ///
+    /// # Errors
+    /// A count other than `batch_size`; more tokens than were appended since the last compression that was due: nothing is counted
+    /// then.
+    pub fn truncate(&mut self, counts: &[u32]) -> Result<(), ArgumentError> {
+        crate::state::check_count("counts", counts.len(), self.sequences.len())?;
+        for (sequence, &count) in self.sequences.iter().zip(counts) {
+            if count > sequence.num_appended {
+                let (got, limit) = (count.into(), sequence.num_appended.into());
+                return Err(ArgumentError::TooLarge { argument: "counts", got, limit });
+            }
+        }
+        for (sequence, &count) in self.sequences.iter_mut().zip(counts) {
+            for len in &mut sequence.lens {
+                *len = Bounds { least: len.least.saturating_sub(count), most: len.most.saturating_sub(count) };
+            }
+            sequence.num_seen = sequence.num_seen.saturating_sub(count);
+            sequence.num_new = sequence.num_new.saturating_sub(count);
+            sequence.num_appended -= count;
+        }
+        Ok(())
+    }
+
     /// At least the length of each compressed row of a sequence, tokens.
     ///
     /// # Errors
@@ -275,6 +302,7 @@ impl Schedule {
             }
             sequence.num_seen = sequence.num_seen.saturating_add(count);
             sequence.num_new = sequence.num_new.saturating_add(count);
+            sequence.num_appended = sequence.num_appended.saturating_add(count);
         }
         self.sequences = grown;
         Ok(())

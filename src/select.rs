@@ -34,6 +34,7 @@ pub(crate) struct SelectPipelines {
     pub pool: Option<[wgpu::ComputePipeline; 2]>,
     pub finish: wgpu::ComputePipeline,
     pub append: wgpu::ComputePipeline,
+    pub truncate: wgpu::ComputePipeline,
     pub mark_scored: wgpu::ComputePipeline,
 }
 
@@ -194,6 +195,7 @@ impl SelectPipelines {
             pool: policy.pool.map(|_| ["count", "pick"].map(|entry| other(Module::Pool, entry, cached))),
             finish: other(Module::State, "finish", cached),
             append: other(Module::Append, "append", cached),
+            truncate: other(Module::Append, "truncate", cached),
             mark_scored: other(Module::State, "mark_scored", cached),
         }
     }

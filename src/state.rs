@@ -337,8 +337,8 @@ impl CacheState {
         })
     }
 
-    /// Writes one slot of counts for [`Bound::record_append`](crate::Bound::record_append): tokens appended to each
-    /// sequence. Records in flight at one time that need different counts take different slots; a decode loop that
+    /// Writes one slot of counts for [`Bound::record_append`](crate::Bound::record_append), or for
+    /// [`Bound::record_truncate`](crate::Bound::record_truncate): tokens appended to each sequence, or taken back. Records in flight at one time that need different counts take different slots; a decode loop that
     /// appends one token a step writes its slot once.
     ///
     /// # Errors

@@ -4,7 +4,9 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use keynorm::{Compressor, Dtype, KvShape, KvView, Options, Policy, Stages, TensorSpec};
+use keynorm::{
+    Bound, Budget, Compressor, Dtype, KvShape, KvView, Options, Order, Policy, Selector, Stages, Switch, TensorSpec,
+};
 
 /// Counts the allocations of a thread.
 struct Counting;
@@ -108,16 +110,60 @@ fn dummy(device: &wgpu::Device) -> (wgpu::ComputePipeline, wgpu::BindGroup) {
     (pipeline, group)
 }
 
+/// What is recorded of 32 layers, and how many dispatches that takes.
+struct Recorded {
+    name: &'static str,
+    policy: Policy,
+    subgroups: Switch,
+    record: fn(&Bound, &mut wgpu::ComputePass<'_>),
+    dispatches: usize,
+}
+
+const LAYERS: usize = 32;
+
+fn all() -> [Recorded; 8] {
+    let whole = |bound: &Bound, pass: &mut wgpu::ComputePass<'_>| bound.record(pass, 64).expect("a record");
+    let every = |policy: Policy| Policy { skip_layers: Vec::new(), ..policy };
+    let norm = Policy::new(Budget::keep_ratio(0.5));
+    let positional = Policy { order: Order::Positional, ..norm.clone() };
+    let bitonic = Policy { selector: Selector::Bitonic, ..norm.clone() };
+    let of = |name, policy: &Policy, subgroups, record: fn(&Bound, &mut wgpu::ComputePass<'_>), dispatches| Recorded {
+        name,
+        policy: policy.clone(),
+        subgroups,
+        record,
+        dispatches,
+    };
+    let streaming = every(Policy::streaming(32));
+    [
+        // order, radix_row and finish once, fill for each layer.
+        of(
+            "a decode step",
+            &streaming,
+            Switch::Auto,
+            |bound, pass| bound.record_stages(pass, 64, Stages::FROM_NORMS).expect("a record"),
+            3 + LAYERS,
+        ),
+        // score for each layer, mark_scored.
+        of("norms", &streaming, Switch::Auto, |bound, pass| bound.record_norms(pass, 4).expect("norms"), LAYERS + 1),
+        of("appending", &streaming, Switch::Auto, |bound, pass| bound.record_append(pass, 1).expect("a slot"), 1),
+        // score for each layer, radix_row or bitonic_row and finish once, fill or a walk for each layer.
+        of("stage by stage", &norm, Switch::Auto, whole, 2 * LAYERS + 2),
+        of("a walk", &positional, Switch::Auto, whole, 2 * LAYERS + 2),
+        of("bitonic", &bitonic, Switch::Auto, whole, 2 * LAYERS + 2),
+        // score and move_row for each layer.
+        of("rows in parts", &norm, Switch::Off, whole, 2 * LAYERS),
+        // sum_keys, add_tiles, score and fill for each layer.
+        of("KeyDiff", &every(Policy::keydiff(Budget::keep_ratio(0.5))), Switch::Off, whole, 4 * LAYERS + 2),
+    ]
+}
+
 #[test]
 fn a_record_of_32_layers_allocates_as_a_dummy_pass_does() {
-    const LAYERS: usize = 32;
     let (device, queue) = device();
     let spec = TensorSpec::new(Dtype::F16, 64);
     let shape =
         KvShape { num_layers: LAYERS as u32, batch_size: 1, num_kv_heads: 2, capacity: 64, keys: spec, values: spec };
-    let policy = Policy { skip_layers: Vec::new(), ..Policy::streaming(32) };
-    let plan =
-        Compressor::new(&device, Options::default()).expect("a compressor").plan(&shape, &policy).expect("a plan");
     let buffer = || {
         device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
@@ -128,24 +174,23 @@ fn a_record_of_32_layers_allocates_as_a_dummy_pass_does() {
     };
     let buffers: Vec<_> = (0..LAYERS).map(|_| (buffer(), buffer())).collect();
     let views: Vec<_> = buffers.iter().map(|(keys, values)| KvView::hnd(&shape, keys, values)).collect();
-    let (state, workspace) = (plan.create_state().expect("a state"), plan.create_workspace().expect("a workspace"));
-    let bound = plan.bind(&device, &views, &state, &workspace).expect("a binding");
-    state.set_lengths(&queue, &[64]).expect("a length");
     let (pipeline, group) = dummy(&device);
-    // order, radix_row and finish once, fill for each layer.
-    let commands = 3 + LAYERS;
-    let by_hand = |pass: &mut wgpu::ComputePass<'_>| {
-        for _ in 0..commands {
-            pass.set_pipeline(&pipeline);
-            pass.set_bind_group(0, &group, &[256]);
-            pass.dispatch_workgroups(1, 1, 1);
-        }
-    };
-    let ours = |pass: &mut wgpu::ComputePass<'_>| {
-        bound.record_stages(pass, 64, Stages::FROM_NORMS).expect("a record");
-    };
-    let (ours, by_hand) = (count(&device, ours), count(&device, by_hand));
-    println!("{ours} allocations, {by_hand} by hand");
-    assert!(by_hand > 0, "wgpu's own are counted");
-    assert!(ours <= by_hand, "{ours} allocations, {by_hand} by hand");
+    for Recorded { name, policy, subgroups, record, dispatches } in all() {
+        let compressor = Compressor::new(&device, Options::with_subgroups(subgroups)).expect("a compressor");
+        let plan = compressor.plan(&shape, &policy).expect("a plan");
+        let (state, workspace) = (plan.create_state().expect("a state"), plan.create_workspace().expect("a workspace"));
+        let bound = plan.bind(&device, &views, &state, &workspace).expect("a binding");
+        state.set_lengths(&queue, &[64]).expect("a length");
+        let by_hand = |pass: &mut wgpu::ComputePass<'_>| {
+            for _ in 0..dispatches {
+                pass.set_pipeline(&pipeline);
+                pass.set_bind_group(0, &group, &[256]);
+                pass.dispatch_workgroups(1, 1, 1);
+            }
+        };
+        let (ours, by_hand) = (count(&device, |pass| record(&bound, pass)), count(&device, by_hand));
+        println!("{name}: {ours} allocations, {by_hand} by hand");
+        assert!(by_hand > 0, "wgpu's own are counted");
+        assert!(ours <= by_hand, "{name}: {ours} allocations, {by_hand} by hand");
+    }
 }

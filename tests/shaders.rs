@@ -582,7 +582,7 @@ mod rejects {
             ("2 counts read", "2 counts read_write"),
             ("WG_SIZE = 256", "WG_SIZE = 128"),
             ("WG_SIZE = 256", "WG_LEN = 256"),
-            ("append · dispatch", "appends · dispatch"),
+            ("truncate · dispatch", "appends · dispatch"),
             ("Workgroup bytes: 0", "Workgroup bytes: 4096"),
             ("reference/compact.rs", "reference/absent.rs"),
         ] {

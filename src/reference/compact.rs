@@ -40,6 +40,14 @@ impl CacheRow {
         self.num_seen += tokens;
     }
 
+    /// Takes appended tokens back, but none that a compression has left.
+    pub fn truncate(&mut self, tokens: u32) {
+        let compacted = u32::try_from(self.positions.len()).unwrap_or(u32::MAX).min(self.len);
+        let tokens = tokens.min(self.len - compacted);
+        self.len -= tokens;
+        self.num_seen -= tokens;
+    }
+
     /// The state after a selection has been compacted.
     pub fn finish(&mut self, selection: &Selection) {
         self.positions = selection.sources.iter().map(|&s| self.position_of(s)).collect();

@@ -85,8 +85,7 @@ fn pools() {
     }
 }
 
-/// Heads of different scale: the pool must not starve the one with large norms, and must give more to the one whose norms
-/// spread further down.
+/// The pool gives more to heads whose norms spread further down, and does not starve one whose norms are eight times as large.
 #[test]
 fn a_pool_moves_tokens_between_heads() {
     let gpu = gpu();
@@ -100,6 +99,20 @@ fn a_pool_moves_tokens_between_heads() {
         assert_eq!(lens.iter().sum::<u32>(), 800, "a quarter of four heads of 800");
         assert!(lens.iter().any(|&l| l != lens[0]), "heads of different spread keep different numbers: {lens:?}");
     }
+    let mut scaled = Fixture::new(gpu, &case);
+    let spec = &case.shape.keys;
+    for layer in &mut scaled.host {
+        let mut keys = layer.gather(&layer.keys, spec, &case.shape, 1);
+        for element in keys.chunks_exact_mut(2) {
+            let eightfold = half::f16::from_le_bytes([element[0], element[1]]) * half::f16::from_f32(8.0);
+            element.copy_from_slice(&eightfold.to_le_bytes());
+        }
+        layer.scatter(layer.keys, spec, &case.shape, 1, &keys);
+    }
+    scaled.upload_all(gpu);
+    scaled.compress_and_compare(gpu, &case, "scaled");
+    let lens = |fixture: &Fixture| -> Vec<u32> { fixture.host.iter().flat_map(|l| &l.rows).map(|r| r.len).collect() };
+    assert_eq!(lens(&scaled), lens(&fixture), "a head's scale does not count");
 }
 
 #[test]

@@ -155,6 +155,36 @@ fn empty_caches_free_nothing() {
     assert_eq!(count(), 0, "of empty sequences");
 }
 
+/// Layers that share a table are judged together: by an entry that the longer one alone uses, neither is compressed.
+#[test]
+fn layers_of_one_table_are_judged_together() {
+    let gpu = gpu();
+    for order in ORDERS {
+        let mut case = case(16, PageLayout::Hnd, order);
+        case.shape.num_layers = 2;
+        case.policy = policy(0.3, Selector::Auto, order);
+        case.policy.budgets = vec![BudgetOverride { layers: 1..2, heads: 0..2, budget: Budget::keep_ratio(0.9) }];
+        let mut fixture = Fixture::new(gpu, &case);
+        fixture.compress_and_compare(gpu, &case, "sound");
+        let longest = |fixture: &Fixture, layer: usize| fixture.host[layer].rows[0].len.div_ceil(16);
+        let entry = longest(&fixture, 1) - 1;
+        assert!(entry >= longest(&fixture, 0), "an entry of layer 1 alone");
+        for layer in &mut fixture.host {
+            let table: &mut [u32] = bytemuck::cast_slice_mut(layer.buffers.last_mut().expect("a table"));
+            table[entry as usize] = u32::MAX;
+        }
+        fixture.upload_all(gpu);
+        let max_len = fixture.max_len();
+        submit(gpu, |pass| fixture.bound.record(pass, max_len).expect("a record"));
+        // The sequence is left as it is, as if it took no part.
+        let mut without = case.clone();
+        without.active = vec![false, true, true];
+        fixture.compress_host(&without);
+        fixture.host.iter_mut().for_each(|layer| layer.status |= Status::BAD_PAGE.0);
+        fixture.compare(gpu, &case, "faulty");
+    }
+}
+
 #[test]
 fn no_length_leaves_pages_as_they_are() {
     let gpu = gpu();

@@ -132,9 +132,17 @@ fn case() -> impl Strategy<Value = Case> {
     shape().prop_flat_map(move |shape| {
         let lengths = prop::collection::vec((0..=shape.capacity, 0..=shape.capacity), shape.batch_size as usize);
         let active = prop::collection::vec(prop::bool::weighted(0.8), shape.batch_size as usize);
-        let flags = (any::<bool>(), any::<bool>(), any::<u64>());
+        let flags = (any::<bool>(), any::<bool>(), any::<(bool, bool)>(), any::<u64>());
         (policy(shape), layout(), data.clone(), lengths, active, subgroups.clone(), flags).prop_map(
-            move |(policy, layout, data, lengths, active, subgroups, (appends, windows, seed))| {
+            move |(
+                policy,
+                layout,
+                data,
+                lengths,
+                active,
+                subgroups,
+                (appends, windows, (one_buffer, encoded), seed),
+            )| {
                 let mut case = Case::new(shape, policy);
                 let is_f8 = |spec: TensorSpec| matches!(spec.dtype, Dtype::F8E4M3 | Dtype::F8E5M2);
                 case.layout = match layout {
@@ -154,7 +162,7 @@ fn case() -> impl Strategy<Value = Case> {
                 let row_bytes = shape.capacity * (shape.keys.row_bytes().max(shape.values.row_bytes()) + 40);
                 let contiguous = matches!(case.layout, Layout::Hnd | Layout::Offset { .. });
                 case.options.max_binding_bytes = (windows && contiguous && row_bytes < 1 << 16).then_some(1 << 16);
-                case.seed = seed;
+                (case.one_buffer, case.encoded, case.seed) = (one_buffer, encoded, seed);
                 case
             },
         )

@@ -2,7 +2,8 @@
 //! itself, a CPU adapter with subgroups switched by hand.
 
 use keynorm::{
-    Budget, BudgetOverride, CacheState, Direction, Dtype, KvShape, Options, Order, Policy, Selector, Status, Switch,
+    Budget, BudgetOverride, CacheState, Direction, Dtype, KvShape, Options, Order, Policy, Score, Selector, Status,
+    Switch,
 };
 
 use crate::support::{Built, Case, Data, Fixture, Gpu, Layout, gpu, gpu_of_small_workgroups, run, shape, submit};
@@ -207,10 +208,15 @@ fn leaves_longer((gpu, built): (&Gpu, &Built), mut case: Case, said: u32, [held,
 fn rows_over_the_capacity_and_longer_than_said() {
     let gpu = gpu();
     let kinds = ORDERS.into_iter().flat_map(|order| [(order, 32), (order, 4)]);
-    let selectors = [Selector::Auto, Selector::Radix, Selector::Bitonic];
-    for ((order, sequences), selector) in kinds.flat_map(|kind| selectors.map(|selector| (kind, selector))) {
+    let by_norm = [Selector::Auto, Selector::Radix, Selector::Bitonic].map(|s| (s, Score::KeyNorm, false));
+    let scores = [Score::KeyDiff, Score::Centroid, Score::ValueKeyRatio].map(|score| (Selector::Auto, score, false));
+    let cached = [Score::KeyNorm, Score::KeyDiff].map(|score| (Selector::Auto, score, true));
+    let all: Vec<_> = by_norm.into_iter().chain(scores).chain(cached).collect();
+    for ((order, sequences), (selector, score, cached)) in
+        kinds.flat_map(|kind| all.iter().map(move |&how| (kind, how)))
+    {
         let mut case = short(3000, 1500, sequences, (order, Switch::On));
-        case.policy.selector = selector;
+        (case.policy.selector, case.policy.score, case.policy.cached_norms) = (selector, score, cached);
         let mut fixture = Fixture::new(gpu, &case);
         let row = 1;
         let claim = |state: &CacheState| {
@@ -221,7 +227,7 @@ fn rows_over_the_capacity_and_longer_than_said() {
         submit(gpu, |pass| fixture.bound.record(pass, 1500).expect("a record"));
         let kept = pollster::block_on(fixture.state.read(&gpu.device, &gpu.queue)).expect("a read-back");
         let reported = kept.layers[0].status.0 & Status::LENGTH_OVER_CAPACITY.0;
-        assert_eq!(reported, Status::LENGTH_OVER_CAPACITY.0, "{sequences} sequences, {order:?}, {selector:?}");
+        assert_eq!(reported, Status::LENGTH_OVER_CAPACITY.0, "{sequences} sequences, {:?}", case.policy);
         // Of inactive sequences nothing is reported.
         fixture.restart(gpu, &case);
         fixture.state.clear_status(&gpu.queue);
@@ -229,7 +235,7 @@ fn rows_over_the_capacity_and_longer_than_said() {
         claim(&fixture.state);
         submit(gpu, |pass| fixture.bound.record(pass, 1500).expect("a record"));
         let kept = pollster::block_on(fixture.state.read(&gpu.device, &gpu.queue)).expect("a read-back");
-        assert_eq!(kept.layers[0].status, Status(0), "{sequences} inactive sequences, {order:?}, {selector:?}");
+        assert_eq!(kept.layers[0].status, Status(0), "{sequences} inactive sequences, {:?}", case.policy);
     }
 }
 

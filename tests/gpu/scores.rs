@@ -7,7 +7,7 @@ use keynorm::{
 
 use crate::external::run_external;
 use crate::running::run_running;
-use crate::support::{BUILT, Case, Data, Fixture, Layout, gpu, run, shape, submit};
+use crate::support::{BUILT, Case, Data, Fixture, Layout, PageLayout, Paged, gpu, run, shape, submit};
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 const ORDERS: [Order; 2] = [Order::Fill, Order::Positional];
@@ -226,6 +226,20 @@ fn window_by_share_from_cached_norms() {
     run(&case);
 }
 
+/// Random choice needs no scores, and none are given; a key with a NaN comes last all the same.
+#[test]
+fn random_choice_without_scores() {
+    for kind in [ExternalScore::F32, ExternalScore::OrderKeys] {
+        let random = Direction::Random { seed: 9 };
+        let mut case = Case::new(
+            shape(2, 2, 500, 64, Dtype::F16),
+            Policy { direction: random, ..policy(Score::External(kind), 0.4) },
+        );
+        (case.data, case.lengths, case.appended) = (Data::Special, vec![430, 77], vec![70, 300]);
+        run(&case);
+    }
+}
+
 /// Scores and sums kept in the state: by every way to add, over skipped layers and windows, in every order.
 #[test]
 fn kept_scores_of_keydiff() {
@@ -245,6 +259,13 @@ fn kept_scores_of_keydiff() {
                 (case.lengths, case.active) = (vec![800, 30, 300], vec![true, true, false]);
                 case.appended = vec![500, 600, 0];
                 run_running(gpu, &case, &BUILT);
+                if dtype == Dtype::F16 {
+                    case.options.max_binding_bytes = Some(1 << 18);
+                    run_running(gpu, &case, &BUILT);
+                    case.options.max_binding_bytes = None;
+                    case.paged = Some(Paged::new(8, PageLayout::Hnd));
+                    run_running(gpu, &case, &BUILT);
+                }
             }
         }
     }

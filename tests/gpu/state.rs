@@ -62,6 +62,42 @@ fn a_sequence_can_be_reset_and_the_mask_lifted() {
     }
 }
 
+/// Of more tokens than were appended since the last compression none goes that it has left; of a layer that is whole, and before
+/// any compression, they all do. An inactive sequence stays.
+#[test]
+fn tokens_are_taken_back_as_far_as_they_were_appended_since() {
+    for (policy, subgroups) in variants() {
+        let gpu = gpu();
+        let mut case = case_of(shape(3, 2, 200, 64, Dtype::F16), &policy, subgroups);
+        case.shape.num_layers = 2;
+        (case.policy.skip_layers, case.policy.cached_norms) = (vec![1], true);
+        case.lengths = vec![150, 120, 90];
+        case.appended = vec![30, 40, 50];
+        case.active = vec![true, true, false];
+        let mut fixture = Fixture::new(gpu, &case);
+        let take_back = |fixture: &mut Fixture, counts: [u32; 3], round: &str| {
+            fixture.state.set_append_counts(&gpu.queue, 5, &counts).expect("counts");
+            submit(gpu, |pass| fixture.bound.record_truncate(pass, 5).expect("a record"));
+            for row in fixture.host.iter_mut().flat_map(|layer| layer.rows[..4].iter_mut().enumerate()) {
+                row.1.truncate(counts[row.0 / 2]);
+            }
+            fixture.compare(gpu, &case, round);
+        };
+        take_back(&mut fixture, [10, 120, 7], "of a prompt");
+        fixture.host.iter().for_each(|layer| assert_eq!((layer.rows[0].len, layer.rows[2].len), (140, 0)));
+        fixture.append(gpu, &case);
+        fixture.compress_and_compare(gpu, &case, "appended");
+        let kept = fixture.host[0].rows[0].len;
+        fixture.append(gpu, &case);
+        take_back(&mut fixture, [20, 40, 7], "since");
+        assert_eq!(fixture.host[0].rows[0].len, kept + 10);
+        take_back(&mut fixture, [11, 1, 7], "more than since");
+        assert_eq!((fixture.host[0].rows[0].len, fixture.host[1].rows[0].len), (kept, 140 + 30 + 30 - 20 - 11));
+        fixture.append(gpu, &case);
+        fixture.compress_and_compare(gpu, &case, "again");
+    }
+}
+
 #[test]
 fn a_length_over_the_capacity_is_taken_as_the_capacity() {
     for (policy, subgroups) in variants() {

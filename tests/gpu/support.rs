@@ -866,14 +866,20 @@ impl Fixture {
         self.rng = rng;
     }
 
-    /// Likewise, with the tokens that `append` writes on the host.
+    /// Likewise, with the tokens that `append` writes on the host; three more are counted and taken back.
     pub fn append_by(&mut self, gpu: &Gpu, case: &Case, mut append: impl FnMut(&mut HostLayer)) {
         for layer in &mut self.host {
             append(layer);
         }
         self.upload_all(gpu);
-        self.state.set_append_counts(&gpu.queue, 3, &case.appended).expect("counts");
-        submit(gpu, |pass| self.bound.record_append(pass, 3).expect("a record"));
+        let more: Vec<u32> = case.appended.iter().map(|&count| 3.min(case.shape.capacity - count)).collect();
+        let all: Vec<u32> = case.appended.iter().zip(&more).map(|(count, more)| count + more).collect();
+        self.state.set_append_counts(&gpu.queue, 3, &all).expect("counts");
+        self.state.set_append_counts(&gpu.queue, 4, &more).expect("counts");
+        submit(gpu, |pass| {
+            self.bound.record_append(pass, 3).expect("a record");
+            self.bound.record_truncate(pass, 4).expect("a record");
+        });
     }
 }
 

@@ -36,7 +36,7 @@ fn run_with_vectors_of(bits: u32) {
         return;
     }
     let size = bits / 32;
-    let filters = ["cases::every_dtype", "cases::subgroups_", "widths::every_kernel"];
+    let filters = ["cases::subgroups_", "widths::every_kernel"];
     let child = Command::new(std::env::current_exe().expect("this program"))
         .args(filters)
         .arg("--nocapture")
@@ -48,7 +48,7 @@ fn run_with_vectors_of(bits: u32) {
     let said = String::from_utf8_lossy(&child.stdout);
     let told = format!("subgroups {size}..{size}");
     assert!(child.status.success(), "{said}\n{}", String::from_utf8_lossy(&child.stderr));
-    assert!(said.contains(&told) && said.contains("3 passed"), "expected {told} and 3 tests:\n{said}");
+    assert!(said.contains(&told) && said.contains("2 passed"), "expected {told} and 2 tests:\n{said}");
 }
 
 #[test]

@@ -512,6 +512,7 @@ fn records() {
         assert_error("max_len", bound.record(pass, 11), too_long);
         assert_error("max_len", bound.record_stages(pass, 11, keynorm::Stages::SCORE), too_long);
         assert_error("slot", bound.record_append(pass, 8), no_slot);
+        assert_error("slot", bound.record_truncate(pass, 8), no_slot);
     };
     let dispatched = submit(&noop, |pass| {
         refused(pass);

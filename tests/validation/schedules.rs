@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use keynorm::reference::budget::head_budgets;
 use keynorm::reference::{CacheRow, top_k};
-use keynorm::{Budget, Compressor, KvShape, Order, Plan, Policy, Rounding, Schedule, Trigger};
+use keynorm::{ArgumentError, Budget, Compressor, KvShape, Order, Plan, Policy, Rounding, Schedule, Trigger};
 use proptest::prelude::*;
 
 use crate::support::{noop, shape};
@@ -14,6 +14,8 @@ const CAPACITY: u32 = 96;
 #[derive(Debug, Clone)]
 struct Step {
     tokens: u32,
+    /// Of those since the last compression, tokens that are taken back after it.
+    rejected: u32,
     /// Tokens that stay from here on.
     prefix: Option<u32>,
     seed: u64,
@@ -40,9 +42,9 @@ prop_compose! {
 
 prop_compose! {
     fn steps()(
-        step in (1u32..12, prop::option::weighted(0.1, 0u32..40), any::<u64>()),
+        step in (1u32..12, prop_oneof![2 => Just(0), 1 => 1u32..20], prop::option::weighted(0.1, 0u32..40), any::<u64>()),
     ) -> Step {
-        Step { tokens: step.0, prefix: step.1, seed: step.2 }
+        Step { tokens: step.0, rejected: step.1, prefix: step.2, seed: step.3 }
     }
 }
 
@@ -68,7 +70,7 @@ fn decode(plan: &Plan, trigger: Trigger, steps: &[Step], is_exact: bool) -> Resu
     let mut row = CacheRow::default();
     let mut prefix = 0;
     let mut schedule = Schedule::new(plan, trigger, &[0]).expect("a schedule");
-    let mut compressions = 0;
+    let (mut compressions, mut since) = (0, 0);
     for step in steps {
         if let Some(tokens) = step.prefix {
             prefix = tokens;
@@ -76,12 +78,19 @@ fn decode(plan: &Plan, trigger: Trigger, steps: &[Step], is_exact: bool) -> Resu
         }
         let Ok(due) = schedule.append(&[step.tokens]) else { return Ok(compressions) };
         row.append(step.tokens);
+        since += step.tokens;
         prop_assert!(row.len <= CAPACITY, "{} tokens", row.len);
         if let Some(due) = due {
             prop_assert!(due.max_len >= row.len, "{} tokens, recorded {}", row.len, due.max_len);
             compress(policy, &mut row, prefix, step.seed);
-            compressions += 1;
+            (compressions, since) = (compressions + 1, 0);
         }
+        let refused = schedule.truncate(&[since + 1]);
+        prop_assert!(matches!(refused, Err(ArgumentError::TooLarge { argument: "counts", .. })), "{:?}", refused);
+        let rejected = step.rejected.min(since);
+        schedule.truncate(&[rejected]).expect("as many as there are");
+        row.truncate(rejected);
+        since -= rejected;
         let bound = schedule.max_len(0).expect("one sequence");
         prop_assert!(bound >= row.len && (!is_exact || bound == row.len), "{} tokens, bound {bound}", row.len);
     }
@@ -112,7 +121,7 @@ proptest! {
 /// The cases above are worth nothing where no compression is due.
 #[test]
 fn loops_compress() {
-    let step = Step { tokens: 1, prefix: None, seed: 7 };
+    let step = Step { tokens: 1, rejected: 0, prefix: None, seed: 7 };
     let compressions = decode(&plan(&Policy::new(Budget::keep_ratio(0.5))), Trigger::AtCap(64), &vec![step; 300], true);
     assert_eq!(compressions.expect("bounds that hold"), 8, "64, and every 32 tokens from there");
 }
