@@ -735,7 +735,11 @@ pub fn quick() -> Vec<Quick> {
     for dtype in [Dtype::F8E4M3, Dtype::F8E5M2] {
         let mut f8 = two_rounds(Selector::Radix, Order::Fill);
         (f8.shape.keys, f8.data) = (TensorSpec::new(dtype, 48), Data::Special);
-        add("f8", f8.clone(), false);
+        // Among the highest a NaN that is taken for infinity would come first.
+        for direction in [Direction::Lowest, Direction::Highest] {
+            f8.policy.direction = direction;
+            add("f8", f8.clone(), false);
+        }
         f8.policy.score = Score::KeyDiff;
         add("f8", f8, false);
     }
