@@ -5,9 +5,9 @@ use crate::draft::{Builder, CheckedLayer};
 use crate::error::{ArgumentError, BuildError};
 use crate::lattice::{Lattice, range_lattice};
 use crate::pages::{Views, check_pages, check_table, pool_shape, pool_windows};
-use crate::shape::{Dtype, TensorSpec};
+use crate::shape::{Dtype, KvShape, TensorSpec};
 use crate::state::{CacheState, check_count};
-use crate::view::check_tensor;
+use crate::view::{TensorView, check_tensor};
 use crate::windows::{LayerWindows, layer_windows, widest_row};
 
 /// One score of the caller's: a word.
@@ -56,9 +56,6 @@ impl Builder<'_> {
             return Err(ArgumentError::WrongDevice { argument: "device" }.into());
         }
         check_count("views", views.layers.len(), shape.num_layers as usize)?;
-        if self.pages.is_some() && self.plan.policy.takes_scores() {
-            return Err(ArgumentError::Unsupported { what: "a paged cache with Score::External" }.into());
-        }
         let num_scores = if self.plan.policy.takes_scores() { shape.num_layers as usize } else { 0 };
         check_count("scores", views.scores.len(), num_scores)?;
         if self.state.shape != *shape || !self.state.serves(&self.plan.policy) {
@@ -81,14 +78,7 @@ impl Builder<'_> {
             let values = check_tensor("values", &tensor_shape, &shape.values, &view.values)?;
             placed.add(view.keys.buffer, keys)?;
             placed.add(view.values.buffer, values)?;
-            let scores = views.scores.get(layer as usize);
-            let scores = scores.map(|s| check_tensor(SCORES, shape, &SCORE, s).map(|lattice| (s.buffer, lattice)));
-            let scores = scores.transpose()?;
-            if let Some((buffer, lattice)) = scores {
-                placed.add(buffer, lattice)?;
-                self.check_scores(&lattice)?;
-            }
-            let scores = scores.map(|s| s.1);
+            let scores = views.scores.get(layer as usize).map(|s| self.check_scores(s, &mut placed)).transpose()?;
             let same_buffer = view.keys.buffer == view.values.buffer;
             let windows = if self.pages.is_some() {
                 pool_windows((&keys, &values), same_buffer, shape.rows_per_layer(), self.limits())?
@@ -103,14 +93,24 @@ impl Builder<'_> {
         Ok(layers)
     }
 
-    /// Rows of the caller's scores fit a binding, each by itself.
-    fn check_scores(&self, scores: &Lattice) -> Result<(), ArgumentError> {
-        let limits = self.limits();
-        let (row_bytes, limit) = (widest_row(scores, limits), limits.max_binding_bytes);
+    /// Rows of the caller's scores fit a binding: of a contiguous cache each by itself, of a paged one all of a layer, which windows
+    /// of pages do not divide. Heads may share them.
+    fn check_scores<'v>(&self, view: &TensorView<'v>, placed: &mut Placed<'v>) -> Result<Lattice, ArgumentError> {
+        let shape = &self.plan.shape;
+        let num_kv_heads = if view.strides.head == 0 { 1 } else { shape.num_kv_heads };
+        let of_all = check_tensor(SCORES, &KvShape { num_kv_heads, ..*shape }, &SCORE, view)?;
+        placed.add(view.buffer, of_all)?;
+        let scores = Lattice { num_kv_heads: shape.num_kv_heads, ..of_all };
+        let (limits, limit) = (self.limits(), self.limits().max_binding_bytes);
+        let row_bytes = widest_row(&scores, limits);
         if row_bytes > limit {
             return Err(ArgumentError::RowExceedsBinding { argument: SCORES, row_bytes, limit });
         }
-        Ok(())
+        let pool_bytes = scores.end() - scores.offset + limits.offset_alignment;
+        if self.pages.is_some() && pool_bytes > limit {
+            return Err(ArgumentError::PoolExceedsBinding { argument: SCORES, pool_bytes, limit });
+        }
+        Ok(scores)
     }
 
     /// Rows of keys and values fit a binding where their bands are not scored.

@@ -26,7 +26,7 @@ pub enum Score {
     ValueKeyRatio,
     /// The caller's scores, given to [`Plan::bind_with_scores`](crate::Plan::bind_with_scores): of attention, for instance.
     /// Neither keys nor values are read. With [`Direction::Random`] no scores are given, and keys are read, since one with a NaN
-    /// comes last. Not for paged caches. Semantically the same as [`reference::external`](crate::reference::external).
+    /// comes last. Semantically the same as [`reference::external`](crate::reference::external).
     External(ExternalScore),
 }
 

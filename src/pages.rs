@@ -111,9 +111,10 @@ impl<'a> Views<'a> {
         Self { layers: views.to_vec(), scores: scores.to_vec(), tables: Vec::new(), pages: None }
     }
 
-    pub(crate) fn paged(pages: &PageShape, views: &[PagedKvView<'a>]) -> Self {
+    pub(crate) fn paged(pages: &PageShape, views: &[PagedKvView<'a>], scores: &[TensorView<'a>]) -> Self {
         let layers = views.iter().map(|v| KvView { keys: v.keys, values: v.values }).collect();
-        Self { layers, scores: Vec::new(), tables: views.iter().map(|v| v.table).collect(), pages: Some(*pages) }
+        let tables = views.iter().map(|v| v.table).collect();
+        Self { layers, scores: scores.to_vec(), tables, pages: Some(*pages) }
     }
 }
 

@@ -169,7 +169,8 @@ impl Plan {
     }
 
     /// As [`Plan::bind`] for a policy of [`Score::External`](crate::Score::External), with the caller's scores: one view a
-    /// layer, of one 32-bit word a token (strides in words); those of skipped layers are not looked at. Buffers with usage
+    /// layer, of one 32-bit word a token (strides in words); those of skipped layers are not looked at. With a stride of 0 from
+    /// head to head all heads have the same scores, and keep the same tokens where budgets are the same. Buffers with usage
     /// `STORAGE`, declared `read_write` but only read; they may be shared, but not overlap keys, values or state. They are
     /// read where the score stage is recorded, so that shaders may write them before it in the same pass.
     ///
@@ -206,8 +207,7 @@ impl Plan {
     /// longest head needs, so that what the other heads drop there is saved in attention and not in memory.
     ///
     /// # Errors
-    /// As [`Plan::bind`]; a page size, capacity, pool or table that does not fit; a policy of
-    /// [`Score::External`](crate::Score::External).
+    /// As [`Plan::bind`]; a page size, capacity, pool or table that does not fit.
     pub fn bind_paged(
         &self,
         device: &wgpu::Device,
@@ -216,9 +216,45 @@ impl Plan {
         state: &CacheState,
         workspace: &Workspace,
     ) -> Result<Bound, BuildError> {
+        self.bind_paged_with_scores(device, pages, views, &[], state, workspace)
+    }
+
+    /// As [`Plan::bind_paged`], with the caller's scores as [`Plan::bind_with_scores`] takes them: `[sequence, head, token]`, by
+    /// strides and not by pages.
+    ///
+    /// # Errors
+    /// As [`Plan::bind_paged`] and [`Plan::bind_with_scores`]; scores of a layer that exceed a binding.
+    pub fn bind_paged_with_scores(
+        &self,
+        device: &wgpu::Device,
+        pages: &PageShape,
+        views: &[PagedKvView<'_>],
+        scores: &[TensorView<'_>],
+        state: &CacheState,
+        workspace: &Workspace,
+    ) -> Result<Bound, BuildError> {
         let mut checks = Checks::default();
-        let bound = Bound::new(self, device, &Views::paged(pages, views), (state, workspace), &mut checks)?;
+        let bound = Bound::new(self, device, &Views::paged(pages, views, scores), (state, workspace), &mut checks)?;
         self.inner.kernels.finish(checks)?;
+        Ok(bound)
+    }
+
+    /// As [`Plan::bind_paged_with_scores`], waiting until the device's answers are in.
+    ///
+    /// # Errors
+    /// As [`Plan::bind_paged_with_scores`].
+    pub async fn bind_paged_with_scores_async(
+        &self,
+        device: &wgpu::Device,
+        pages: &PageShape,
+        views: &[PagedKvView<'_>],
+        scores: &[TensorView<'_>],
+        state: &CacheState,
+        workspace: &Workspace,
+    ) -> Result<Bound, BuildError> {
+        let mut checks = Checks::default();
+        let bound = Bound::new(self, device, &Views::paged(pages, views, scores), (state, workspace), &mut checks)?;
+        self.inner.kernels.finish_async(checks).await?;
         Ok(bound)
     }
 
@@ -234,10 +270,7 @@ impl Plan {
         state: &CacheState,
         workspace: &Workspace,
     ) -> Result<Bound, BuildError> {
-        let mut checks = Checks::default();
-        let bound = Bound::new(self, device, &Views::paged(pages, views), (state, workspace), &mut checks)?;
-        self.inner.kernels.finish_async(checks).await?;
-        Ok(bound)
+        self.bind_paged_with_scores_async(device, pages, views, &[], state, workspace).await
     }
 
     /// As [`Plan::bind`], waiting until the device's answers are in.

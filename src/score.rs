@@ -138,7 +138,10 @@ impl Builder<'_> {
             }
             Score::External(_) => {
                 let scores = &views.scores[draft.rows.layer as usize];
-                self.score_group(scored(range_binding(scores.buffer, draft.scores)), params, None, checks)
+                // By strides, in a paged cache too.
+                let scored = scored(range_binding(scores.buffer, draft.scores));
+                let scored = Scored { tokens: Tokens::Strided, table: None, ..scored };
+                self.score_group(scored, params, None, checks)
             }
         };
         let scouts = if score == Score::KeyNorm { self.kernels().capabilities.scouts_of_parts() } else { 0 };
@@ -244,11 +247,11 @@ impl Builder<'_> {
             }
             Score::External(kind) => {
                 let order_keys = kind == ExternalScore::OrderKeys;
-                constants = vec![workgroup, ("ORDER_KEYS", f64::from(u8::from(order_keys)))];
-                Module::External
+                // It reads no tokens, and finds scores by strides.
+                return (Module::External, vec![workgroup, ("ORDER_KEYS", f64::from(u8::from(order_keys)))]);
             }
         };
-        if dtype == Dtype::I8Scaled && !matches!(score, Score::External(_)) {
+        if dtype == Dtype::I8Scaled {
             constants.push(("KEY_WORDS", f64::from(spec.row_bytes() / 4)));
         }
         constants.extend(self.page_size());

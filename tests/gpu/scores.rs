@@ -198,6 +198,25 @@ fn scores_of_the_callers() {
     }
 }
 
+/// Scores lie by strides where tokens lie in pages, whose tables may be faulty and whose prefixes stay.
+#[test]
+fn scores_of_the_callers_by_pages() {
+    let gpu = gpu();
+    for (order, subgroups) in ORDERS.into_iter().zip([Switch::Off, Switch::On]) {
+        for (capacity, faults) in [(320, vec![]), (320, vec![(1, 3, 500)]), (9600, vec![])] {
+            let mut case =
+                Case::new(shape(3, 2, capacity, 32, Dtype::F16), policy(Score::External(ExternalScore::F32), 0.4));
+            (case.policy.order, case.options) = (order, Options::with_subgroups(subgroups));
+            (case.shape.num_layers, case.policy.skip_layers) = (2, vec![0]);
+            (case.lengths, case.active) = (vec![capacity - 9, capacity / 2, 77], vec![true, true, false]);
+            let mut paged = Paged::new(16, PageLayout::Hnd);
+            (paged.faults, paged.first_writable) = (faults, vec![2, 0, 0]);
+            case.paged = Some(paged);
+            run_external(gpu, &case, ExternalScore::F32, &BUILT);
+        }
+    }
+}
+
 /// What decides after the score does not mind which it was: budgets by layer and head, least lengths, segments.
 #[test]
 fn budgets_and_segments_of_every_score() {

@@ -899,6 +899,17 @@ pub fn bind(
     state: &CacheState,
     workspace: &Workspace,
 ) -> Bound {
+    bind_with_scores(gpu, plan, (host, buffers), &[], state, workspace)
+}
+
+pub fn bind_with_scores(
+    gpu: &Gpu,
+    plan: &Plan,
+    (host, buffers): (&[HostLayer], &[Vec<wgpu::Buffer>]),
+    scores: &[TensorView<'_>],
+    state: &CacheState,
+    workspace: &Workspace,
+) -> Bound {
     fn view<'a>(layer: &HostLayer, place: &Place, buffers: &'a [wgpu::Buffer]) -> TensorView<'a> {
         let offset_bytes = layer.bases[place.buffer] + place.offset_bytes;
         TensorView { buffer: &buffers[place.buffer], offset_bytes, strides: place.strides }
@@ -918,14 +929,15 @@ pub fn bind(
                 table,
             })
             .collect();
-        return plan.bind_paged(&gpu.device, &paged.shape(shape), &views, state, workspace).expect("a binding");
+        let pages = paged.shape(shape);
+        return plan.bind_paged_with_scores(&gpu.device, &pages, &views, scores, state, workspace).expect("a binding");
     }
     let views: Vec<KvView<'_>> = host
         .iter()
         .zip(buffers)
         .map(|(layer, b)| KvView { keys: view(layer, &layer.keys, b), values: view(layer, &layer.values, b) })
         .collect();
-    plan.bind(&gpu.device, &views, state, workspace).expect("a binding")
+    plan.bind_with_scores(&gpu.device, &views, scores, state, workspace).expect("a binding")
 }
 
 /// One pass, submitted.

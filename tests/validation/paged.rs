@@ -151,8 +151,30 @@ fn scores_of_the_callers() {
     let noop = noop();
     let external = Policy { score: Score::External(ExternalScore::F32), ..policy() };
     let plan = noop.compressor().plan(&paged_shape(), &external).expect("a sound plan");
-    let what = r#"Argument(Unsupported { what: "a paged cache with Score::External" })"#;
-    assert_error("external", Draft::new(&noop).bind(&noop, &plan), what);
+    let draft = Draft::new(&noop);
+    let none = r#"Argument(WrongCount { argument: "scores", got: 0, expected: 1 })"#;
+    assert_error("none", draft.bind(&noop, &plan), none);
+    let shape = plan.shape();
+    let (state, workspace) = (plan.create_state().expect("a state"), plan.create_workspace().expect("a workspace"));
+    let table = PageTable { buffer: &draft.table, offset_bytes: draft.table_offset, stride: draft.table_stride };
+    let view = PagedKvView::hnd(shape, &PAGES, &draft.keys, &draft.values, table);
+    let words = u64::from(shape.rows_per_layer() * shape.capacity);
+    let scores = noop.storage(words * 4);
+    let strides = Strides::hnd(shape.num_kv_heads, shape.capacity, 1);
+    let score = TensorView { buffer: &scores, offset_bytes: 0, strides };
+    let bind = |scores| plan.bind_paged_with_scores(&noop.device, &PAGES, &[view], scores, &state, &workspace);
+    assert_records(&noop, &plan, &bind(&[score]).expect("sound scores"));
+    let (views, scored) = ([view], [score]);
+    let later = plan.bind_paged_with_scores_async(&noop.device, &PAGES, &views, &scored, &state, &workspace);
+    assert_records(&noop, &plan, &pollster::block_on(later).expect("sound scores"));
+    // All scores of a layer in one binding.
+    let small = noop.compressor_of_small_bindings().plan(&paged_shape(), &external).expect("a sound plan");
+    let scores = noop.storage(1 << 17);
+    let far = TensorView { buffer: &scores, strides: Strides { batch: 20_000, ..strides }, ..score };
+    let (state, workspace) = (small.create_state().expect("a state"), small.create_workspace().expect("a workspace"));
+    let refused = small.bind_paged_with_scores(&noop.device, &PAGES, &[view], &[far], &state, &workspace);
+    let limit = r#"Argument(PoolExceedsBinding { argument: "scores", pool_bytes: 81024, limit: 65536 })"#;
+    assert_error("far apart", refused, limit);
 }
 
 /// A pool is bound whole.

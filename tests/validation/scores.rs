@@ -89,6 +89,15 @@ fn scores_of_the_callers() {
         r#"Argument(Overlap { first: "keys", second: "scores" })"#,
     );
 
+    // Heads may have them in common, one word a token of each sequence; sequences may not.
+    let shared = Strides { batch: 10, head: 0, token: 1 };
+    assert_records(&noop, &plan, &bind(&[TensorView { strides: shared, ..view }]).expect("shared by heads"));
+    assert_error(
+        "sequences",
+        bind(&[TensorView { strides: Strides { batch: 0, ..shared }, ..view }]),
+        r#"Argument(OverlappingRows { argument: "scores", dimension: "batch", got: 0, expected: 1 })"#,
+    );
+
     // Scores are only read, so layers may have them in common.
     let two = noop.compressor().plan(&KvShape { num_layers: 2, ..shape() }, &external()).expect("a sound plan");
     Draft::new(&noop, &two).bind_with_scores(&two, &[view, view]).expect("scores of two layers");
