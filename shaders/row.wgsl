@@ -12,8 +12,8 @@
 //!   5 order_keys read_write vec4<u32> [row, order_stride / 4], which move_row reads
 //!   7 status read_write atomic u32 [layer] sticky bits
 //!   8 rules read RowRule [compressed layer, head]
-//! Entry points: compress_row · dispatch (1, SCOUTS + num_rows, 1) · none | subgroups: rows up to SLOT_WORDS tokens, or if that is 0
-//!   up to 8 * WG_SIZE and 4096; longer ones stay as they are
+//! Entry points: compress_row · dispatch (1, SCOUTS + num_rows, 1) · none | subgroups: rows up to SLOT_WORDS tokens, or if
+//!   that is 0 up to 8 * WG_SIZE and 4096; longer ones stay as they are
 //!   move_row · dispatch (parts or parts + 1, SCOUTS + num_rows, 1) · none | subgroups: rows up to 2 * PAIR_WORDS tokens, or if
 //!   that is 0 up to 8 * WG_SIZE, after their score; parts: of Fill any even number, half for keys, half for
 //!   values; of Positional the column slices of both

@@ -104,8 +104,9 @@ impl Bound {
     /// Records the whole compression of every bound layer into the caller's pass. `max_len` (tokens) bounds the lengths of the
     /// rows at execution, sizes the grids and chooses the kernels; the lengths themselves are read from the cache state on the
     /// GPU. With 0 nothing is recorded, but of a paged cache what empties [`Bound::freed_pages`]. A row that is longer all the
-    /// same stays as it is, or it is undefined which of its tokens are kept, which norms are cached for them and which status bits
-    /// are set for it; other rows are not affected, but for heads that share a pool with it, whose budgets are undefined too.
+    /// same stays as it is, or it is undefined which of its tokens are kept, which norms are cached for them and which status
+    /// bits are set for it; other rows are not affected, but for heads that share a pool with it, whose budgets are undefined
+    /// too.
     ///
     /// Neither submits, polls, maps nor creates anything, and leaves the pass with another pipeline and bind groups 0
     /// and 1.
@@ -208,9 +209,10 @@ impl Bound {
         self.record_counts(pass, &self.plan.select.append, slot)
     }
 
-    /// Records that appended tokens are taken back, as speculative decoding does with those that are rejected: takes the counts of
-    /// `slot` off the lengths and the tokens seen of every layer. They are the last slots of each row, in either order, as long
-    /// as they were appended after the last compression; of more, those that it has left stay. The next tokens overwrite them.
+    /// Records that appended tokens are taken back, as speculative decoding does with those that are rejected: takes the counts
+    /// of `slot` off the lengths and the tokens seen of every layer. They are the last slots of each row, in either order, as
+    /// long as they were appended after the last compression; of more, those that it has left stay. The next tokens overwrite
+    /// them.
     ///
     /// Semantically the same as [`CacheRow::truncate`](crate::reference::CacheRow::truncate).
     ///

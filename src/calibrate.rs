@@ -155,10 +155,10 @@ impl Calibration {
     }
 
     /// The policies that carry it out, for caches of so many KV heads: one for each score and window, with the other layers
-    /// left whole and a budget a layer. Plan each for the shape of the whole cache, bind each with a workspace of its own and all
-    /// to one state, and record one after the other; [`Bound::record_append`](crate::Bound::record_append) counts for every layer,
-    /// so that one of them records it. Layers and heads beyond those keep every token. A [`Schedule`](crate::Schedule) follows one
-    /// plan alone.
+    /// left whole and a budget a layer. Plan each for the shape of the whole cache, bind each with a workspace of its own and
+    /// all to one state, and record one after the other; [`Bound::record_append`](crate::Bound::record_append) counts for every
+    /// layer, so that one of them records it. Layers and heads beyond those keep every token. A [`Schedule`](crate::Schedule)
+    /// follows one plan alone.
     ///
     /// # Errors
     /// A keep ratio that is NaN or outside 0..=1.

@@ -93,8 +93,8 @@ impl Builder<'_> {
         Ok(layers)
     }
 
-    /// Rows of the caller's scores fit a binding: of a contiguous cache each by itself, of a paged one all of a layer, which windows
-    /// of pages do not divide. Heads may share them.
+    /// Rows of the caller's scores fit a binding: of a contiguous cache each by itself, of a paged one all of a layer, which
+    /// windows of pages do not divide. Heads may share them.
     fn check_scores<'v>(&self, view: &TensorView<'v>, placed: &mut Placed<'v>) -> Result<Lattice, ArgumentError> {
         let shape = &self.plan.shape;
         let num_kv_heads = if view.strides.head == 0 { 1 } else { shape.num_kv_heads };

@@ -364,8 +364,8 @@ pub enum BuildError {
         /// Name of the feature.
         feature: &'static str,
     },
-    /// The device refused a shader, pipeline, buffer or bind group: a defect of this crate or of the driver; or, of a read-back, a
-    /// buffer of another device or one that is mapped or destroyed.
+    /// The device refused a shader, pipeline, buffer or bind group: a defect of this crate or of the driver; or, of a
+    /// read-back, a buffer of another device or one that is mapped or destroyed.
     #[error("the device refused {label}: {message}")]
     Device {
         /// Label of the object.

@@ -280,7 +280,8 @@ pub(crate) fn walkers(slices: u32, rows: u32, workgroup: u32) -> u32 {
 }
 
 /// Whether the stores of a walk's tile begin together, by a second barrier, which elsewhere takes up to a tenth of the time: by
-/// slices of half a cache line, of 16-byte chunks, and where so many workgroups of 1024 take most of the card, but not all. See `benches/record`.
+/// slices of half a cache line, of 16-byte chunks, and where so many workgroups of 1024 take most of the card, but not all. See
+/// `benches/record`.
 pub(crate) const fn is_paced(slice: u32, walkers: u32) -> bool {
     slice == 4 || (walkers > 64 && walkers < 128)
 }

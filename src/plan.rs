@@ -197,9 +197,9 @@ impl Plan {
     /// Semantically the same as [`Plan::bind`] of a contiguous cache with the same tokens. In addition
     /// [`reference::pages`](crate::reference::pages): before it reads a key, a compression checks the tables on the GPU. A
     /// sequence with an id outside the pool, an id twice, the sentinel, or a page after its first writable one
-    /// ([`CacheState::set_first_writable`]) that another active sequence has as well, is left as it is in the layers that
-    /// share the table, with [`Status::BAD_PAGE`](crate::Status::BAD_PAGE); others are compressed. Compressed layers with one that
-    /// is left whole between them are checked apart, each group by its own longest row. Each layer has pools of its own, which
+    /// ([`CacheState::set_first_writable`]) that another active sequence has as well, is left as it is in the layers that share
+    /// the table, with [`Status::BAD_PAGE`](crate::Status::BAD_PAGE); others are compressed. Compressed layers with one that is
+    /// left whole between them are checked apart, each group by its own longest row. Each layer has pools of its own, which
     /// overlap no other's; a table may be shared, or each layer have one.
     ///
     /// A page is freed when every head of the sequence is done with it. Budgets that are the same for all heads make
@@ -308,8 +308,8 @@ impl Plan {
 }
 
 impl PlanInner {
-    /// Most tokens that a row of at most `max_len` keeps, unless a prefix or order keys of 0 raise its budget: what this sizes goes
-    /// round.
+    /// Most tokens that a row of at most `max_len` keeps, unless a prefix or order keys of 0 raise its budget: what this sizes
+    /// goes round.
     pub fn max_budget(&self, max_len: u32) -> u32 {
         if self.policy.pool.is_some() {
             return max_len;

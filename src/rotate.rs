@@ -84,9 +84,9 @@ impl Plan {
     ///
     /// Semantically the same as [`reference::rotate`](crate::reference::rotate).
     ///
-    /// Every token of a row is turned, those before [`CacheState::set_first_writable`](crate::CacheState::set_first_writable) as well:
-    /// not for sequences that share them. Rows that end level with a longer one begin behind position 0: what they hold of the
-    /// first tokens is no sink then. Paged caches cannot be bound.
+    /// Every token of a row is turned, those before [`CacheState::set_first_writable`](crate::CacheState::set_first_writable)
+    /// as well: not for sequences that share them. Rows that end level with a longer one begin behind position 0: what they
+    /// hold of the first tokens is no sink then. Paged caches cannot be bound.
     ///
     /// # Errors
     /// A plan of [`Order::Fill`], whose slots are out of order: positions that follow them would change the order of the

@@ -31,11 +31,12 @@ pub struct Due {
 /// Says after each step of a decode loop whether to record a compression. It follows the same integers as the GPU: an
 /// upper bound of each sequence's rows in the compressed layers.
 ///
-/// It counts on what it is told: that all sequences are active where it says that a compression is due, and that it is recorded;
-/// that no table of a paged cache is faulty then, or [`Schedule::left_whole`] is told; that prefixes are those of
-/// [`Schedule::set_prefixes`]; that rows are shortened by what [`Schedule::truncate`] is told alone; that order keys, if the caller writes them, hold no more zeros than
-/// the budget; that keys are not rotated to slots where budgets differ by head. Layers that its plan leaves whole are taken to
-/// keep every token, though another plan may compress them: then it refuses tokens beyond the capacity too early.
+/// It counts on what it is told: that all sequences are active where it says that a compression is due, and that it is
+/// recorded; that no table of a paged cache is faulty then, or [`Schedule::left_whole`] is told; that prefixes are those of
+/// [`Schedule::set_prefixes`]; that rows are shortened by what [`Schedule::truncate`] is told alone; that order keys, if the
+/// caller writes them, hold no more zeros than the budget; that keys are not rotated to slots where budgets differ by head.
+/// Layers that its plan leaves whole are taken to keep every token, though another plan may compress them: then it refuses
+/// tokens beyond the capacity too early.
 ///
 /// # Example
 /// The paper's streaming rule with the recommended protection: at the cap, 98 % are kept.
@@ -141,10 +142,10 @@ impl Schedule {
     /// [`CacheState::set_lengths`](crate::CacheState::set_lengths) was told.
     ///
     /// # Errors
-    /// A count other than `batch_size`; a length above the capacity; a trigger of 0 tokens; a cap above the capacity; a
-    /// cap for a policy whose budgets depend on keys ([`Budget::MaxNorm`](crate::Budget::MaxNorm), a pool), on segments or on the
-    /// caller's order keys ([`ExternalScore::OrderKeys`](crate::ExternalScore::OrderKeys)): how long rows are is then known on the
-    /// GPU alone.
+    /// A count other than `batch_size`; a length above the capacity; a trigger of 0 tokens; a cap above the capacity; a cap for
+    /// a policy whose budgets depend on keys ([`Budget::MaxNorm`](crate::Budget::MaxNorm), a pool), on segments or on the
+    /// caller's order keys ([`ExternalScore::OrderKeys`](crate::ExternalScore::OrderKeys)): how long rows are is then known on
+    /// the GPU alone.
     pub fn new(plan: &Plan, trigger: Trigger, lengths: &[u32]) -> Result<Self, ArgumentError> {
         let inner = &plan.inner;
         let capacity = inner.shape.capacity;
@@ -194,7 +195,8 @@ impl Schedule {
         Ok(())
     }
 
-    /// Counts a sequence as empty, as [`CacheState::reset_sequence`](crate::CacheState::reset_sequence) makes it; its prefix stays.
+    /// Counts a sequence as empty, as [`CacheState::reset_sequence`](crate::CacheState::reset_sequence) makes it; its prefix
+    /// stays.
     ///
     /// # Errors
     /// A sequence that the shape does not have.
@@ -209,8 +211,8 @@ impl Schedule {
     }
 
     /// Counts on the last compression having left a sequence as it was, with rows of up to `len` tokens, as one whose table is
-    /// faulty ([`Status::BAD_PAGE`](crate::Status::BAD_PAGE)) or that is not active: what [`Schedule::max_len`] was before it, and
-    /// the tokens since. None of them counts as having a norm. The next step makes a compression due where it was.
+    /// faulty ([`Status::BAD_PAGE`](crate::Status::BAD_PAGE)) or that is not active: what [`Schedule::max_len`] was before it,
+    /// and the tokens since. None of them counts as having a norm. The next step makes a compression due where it was.
     ///
     /// # Errors
     /// A sequence that the shape does not have; a length above the capacity.
@@ -231,8 +233,8 @@ impl Schedule {
     /// it, and counts on it being recorded.
     ///
     /// # Errors
-    /// A count other than `batch_size`; tokens for which a row may have no room: nothing is counted then. Where only the GPU knows how
-    /// long rows are, it is trusted to keep them below the capacity.
+    /// A count other than `batch_size`; tokens for which a row may have no room: nothing is counted then. Where only the GPU
+    /// knows how long rows are, it is trusted to keep them below the capacity.
     pub fn append(&mut self, counts: &[u32]) -> Result<Option<Due>, ArgumentError> {
         crate::state::check_count("counts", counts.len(), self.sequences.len())?;
         self.grow("counts", counts)?;
@@ -252,8 +254,8 @@ impl Schedule {
     /// Counts the tokens that [`Bound::record_truncate`](crate::Bound::record_truncate) takes back from each sequence.
     ///
     /// # Errors
-    /// A count other than `batch_size`; more tokens than were appended since the last compression that was due: nothing is counted
-    /// then.
+    /// A count other than `batch_size`; more tokens than were appended since the last compression that was due: nothing is
+    /// counted then.
     pub fn truncate(&mut self, counts: &[u32]) -> Result<(), ArgumentError> {
         crate::state::check_count("counts", counts.len(), self.sequences.len())?;
         for (sequence, &count) in self.sequences.iter().zip(counts) {

@@ -18,12 +18,12 @@ impl Status {
     /// A sequence of a paged cache was left as it is: its table has an id that the pool has not, or one twice, or a page
     /// to be written that another sequence has too.
     pub const BAD_PAGE: Self = Self(4);
-    /// A key had a NaN element, or its squared norm was infinite; of [`Score::ValueKeyRatio`](crate::Score::ValueKeyRatio) a key or
-    /// a value.
+    /// A key had a NaN element, or its squared norm was infinite; of [`Score::ValueKeyRatio`](crate::Score::ValueKeyRatio) a
+    /// key or a value.
     pub const NON_FINITE_KEY: Self = Self(8);
     /// A token of a policy with cached norms had none, since it was appended after the last
-    /// [`Bound::record_norms`](crate::Bound::record_norms) or beyond its `max_new`. It was kept, and will be until the norms of its
-    /// row are taken anew: write 0 to the row's `scored` ([`StateOffsets`]), then record them for all of its tokens.
+    /// [`Bound::record_norms`](crate::Bound::record_norms) or beyond its `max_new`. It was kept, and will be until the norms of
+    /// its row are taken anew: write 0 to the row's `scored` ([`StateOffsets`]), then record them for all of its tokens.
     pub const NORM_MISSING: Self = Self(16);
 
     /// Whether every bit of `other` is set.
@@ -206,9 +206,10 @@ impl CacheState {
         !policy.cached_norms || (self.has_norms && self.sums_place.is_some() == policy.caches_sums())
     }
 
-    /// Squared L2 norms of the keys by slot (with `KeyDiff`, 1 - cosine in place of a norm): f32 `[num_layers, batch_size * num_kv_heads, capacity]`, valid below
-    /// `scored`, NaN for a key with a NaN element; the bits 0xFFFF_FFFF stand for a norm that is not known. `None`
-    /// without [`Policy::cached_norms`](crate::Policy::cached_norms). Usage `STORAGE | COPY_SRC | COPY_DST`.
+    /// Squared L2 norms of the keys by slot (with `KeyDiff`, 1 - cosine in place of a norm): f32 `[num_layers, batch_size *
+    /// num_kv_heads, capacity]`, valid below `scored`, NaN for a key with a NaN element; the bits 0xFFFF_FFFF stand for a norm
+    /// that is not known. `None` without [`Policy::cached_norms`](crate::Policy::cached_norms). Usage `STORAGE | COPY_SRC |
+    /// COPY_DST`.
     #[must_use]
     pub const fn key_norms(&self) -> Option<&wgpu::Buffer> {
         if self.has_norms { Some(&self.key_norms) } else { None }
@@ -338,8 +339,9 @@ impl CacheState {
     }
 
     /// Writes one slot of counts for [`Bound::record_append`](crate::Bound::record_append), or for
-    /// [`Bound::record_truncate`](crate::Bound::record_truncate): tokens appended to each sequence, or taken back. Records in flight at one time that need different counts take different slots; a decode loop that
-    /// appends one token a step writes its slot once.
+    /// [`Bound::record_truncate`](crate::Bound::record_truncate): tokens appended to each sequence, or taken back. Records in
+    /// flight at one time that need different counts take different slots; a decode loop that appends one token a step writes
+    /// its slot once.
     ///
     /// # Errors
     /// A slot of [`NUM_APPEND_SLOTS`] or more; a count other than `batch_size`, or one above the capacity.

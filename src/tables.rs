@@ -217,8 +217,8 @@ impl Builder<'_> {
     }
 }
 
-/// Stages before which the tables are checked: those that a record may begin with, the selection among them since order keys may be
-/// the caller's. It says which sequences take part.
+/// Stages before which the tables are checked: those that a record may begin with, the selection among them since order keys
+/// may be the caller's. It says which sequences take part.
 pub(crate) const fn checks_tables(stages: Stages) -> bool {
     stages.has(Stages::NORMS) || stages.has(Stages::SCORE) || stages.has(Stages::SELECT)
 }

@@ -245,7 +245,8 @@ mod tests {
 
     const LIMITS: WindowLimits = WindowLimits { max_binding_bytes: 1 << 16, offset_alignment: 256, max_rows: 100 };
 
-    /// 300,000 tokens of 64 f16 elements from beyond 4 GiB on, which a buffer of wgpu 30 has where indirect calls are not validated.
+    /// 300,000 tokens of 64 f16 elements from beyond 4 GiB on, which a buffer of wgpu 30 has where indirect calls are not
+    /// validated.
     fn lattice(offset: u64, strides: &Strides) -> Lattice {
         let spec = TensorSpec::new(Dtype::F16, 64);
         let shape =

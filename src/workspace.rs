@@ -186,9 +186,9 @@ impl Workspace {
 
     /// Order keys as the score stage leaves them where it is recorded alone: u32 `[compressed layer * row, stride]`, lower =
     /// kept first. A caller who records only later stages may write keys of its own here: 0 for what must stay (sinks, recent
-    /// tokens and what lies before [`CacheState::set_first_writable`](crate::CacheState::set_first_writable) are then the caller's to
-    /// protect), up to 0xFFFF_FFFE; not for a plan with cached norms, which are taken or moved by what the score stage has
-    /// left. The last four words of a row are the score's own. Usage `STORAGE | COPY_SRC | COPY_DST`.
+    /// tokens and what lies before [`CacheState::set_first_writable`](crate::CacheState::set_first_writable) are then the
+    /// caller's to protect), up to 0xFFFF_FFFE; not for a plan with cached norms, which are taken or moved by what the score
+    /// stage has left. The last four words of a row are the score's own. Usage `STORAGE | COPY_SRC | COPY_DST`.
     #[must_use]
     pub const fn order_keys(&self) -> &wgpu::Buffer {
         &self.order_keys

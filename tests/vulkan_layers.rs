@@ -1,5 +1,6 @@
-//! Vulkan's validation and synchronization validation over a sample of the cases and those of the mutants: no message. That messages are counted
-//! is shown by one that is provoked. Each part runs in a process of its own, since the counter is one per process.
+//! Vulkan's validation and synchronization validation over a sample of the cases and those of the mutants: no message. That
+//! messages are counted is shown by one that is provoked. Each part runs in a process of its own, since the counter is one per
+//! process.
 //!
 //! Needs the layer `VK_LAYER_KHRONOS_validation` (Debian: `vulkan-validationlayers`); `KEYNORM_SKIP_VALIDATION_LAYERS=1`
 //! leaves these tests out. Debug profile only: wgpu-hal counts nothing where debug assertions are off.

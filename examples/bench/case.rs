@@ -320,8 +320,8 @@ impl Bench<'_> {
     }
 }
 
-/// Rows that random keys make one expect to move, of one tensor, and how far from it they may be: by `fill` the kept tokens behind
-/// the budget, by `positional` those behind the first that is dropped.
+/// Rows that random keys make one expect to move, of one tensor, and how far from it they may be: by `fill` the kept tokens
+/// behind the budget, by `positional` those behind the first that is dropped.
 fn expected_moved(row: &Row) -> (f64, f64) {
     let [rows, kept, dropped] = [row.layers * row.batch_rows, row.kept, row.seq_len - row.kept].map(f64::from);
     if row.order == "fill" {

@@ -1,5 +1,5 @@
-// f8 elements: four a word, sixteen a chunk. The module gives F8_UNIT, a power of two, and times it f8_magnitudes and f8_pair: the
-// elements in the second and the last byte of a word. Squares are exact in f32, and sums of them by any unit alike.
+// f8 elements: four a word, sixteen a chunk. The module gives F8_UNIT, a power of two, and times it f8_magnitudes and f8_pair:
+// the elements in the second and the last byte of a word. Squares are exact in f32, and sums of them by any unit alike.
 const LINE_CHUNKS: u32 = 4u; // chunks of a cache line
 
 fn add_word(word: u32, sum: f32) -> f32 {

@@ -1,6 +1,6 @@
-// Keys on 4-byte boundaries, to be moved: rows of KEY_WORDS words, which the module gives: naga 30 refuses overrides behind arrays
-// whose lengths are made of others. A chunk is every KEY_CHUNKS-th word, four at most, so that lanes side by side access words
-// side by side. Strides and bases are in words of 4 bytes.
+// Keys on 4-byte boundaries, to be moved: rows of KEY_WORDS words, which the module gives: naga 30 refuses overrides behind
+// arrays whose lengths are made of others. A chunk is every KEY_CHUNKS-th word, four at most, so that lanes side by side access
+// words side by side. Strides and bases are in words of 4 bytes.
 @group(0) @binding(1) var<storage, read_write> keys: array<u32>;
 
 fn load_key_chunk(base: u32, chunk_ix: u32) -> vec4<u32> {

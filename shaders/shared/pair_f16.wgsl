@@ -5,7 +5,8 @@ fn unpack_pair(word: u32) -> vec2<f32> {
     return unpack2x16float(word);
 }
 
-// Of a finite number, rounded to even, by integers but for subnormal results: adding 0.5 to those leaves their bits at the end of the sum.
+// Of a finite number, rounded to even, by integers but for subnormal results: adding 0.5 to those leaves their bits at the end
+// of the sum.
 fn half_bits(x: f32) -> u32 {
     let bits = bitcast<u32>(x);
     let magnitude = bits & 0x7fffffffu;

@@ -1,6 +1,7 @@
-// Exclusive prefix sum over a workgroup by subgroup shuffles, which are one instruction each; the driver of an H100 makes
-// of a subgroup's sum a routine for any set of lanes, and such routines gave wrong sums there. All is in control flow that
-// is uniform when it runs (not by what a browser can know, where subgroups are not used), and barriers bring a subgroup's lanes together again before each shuffle among all of them.
+// Exclusive prefix sum over a workgroup by subgroup shuffles, which are one instruction each; the driver of an H100 makes of a
+// subgroup's sum a routine for any set of lanes, and such routines gave wrong sums there. All is in control flow that is
+// uniform when it runs (not by what a browser can know, where subgroups are not used), and barriers bring a subgroup's lanes
+// together again before each shuffle among all of them.
 
 struct Scanned {
     before: u32, // sum of the values of lower invocations

@@ -1,5 +1,5 @@
-//! Whole rows in workgroup memory: in one dispatch where they are short or many, in two where they are few. A GPU takes them so by
-//! itself, a CPU adapter with subgroups switched by hand.
+//! Whole rows in workgroup memory: in one dispatch where they are short or many, in two where they are few. A GPU takes them so
+//! by itself, a CPU adapter with subgroups switched by hand.
 
 use keynorm::{
     Budget, BudgetOverride, CacheState, Direction, Dtype, KvShape, Options, Order, Policy, Score, Selector, Status,
