@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::error::ArgumentError;
 use crate::plan::{Plan, PlanInner};
 use crate::policy::{BudgetRule, Order};
+use crate::shape::KvShape;
 
 /// What makes a compression due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -249,6 +250,24 @@ impl Schedule {
         let due = Due { max_len: most(Sequence::len), max_new: most(|s| s.num_new).min(self.plan.shape.capacity) };
         self.sequences.iter_mut().for_each(|s| s.compress(&self.plan, &self.rules));
         Ok(Some(due))
+    }
+
+    /// Goes on with a plan for caches of more capacity, whose state [`CacheState::copy_into`](crate::CacheState::copy_into) has
+    /// filled.
+    ///
+    /// # Errors
+    /// A plan of another policy or geometry, or of less capacity; the schedule stays as it is then.
+    pub fn set_plan(&mut self, plan: &Plan) -> Result<(), ArgumentError> {
+        let (from, to) = (&self.plan, &plan.inner);
+        let (before, after) = (from.shape.capacity, to.shape.capacity);
+        if (KvShape { capacity: after, ..from.shape }) != to.shape || from.policy != to.policy {
+            return Err(ArgumentError::WrongPlan { argument: "plan" });
+        }
+        if before > after {
+            return Err(ArgumentError::TooLarge { argument: "capacity", got: before.into(), limit: after.into() });
+        }
+        self.plan = Arc::clone(&plan.inner);
+        Ok(())
     }
 
     /// Counts the tokens that [`Bound::record_truncate`](crate::Bound::record_truncate) takes back from each sequence.

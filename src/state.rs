@@ -276,6 +276,44 @@ impl CacheState {
         Ok(())
     }
 
+    /// Records the copy of all that this state holds into `other`, whatever that held: for a cache that grows, whose keys and values
+    /// the caller moves. `other` is of a plan for the same layers, sequences and heads with at least this capacity, and keeps
+    /// norms or scores if this one does. Slots of append counts are not copied.
+    ///
+    /// # Errors
+    /// A state of another geometry, of less capacity, or that keeps something else; this state itself. Nothing is recorded then.
+    pub fn copy_into(&self, encoder: &mut wgpu::CommandEncoder, other: &Self) -> Result<(), ArgumentError> {
+        let (from, to) = (self.shape.capacity, other.shape.capacity);
+        let keeps = |state: &Self| (state.has_norms, state.sums_place.is_some());
+        if (KvShape { capacity: to, ..self.shape }) != other.shape || keeps(self) != keeps(other) {
+            return Err(ArgumentError::WrongPlan { argument: "other" });
+        }
+        if from > to {
+            return Err(ArgumentError::TooLarge { argument: "capacity", got: from.into(), limit: to.into() });
+        }
+        if self.meta == other.meta {
+            return Err(ArgumentError::Overlap { first: "state", second: "other" });
+        }
+        encoder.copy_buffer_to_buffer(&self.meta, 0, &other.meta, 0, self.meta.size());
+        encoder.copy_buffer_to_buffer(&self.status, 0, &other.status, 0, self.status.size());
+        let rows = u64::from(self.shape.num_layers) * u64::from(self.shape.rows_per_layer());
+        let mut copy_rows = |from: &wgpu::Buffer, to: &wgpu::Buffer, places: [(u32, u32); 2], words: u32| {
+            for row in 0..rows {
+                let [source, target] = places.map(|(stride, offset)| (row * u64::from(stride) + u64::from(offset)) * 4);
+                encoder.copy_buffer_to_buffer(from, source, to, target, u64::from(words) * 4);
+            }
+        };
+        let by_capacity = [(from, 0), (to, 0)];
+        copy_rows(&self.positions, &other.positions, by_capacity, from);
+        if self.has_norms {
+            copy_rows(&self.key_norms, &other.key_norms, by_capacity, from);
+        }
+        if let Some(places) = self.sums_place.zip(other.sums_place) {
+            copy_rows(&self.key_sums, &other.key_sums, places.into(), self.shape.keys.head_dim);
+        }
+        Ok(())
+    }
+
     /// Says which sequences take part; the others are neither read nor changed. All are active at first.
     ///
     /// # Errors

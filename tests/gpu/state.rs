@@ -1,9 +1,9 @@
 //! The cache state, stages recorded apart, and records that follow each other.
 
 use keynorm::reference::key_norm::Scored;
-use keynorm::{Budget, Dtype, KvShape, Options, Order, Policy, Selector, Stages, Status, Switch};
+use keynorm::{Budget, Dtype, KvShape, Options, Order, Policy, Score, Selector, Stages, Status, Switch};
 
-use crate::support::{BUILT, Case, Data, Fixture, bind, gpu, row_offset, run, shape, submit, upload};
+use crate::support::{BUILT, Case, Data, Fixture, bind, download, gpu, row_offset, run, shape, submit, upload};
 
 /// As a CPU adapter and as a GPU take them.
 fn variants() -> impl Iterator<Item = (Policy, Switch)> {
@@ -96,6 +96,63 @@ fn tokens_are_taken_back_as_far_as_they_were_appended_since() {
         fixture.append(gpu, &case);
         fixture.compress_and_compare(gpu, &case, "again");
     }
+}
+
+/// A cache that grows: its state goes on in one of more capacity, in the middle of a run.
+#[test]
+fn a_state_is_copied_into_one_of_more_capacity() {
+    let gpu = gpu();
+    for ((policy, subgroups), grown) in variants().flat_map(|v| [200, 333].map(|grown| (v.clone(), grown))) {
+        let mut case = case_of(shape(3, 2, 200, 64, Dtype::F16), &policy, subgroups);
+        (case.shape.num_layers, case.policy.skip_layers, case.policy.cached_norms) = (3, vec![1], true);
+        (case.lengths, case.appended) = (vec![150, 120, 90], vec![20, 1, 9]);
+        let mut before = Fixture::new(gpu, &case);
+        before.compress_and_compare(gpu, &case, "before");
+        before.append(gpu, &case);
+        let mut larger = case.clone();
+        larger.shape.capacity = grown;
+        larger.appended = vec![grown - 200 + 20, 40, 0];
+        let mut after = Fixture::new(gpu, &larger);
+        let (keys, values) = (case.shape.keys, case.shape.values);
+        for (old, new) in before.host.iter().zip(&mut after.host) {
+            (new.rows, new.status) = (old.rows.clone(), old.status);
+            for row in 0..case.shape.rows_per_layer() {
+                for (spec, from, to) in [(&keys, old.keys, new.keys), (&values, old.values, new.values)] {
+                    let tokens = old.gather(&from, spec, &case.shape, row);
+                    new.scatter(to, spec, &larger.shape, row, &tokens);
+                }
+            }
+        }
+        after.upload_all(gpu);
+        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+        before.state.copy_into(&mut encoder, &after.state).expect("a larger state");
+        gpu.queue.submit([encoder.finish()]);
+        after.compare(gpu, &larger, "copied");
+        after.compress_and_compare(gpu, &larger, "after");
+        after.append(gpu, &larger);
+        after.compress_and_compare(gpu, &larger, "later");
+    }
+}
+
+/// The sums of KeyDiff lie elsewhere where rows are longer.
+#[test]
+fn sums_are_copied_too() {
+    let gpu = gpu();
+    let policy = Policy { score: Score::KeyDiff, cached_norms: true, ..Policy::new(Budget::keep_ratio(0.5)) };
+    let case = Case::new(shape(2, 2, 300, 64, Dtype::F16), policy);
+    let before = Fixture::new(gpu, &case);
+    let after = Fixture::new(gpu, &Case::new(shape(2, 2, 2000, 64, Dtype::F16), case.policy.clone()));
+    submit(gpu, |pass| before.bound.record(pass, 300).expect("a record"));
+    let mut encoder = gpu.device.create_command_encoder(&Default::default());
+    before.state.copy_into(&mut encoder, &after.state).expect("a larger state");
+    gpu.queue.submit([encoder.finish()]);
+    let sums = |fixture: &Fixture| -> Vec<Vec<u8>> {
+        let (offset, stride) = fixture.state.key_sums_place().expect("a place");
+        let bytes = download(gpu, fixture.state.key_sums().expect("sums"));
+        (0..4).map(|row| bytes[(offset + row * stride) as usize * 4..][..64 * 4].to_vec()).collect()
+    };
+    assert_eq!(sums(&after), sums(&before));
+    assert!(sums(&before).iter().flatten().any(|&byte| byte != 0), "there are sums");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! What a caller can pass wrongly, class by class.
 
 use keynorm::{
-    ArgumentError, Budget, BudgetOverride, BuildError, Direction, Dtype, KvShape, Policy, Pool, Score, Strides,
-    TensorSpec,
+    ArgumentError, Budget, BudgetOverride, BuildError, CacheState, Direction, Dtype, KvShape, Plan, Policy, Pool,
+    Schedule, Score, Strides, TensorSpec, Trigger,
 };
 
 use crate::support::{
@@ -439,6 +439,41 @@ fn views_of_skipped_layers_are_not_looked_at() {
     draft.bind(&plan).expect("layer 0 is skipped");
     draft.layers.reverse();
     assert_error("layer 1", draft.bind(&plan), r#"Argument(Misaligned { argument: "keys.offset_bytes", got: 3 })"#);
+}
+
+/// What a state that grows is copied into, and what a schedule goes on with.
+#[test]
+fn states_and_plans_of_other_capacities() {
+    let noop = noop();
+    let plan = |capacity, policy: &Policy| {
+        noop.compressor().plan(&KvShape { capacity, ..shape() }, policy).expect("a sound plan")
+    };
+    let state = |plan: &Plan| plan.create_state().expect("a state");
+    let (small, large) = (plan(10, &policy()), plan(64, &policy()));
+    let cached = plan(64, &Policy { cached_norms: true, ..policy() });
+    let heads = noop.compressor().plan(&KvShape { num_kv_heads: 4, ..shape() }, &policy()).expect("a sound plan");
+    let from = state(&small);
+    let copy = |from: &CacheState, to: &CacheState| {
+        let mut encoder = noop.device.create_command_encoder(&Default::default());
+        from.copy_into(&mut encoder, to).map(|()| drop(encoder.finish()))
+    };
+    copy(&from, &state(&large)).expect("a larger state");
+    copy(&from, &state(&small)).expect("another of the same plan");
+    assert_error("itself", copy(&from, &from.clone()), r#"Overlap { first: "state", second: "other" }"#);
+    let less = r#"TooLarge { argument: "capacity", got: 64, limit: 10 }"#;
+    assert_error("less", copy(&state(&large), &from), less);
+    assert_error("norms", copy(&from, &state(&cached)), r#"WrongPlan { argument: "other" }"#);
+    assert_error("heads", copy(&from, &state(&heads)), r#"WrongPlan { argument: "other" }"#);
+
+    let mut schedule = Schedule::new(&small, Trigger::AtCap(10), &[9, 3]).expect("a schedule");
+    let beyond = [2, 30];
+    assert!(schedule.clone().append(&beyond).is_err(), "no room");
+    assert_error("policy", schedule.set_plan(&cached), r#"WrongPlan { argument: "plan" }"#);
+    assert_error("heads", schedule.set_plan(&heads), r#"WrongPlan { argument: "plan" }"#);
+    schedule.set_plan(&large).expect("a larger plan");
+    assert_error("less", schedule.set_plan(&small), less);
+    let due = schedule.append(&beyond).expect("room").expect("a cap that is passed");
+    assert_eq!((due.max_len, due.max_new), (33, 33));
 }
 
 #[test]
