@@ -78,6 +78,7 @@ fn truncate(@builtin(global_invocation_id) id: vec3<u32>) {
     forget(id.x, len - count);
     state_meta[s.lengths_base + id.x] = len - count;
     if r.is_first {
-        state_meta[s.num_seen_base + r.layer * s.batch_size + r.sequence] -= count;
+        let seen = s.num_seen_base + r.layer * s.batch_size + r.sequence;
+        state_meta[seen] = max(state_meta[seen], len) - count;
     }
 }

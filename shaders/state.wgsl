@@ -77,7 +77,9 @@ fn finish_slot(local_row: u32, info: RowInfo, state_row: u32, j: u32) {
 
 fn finish_row(info: RowInfo, state_row: u32, layer: u32) {
     state_meta[params.state.lengths_base + state_row] = budget_of(info);
-    state_meta[params.state.compacted_base + state_row] = budget_of(info);
+    // A row that keeps all is as it was, so that appended tokens may still be taken back.
+    state_meta[params.state.compacted_base + state_row] =
+        select(budget_of(info), compacted_of(info), budget_of(info) == len_of(info));
     state_meta[params.state.scored_base + state_row] = select(0u, budget_of(info), CACHED);
     if status_of(info) != 0u {
         atomicOr(&status[layer], status_of(info));

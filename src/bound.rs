@@ -214,6 +214,12 @@ impl Bound {
     /// long as they were appended after the last compression; of more, those that it has left stay. The next tokens overwrite
     /// them.
     ///
+    /// Drafts that may be rejected are verified before a compression: record their append, verify, record what is taken back,
+    /// and tell [`Schedule::append`](crate::Schedule::append) of the rest. A compression that keeps all of a row leaves it as
+    /// it was; another, though, leaves heads and layers with different numbers of tokens that may go. After a rotation none
+    /// counts as left by one. With cached scores by `KeyDiff` keys stay in their row's sum: take the norms of tokens that are
+    /// there to stay.
+    ///
     /// Semantically the same as [`CacheRow::truncate`](crate::reference::CacheRow::truncate).
     ///
     /// # Errors
@@ -365,7 +371,7 @@ impl Bound {
     /// Workgroups of a row of the state's update, which goes round for what they do not cover: no more than fill the card.
     pub(crate) fn finish_workgroups(&self, max_len: u32, num_rows: u32) -> u32 {
         let slots = self.plan.max_budget(max_len).div_ceil(WORKGROUP);
-        slots.min(FINISH_WORKGROUPS / num_rows).max(1)
+        slots.min(FINISH_WORKGROUPS / num_rows).clamp(1, self.plan.kernels.capabilities.max_workgroups)
     }
 
     fn record_finish(&self, pass: &mut wgpu::ComputePass<'_>, max_len: u32) {

@@ -26,7 +26,7 @@ pub struct Options {
     /// more; else workgroup memory, as with `Off`. `Auto` on a CPU adapter takes neither shuffles nor workgroup memory in
     /// the norm, but an invocation a token, and short rows like long ones stage by stage; `On` and `Off` make it work as a
     /// GPU does, for tests. The bits of the result do not depend on it, but for f32 caches as far as the driver
-    /// contracts multiply and add.
+    /// contracts multiply and add. In a browser none are used, and `On` is an error.
     pub subgroups: Switch,
     /// One dispatch for the rows of many layers: of neighbours that lie at even distances in one buffer within one binding,
     /// and, on Vulkan with wgpu's features for arrays of storage buffers (see [`optional_features`]), of layers in buffers of
@@ -36,8 +36,8 @@ pub struct Options {
     /// A cache that pipelines are created with ([`wgpu::Features::PIPELINE_CACHE`]).
     pub pipeline_cache: Option<wgpu::PipelineCache>,
     /// Largest storage binding that is used, bytes; caches beyond it go in windows of whole rows, rows beyond it in
-    /// bands of their tokens. `None`: the device's `max_storage_buffer_binding_size`. A lower value, of 65536 at least,
-    /// serves tests.
+    /// bands of their tokens. `None`: the device's `max_storage_buffer_binding_size`, below 4 GiB. A lower value, of 65536
+    /// at least, serves tests.
     pub max_binding_bytes: Option<u64>,
     /// Applied to the text of every shader module, for tests that plant faults.
     #[doc(hidden)]

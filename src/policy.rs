@@ -181,7 +181,8 @@ pub enum Direction {
 #[non_exhaustive]
 pub enum Order {
     /// Kept slots below the budget stay; the others fill the holes. Moves the fewest bytes. Slots are out of order
-    /// afterwards, so truncating a cache by slot (speculative rollback) is wrong.
+    /// afterwards, so cutting a cache by slot further back than the last compression is wrong; see
+    /// [`Bound::record_truncate`](crate::Bound::record_truncate).
     #[default]
     Fill,
     /// Kept tokens keep their order.

@@ -34,10 +34,11 @@ pub struct Due {
 ///
 /// It counts on what it is told: that all sequences are active where it says that a compression is due, and that it is
 /// recorded; that no table of a paged cache is faulty then, or [`Schedule::left_whole`] is told; that prefixes are those of
-/// [`Schedule::set_prefixes`]; that rows are shortened by what [`Schedule::truncate`] is told alone; that order keys, if the
-/// caller writes them, hold no more zeros than the budget; that keys are not rotated to slots where budgets differ by head.
-/// Layers that its plan leaves whole are taken to keep every token, though another plan may compress them: then it refuses
-/// tokens beyond the capacity too early.
+/// [`Schedule::set_prefixes`]; that rows are shortened by what [`Schedule::truncate`] is told alone, with counts of 0 for
+/// inactive sequences, and without a compression beside those that are due between tokens and their taking back; that order
+/// keys, if the caller writes them, hold no more zeros than the budget; that keys are not rotated to slots where budgets differ
+/// by head. Layers that its plan leaves whole are taken to keep every token, though another plan may compress them: then it
+/// refuses tokens beyond the capacity too early.
 ///
 /// # Example
 /// The paper's streaming rule with the recommended protection: at the cap, 98 % are kept.
@@ -270,7 +271,10 @@ impl Schedule {
         Ok(())
     }
 
-    /// Counts the tokens that [`Bound::record_truncate`](crate::Bound::record_truncate) takes back from each sequence.
+    /// Counts the tokens that [`Bound::record_truncate`](crate::Bound::record_truncate) takes back from each sequence, of those
+    /// that [`Schedule::append`] was told of. Speculative decoding need not tell it of drafts: where `max_len` and the drafts
+    /// fit the capacity, it appends them, takes back those that are rejected, and counts the rest, so that none is compressed
+    /// unverified.
     ///
     /// # Errors
     /// A count other than `batch_size`; more tokens than were appended since the last compression that was due: nothing is

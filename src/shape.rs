@@ -30,9 +30,10 @@ pub enum Dtype {
     F16,
     /// bfloat16, two to a 32-bit word. Magnitudes below 2⁻⁶³ count as zero in the norm; they are moved unchanged.
     Bf16,
-    /// OCP FP8 E4M3 (`float8_e4m3fn`: no infinity), four to a 32-bit word. A scale for a tensor or a head leaves the order of
-    /// a row's keys alone, so that none is asked for; what compares norms with a limit or across heads
-    /// ([`Budget::MaxNorm`](crate::Budget::MaxNorm), [`Pool`](crate::Pool)) sees them without it.
+    /// OCP FP8 E4M3 (`float8_e4m3fn`: no infinity; not `fnuz`), four to a 32-bit word. A scale for a tensor or a head leaves
+    /// the order of a row's keys alone, so that none is asked for; what compares norms with a limit or across heads
+    /// ([`Budget::MaxNorm`](crate::Budget::MaxNorm), [`Pool`](crate::Pool)) sees them without it. A scale for each token is not
+    /// served.
     F8E4M3,
     /// OCP FP8 E5M2, likewise: the upper byte of an f16.
     F8E5M2,

@@ -276,9 +276,9 @@ impl CacheState {
         Ok(())
     }
 
-    /// Records the copy of all that this state holds into `other`, whatever that held: for a cache that grows, whose keys and values
-    /// the caller moves. `other` is of a plan for the same layers, sequences and heads with at least this capacity, and keeps
-    /// norms or scores if this one does. Slots of append counts are not copied.
+    /// Records the copy of all that this state holds into `other`, whatever that held: for a cache that grows, whose keys and
+    /// values the caller moves. `other` is of a plan for the same layers, sequences and heads with at least this capacity, and
+    /// keeps the same of norms, scores and sums. Slots of append counts are not copied.
     ///
     /// # Errors
     /// A state of another geometry, of less capacity, or that keeps something else; this state itself. Nothing is recorded then.

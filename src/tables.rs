@@ -164,7 +164,8 @@ impl Builder<'_> {
             self.page_buffer("keynorm.page_marks", marks_size * (drafts.len() as u64).max(1), marks_size, checks)?;
         let capabilities = &self.kernels().capabilities;
         let most_layers = drafts.iter().map(|draft| draft.num_layers).max().unwrap_or(0);
-        capabilities.check_grid(shape.batch_size.max(most_layers).into())?;
+        let mark_workgroups = (shape.capacity / pages.page_size).div_ceil(capabilities.row_workgroup);
+        capabilities.check_grid(shape.batch_size.max(most_layers).max(mark_workgroups).into())?;
         let wide = capabilities.row_workgroup;
         let pipelines = ["mark", "verify", "free", "clear"]
             .map(|entry| self.kernels().pipeline(Module::Pages, entry, &[("WG_SIZE", f64::from(wide))], checks));
@@ -188,7 +189,7 @@ impl Builder<'_> {
             groups: groups.collect(),
             pipelines,
             batch_size: shape.batch_size,
-            mark_workgroups: (shape.capacity / pages.page_size).div_ceil(wide),
+            mark_workgroups,
             freed: FreedPages { buffer: freed, stride, num_layers: shape.num_layers, batch_size: shape.batch_size },
         }))
     }

@@ -1,6 +1,6 @@
 //! Reading and writing of reports.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
@@ -33,23 +33,47 @@ fn read_json<T: DeserializeOwned>(path: &Path, check: fn(&str) -> Result<()>) ->
     serde_json::from_value(json).map_err(|e| of_path(e.to_string()))
 }
 
-/// Beside it first, so that it holds a whole report at any time.
+/// The file that a path leads to, and the one beside it that is written first, so that it holds a whole report at any time. None of
+/// the latter where it is no file, as a terminal, or where links lead nowhere yet.
+fn place(path: &Path) -> (PathBuf, Option<PathBuf>) {
+    let is_link = path.symlink_metadata().is_ok_and(|m| m.is_symlink());
+    let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let is_special = ["/dev", "/proc"].iter().any(|dir| path.starts_with(dir)) || path.exists() && !path.is_file();
+    let name = target.file_name().filter(|_| !is_special && (path.exists() || !is_link));
+    let part = name.map(|name| {
+        let mut name = name.to_owned();
+        name.push(".part");
+        target.with_file_name(name)
+    });
+    (target, part)
+}
+
+/// Whether both lead to one file.
+pub fn are_one(a: &Path, b: &Path) -> bool {
+    let whole = |path: &Path| {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let (target, part) = place(path);
+        part?;
+        let named = || Some(std::fs::canonicalize(folder).ok()?.join(path.file_name()?));
+        if target.exists() { Some(target) } else { named() }
+    };
+    whole(a).zip(whole(b)).is_some_and(|(a, b)| a == b)
+}
+
 pub fn write(path: &Path, text: &str) -> Result<()> {
-    let is_special = path.exists() && !path.is_file();
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    let part = path.with_file_name(name);
-    let written = if is_special {
-        std::fs::write(path, text)
-    } else {
-        std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, path))
+    let (target, part) = place(path);
+    // In place, where the folder takes no other file.
+    let part = part.filter(|part| std::fs::write(part, text).is_ok());
+    let written = match &part {
+        Some(part) => std::fs::rename(part, &target).inspect_err(|_| drop(std::fs::remove_file(part))),
+        None => std::fs::write(path, text),
     };
     written.map_err(|e| format!("{}: {e}", path.display()))
 }
 
 /// Fails before the measurement rather than after it.
 pub fn check_writable(path: &Path) -> Result<()> {
-    let is_new = !path.exists();
+    let is_new = path.symlink_metadata().is_err();
     let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
     let checked = opened.map(drop).and_then(|()| if is_new { std::fs::remove_file(path) } else { Ok(()) });
     checked.map_err(|e| format!("{}: {e}", path.display()))

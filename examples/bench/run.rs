@@ -18,7 +18,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let outputs: Vec<_> =
         [&args.output_md, &args.output_csv, &args.output_json, &args.plot].into_iter().flatten().collect();
     for (ix, path) in outputs.iter().enumerate() {
-        if outputs[..ix].contains(path) {
+        if outputs[..ix].iter().any(|other| files::are_one(other, path)) {
             return Err(format!("{}: given for two outputs", path.display()));
         }
         files::check_writable(path)?;

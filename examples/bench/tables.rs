@@ -52,6 +52,13 @@ fn is_plain(row: &Row) -> bool {
     row.norms == "wide" && row.capacity.is_none() && [COMPRESS, DECODE].contains(&row.mode.as_str())
 }
 
+/// Whether the goals of shares of the floor are for it: by the norm, of a layer of floats.
+fn is_plain_norm(row: &Row) -> bool {
+    is_plain(row)
+        && (row.score(), row.layers, row.mode.as_str()) == ("norm", 1, COMPRESS)
+        && ["f16", "bf16", "f32"].contains(&row.dtype.as_str())
+}
+
 fn goal_of(row: &Row) -> Option<&'static Goal> {
     let design = row.score() == "norm" && row.head_dim == 128 && row.dtype == "f16" && is_plain(row);
     let goals: &[Goal] = match (row.layers, row.mode == DECODE) {
@@ -143,7 +150,7 @@ fn is_h100(report: &Report) -> bool {
 }
 
 fn has_floor_goal(row: &Row) -> bool {
-    row.key_bytes() >= LARGE_BYTES && is_plain(row) && row.mode == COMPRESS
+    row.key_bytes() >= LARGE_BYTES && is_plain_norm(row)
 }
 
 fn floor_goal(row: &Row) -> f64 {
@@ -162,7 +169,7 @@ fn goal_us(row: &Row, report: &Report) -> Option<f64> {
         return None;
     }
     // Of this card's floor.
-    if row.mode == COMPRESS && (row.batch_rows, row.seq_len) == MANY_ROWS {
+    if is_plain_norm(row) && (row.batch_rows, row.seq_len) == MANY_ROWS {
         return row.floor_us.map(|us| us / MANY_ROWS_FLOOR_SHARE + MANY_ROWS_EXTRA_US);
     }
     let goal = goal_of(row)?;

@@ -129,7 +129,8 @@ fn fill_positions(local_row: u32, index: u32, r: Row, moves: Moves) {
 fn finish_row(s: SelectRow, bits: u32) {
     let state_row = s.row.layer * params.state.rows_per_layer + s.row.row;
     state_meta[params.state.lengths_base + state_row] = s.budget;
-    state_meta[params.state.compacted_base + state_row] = s.budget;
+    // A row that keeps all is as it was, so that appended tokens may still be taken back.
+    state_meta[params.state.compacted_base + state_row] = select(s.budget, s.row.compacted, s.budget == s.row.len);
     state_meta[params.state.scored_base + state_row] = select(0u, s.budget, MOVES_NORMS);
     if bits != 0u {
         atomicOr(&status[s.row.layer], bits);

@@ -34,22 +34,27 @@ impl CacheRow {
         position < policy.sinks || self.num_seen - position <= policy.recent_of(self.len)
     }
 
-    /// Counts appended tokens.
-    pub const fn append(&mut self, tokens: u32) {
+    /// Counts appended tokens. What was stored of slots that the row has lost since is forgotten.
+    pub fn append(&mut self, tokens: u32) {
+        self.positions.truncate(self.len as usize);
         self.len += tokens;
         self.num_seen += tokens;
     }
 
     /// Takes appended tokens back, but none that a compression has left.
     pub fn truncate(&mut self, tokens: u32) {
-        let compacted = u32::try_from(self.positions.len()).unwrap_or(u32::MAX).min(self.len);
+        self.positions.truncate(self.len as usize);
+        let compacted = u32::try_from(self.positions.len()).unwrap_or(u32::MAX);
         let tokens = tokens.min(self.len - compacted);
+        self.num_seen = self.num_seen.max(self.len) - tokens;
         self.len -= tokens;
-        self.num_seen -= tokens;
     }
 
-    /// The state after a selection has been compacted.
+    /// The state after a selection has been compacted. A row that keeps all is as it was.
     pub fn finish(&mut self, selection: &Selection) {
+        if selection.budget == self.len {
+            return;
+        }
         self.positions = selection.sources.iter().map(|&s| self.position_of(s)).collect();
         self.len = selection.budget;
     }

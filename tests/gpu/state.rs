@@ -89,12 +89,42 @@ fn tokens_are_taken_back_as_far_as_they_were_appended_since() {
         fixture.compress_and_compare(gpu, &case, "appended");
         let kept = fixture.host[0].rows[0].len;
         fixture.append(gpu, &case);
+        // Norms of tokens that go: other tokens take their slots.
+        submit(gpu, |pass| fixture.bound.record_norms(pass, 50).expect("norms"));
         take_back(&mut fixture, [20, 40, 7], "since");
         assert_eq!(fixture.host[0].rows[0].len, kept + 10);
         take_back(&mut fixture, [11, 1, 7], "more than since");
         assert_eq!((fixture.host[0].rows[0].len, fixture.host[1].rows[0].len), (kept, 140 + 30 + 30 - 20 - 11));
         fixture.append(gpu, &case);
         fixture.compress_and_compare(gpu, &case, "again");
+    }
+}
+
+/// A compression that keeps all of a row leaves it as it was: what was appended before may still go.
+#[test]
+fn rows_that_keep_all_give_tokens_back() {
+    for (policy, subgroups) in variants() {
+        for capacity in [200, 9000] {
+            let gpu = gpu();
+            let mut case = case_of(shape(2, 2, capacity, 32, Dtype::F16), &policy, subgroups);
+            (case.policy.min_len, case.policy.cached_norms) = (80, capacity == 200);
+            (case.lengths, case.appended) = (vec![capacity - 20, 40], vec![20, 10]);
+            let mut fixture = Fixture::new(gpu, &case);
+            fixture.compress_and_compare(gpu, &case, "first");
+            fixture.append(gpu, &case);
+            fixture.compress_and_compare(gpu, &case, "second");
+            fixture.state.set_append_counts(&gpu.queue, 5, &[7, 15]).expect("counts");
+            submit(gpu, |pass| fixture.bound.record_truncate(pass, 5).expect("a record"));
+            let before: Vec<u32> = fixture.host[0].rows.iter().map(|row| row.len).collect();
+            for (ix, row) in fixture.host[0].rows.iter_mut().enumerate() {
+                row.truncate([7, 15][ix / 2]);
+            }
+            let lost = |ix: usize| before[ix] - fixture.host[0].rows[ix].len;
+            assert_eq!([lost(0), lost(2)], [0, 15], "of a row that was compressed, and of one that was too short");
+            fixture.compare(gpu, &case, "taken back");
+            fixture.append(gpu, &case);
+            fixture.compress_and_compare(gpu, &case, "third");
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 pub const BY_HAND: &[(&str, &str, &str)] = &[
     ("append.wgsl", "= len + count;", "= count;"),
     ("append.wgsl", "let sequence = row / s.num_kv_heads", "let sequence = ix / s.num_kv_heads"),
-    ("append.wgsl", "] -= count;", "] -= 0u;"),
+    ("append.wgsl", "max(state_meta[seen], len) - count", "state_meta[seen]"),
     ("shared/element_f8.wgsl", "f8_magnitudes(word << 8u)", "f8_magnitudes(word)"),
     ("shared/f8_e4m3.wgsl", "vec4<u32>(0x01010101u)", "vec4<u32>(0u)"),
     ("shared/f8_e5m2.wgsl", "vec4<u32>(0x03030303u)", "vec4<u32>(0x02020202u)"),
