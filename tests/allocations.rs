@@ -1,5 +1,6 @@
 //! `record` allocates nothing of its own and creates no object of the GPU: a record of 32 layers makes as many
-//! allocations as a pass of the same commands that a test writes by hand, which are wgpu's. Creating an object allocates.
+//! allocations as a pass of as many commands that a test writes by hand, which are wgpu's, and a record more none. Creating an
+//! object allocates.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -56,6 +57,16 @@ fn count(device: &wgpu::Device, record: impl Fn(&mut wgpu::ComputePass<'_>)) -> 
     let mut pass = encoder.begin_compute_pass(&Default::default());
     let before = ALLOCATIONS.get();
     record(&mut pass);
+    ALLOCATIONS.get() - before
+}
+
+/// Allocations of eight more records into a pass that has eight already: wgpu's lists may double once each.
+fn count_of_eight_more(device: &wgpu::Device, record: impl Fn(&mut wgpu::ComputePass<'_>)) -> u64 {
+    let mut encoder = device.create_command_encoder(&Default::default());
+    let mut pass = encoder.begin_compute_pass(&Default::default());
+    (0..8).for_each(|_| record(&mut pass));
+    let before = ALLOCATIONS.get();
+    (0..8).for_each(|_| record(&mut pass));
     ALLOCATIONS.get() - before
 }
 
@@ -192,5 +203,8 @@ fn a_record_of_32_layers_allocates_as_a_dummy_pass_does() {
         println!("{name}: {ours} allocations, {by_hand} by hand");
         assert!(by_hand > 0, "wgpu's own are counted");
         assert!(ours <= by_hand, "{name}: {ours} allocations, {by_hand} by hand");
+        let more = count_of_eight_more(&device, |pass| record(&bound, pass));
+        println!("{name}: {more} allocations of eight more");
+        assert!(more < 8, "{name}: {more} allocations of eight more records, one each at least");
     }
 }
