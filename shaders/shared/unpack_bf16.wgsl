@@ -6,6 +6,5 @@ fn word_pair(word: u32) -> vec2<f32> {
 }
 
 fn chunk_quad(chunk: vec4<u32>, i: u32) -> vec4<f32> {
-    let words = select(chunk.xy, chunk.zw, i == 1u);
-    return vec4<f32>(word_pair(words.x), word_pair(words.y));
+    return vec4<f32>(word_pair(chunk[2u * i]), word_pair(chunk[2u * i + 1u]));
 }

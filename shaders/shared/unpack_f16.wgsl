@@ -2,6 +2,5 @@
 const CHUNK_QUADS: u32 = 2u;
 
 fn chunk_quad(chunk: vec4<u32>, i: u32) -> vec4<f32> {
-    let words = select(chunk.xy, chunk.zw, i == 1u);
-    return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
+    return vec4<f32>(unpack2x16float(chunk[2u * i]), unpack2x16float(chunk[2u * i + 1u]));
 }
