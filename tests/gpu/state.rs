@@ -76,11 +76,7 @@ fn tokens_are_taken_back_as_far_as_they_were_appended_since() {
         case.active = vec![true, true, false];
         let mut fixture = Fixture::new(gpu, &case);
         let take_back = |fixture: &mut Fixture, counts: [u32; 3], round: &str| {
-            fixture.state.set_append_counts(&gpu.queue, 5, &counts).expect("counts");
-            submit(gpu, |pass| fixture.bound.record_truncate(pass, 5).expect("a record"));
-            for row in fixture.host.iter_mut().flat_map(|layer| layer.rows[..4].iter_mut().enumerate()) {
-                row.1.truncate(counts[row.0 / 2]);
-            }
+            fixture.truncate(gpu, &case, &counts);
             fixture.compare(gpu, &case, round);
         };
         take_back(&mut fixture, [10, 120, 7], "of a prompt");
@@ -113,12 +109,8 @@ fn rows_that_keep_all_give_tokens_back() {
             fixture.compress_and_compare(gpu, &case, "first");
             fixture.append(gpu, &case);
             fixture.compress_and_compare(gpu, &case, "second");
-            fixture.state.set_append_counts(&gpu.queue, 5, &[7, 15]).expect("counts");
-            submit(gpu, |pass| fixture.bound.record_truncate(pass, 5).expect("a record"));
             let before: Vec<u32> = fixture.host[0].rows.iter().map(|row| row.len).collect();
-            for (ix, row) in fixture.host[0].rows.iter_mut().enumerate() {
-                row.truncate([7, 15][ix / 2]);
-            }
+            fixture.truncate(gpu, &case, &[7, 15]);
             let lost = |ix: usize| before[ix] - fixture.host[0].rows[ix].len;
             assert_eq!([lost(0), lost(2)], [0, 15], "of a row that was compressed, and of one that was too short");
             fixture.compare(gpu, &case, "taken back");

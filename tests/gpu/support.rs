@@ -881,6 +881,17 @@ impl Fixture {
             self.bound.record_truncate(pass, 4).expect("a record");
         });
     }
+
+    /// Takes tokens of every active row back, on both sides.
+    pub fn truncate(&mut self, gpu: &Gpu, case: &Case, counts: &[u32]) {
+        self.state.set_append_counts(&gpu.queue, 5, counts).expect("counts");
+        submit(gpu, |pass| self.bound.record_truncate(pass, 5).expect("a record"));
+        for (ix, row) in self.host.iter_mut().flat_map(|layer| (0..).zip(&mut layer.rows)) {
+            if case.is_active(ix) {
+                row.truncate(counts[(ix / case.shape.num_kv_heads) as usize]);
+            }
+        }
+    }
 }
 
 /// Bits of a norm, NaN by its one pattern; f32 squares may be fused into their sum, or flushed to zero.
