@@ -251,3 +251,22 @@ impl Capabilities {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A device of 8 GiB a binding, as Metal says of itself where wgpu does not validate indirect calls.
+    #[test]
+    fn bindings_stay_below_4_gib() {
+        for (wanted, limit, expected) in [
+            (None, 8 << 30, (1 << 32) - 256),
+            (Some(5 << 30), 8 << 30, (1 << 32) - 256),
+            (None, (1 << 27) + 100, 1 << 27),
+            (Some(1 << 20), 1 << 27, 1 << 20),
+            (Some(7), 1 << 27, 1 << 16),
+        ] {
+            assert_eq!(max_binding_bytes(wanted, limit), expected, "{wanted:?} of {limit}");
+        }
+    }
+}
