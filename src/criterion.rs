@@ -24,7 +24,8 @@ pub enum Score {
     /// SmolLM2-135M than the norm, at about the same perplexity; unprotected it drops the first tokens, and the model with them.
     /// Semantically the same as [`reference::value_key_ratio`](crate::reference::value_key_ratio).
     ValueKeyRatio,
-    /// The caller's scores, given to [`Plan::bind_with_scores`](crate::Plan::bind_with_scores): of attention, for instance.
+    /// The caller's scores, given to [`Plan::bind_with_scores`](crate::Plan::bind_with_scores) or
+    /// [`Plan::bind_paged_with_scores`](crate::Plan::bind_paged_with_scores): of attention, for instance.
     /// Neither keys nor values are read. With [`Direction::Random`] no scores are given, and keys are read, since one with a NaN
     /// comes last. Semantically the same as [`reference::external`](crate::reference::external).
     External(ExternalScore),

@@ -30,8 +30,9 @@ pub struct Options {
     pub subgroups: Switch,
     /// One dispatch for the rows of many layers: of neighbours that lie at even distances in one buffer within one binding,
     /// and, on Vulkan with wgpu's features for arrays of storage buffers (see [`optional_features`]), of layers in buffers of
-    /// their own. `Auto` takes the latter where the device has them and is no CPU, `On` on CPUs too, `Off` neither. The bits
-    /// of the result do not depend on it.
+    /// their own. `Auto` takes the latter where the device has them and is no CPU, `On` on CPUs too, `Off` neither. They
+    /// have a limit too, `max_binding_array_elements_per_shader_stage`: below 4 `Auto` does without, and `On` is an error. The
+    /// bits of the result do not depend on it.
     pub layers_at_once: Switch,
     /// A cache that pipelines are created with ([`wgpu::Features::PIPELINE_CACHE`]).
     pub pipeline_cache: Option<wgpu::PipelineCache>,
